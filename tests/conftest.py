@@ -3,13 +3,13 @@
 import os
 import pathlib
 
+import pytest
+
 # Before anything imports JAX or TensorFlow: both read these only once. Other
 # accelerators may be present, but exact comparisons are made for the CPU.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-
-import pytest
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ def repository() -> pathlib.Path:
 def shared_data() -> pathlib.Path:
   """The folder of shared data: `DST_SHARED`, else `../shared/data`."""
   folder = pathlib.Path(
-      os.environ.get('DST_SHARED', _REPOSITORY.parent / 'shared' / 'data')
+    os.environ.get('DST_SHARED', _REPOSITORY.parent / 'shared' / 'data')
   )
   if not folder.is_dir():
     pytest.skip(f'no shared data at {folder}; set DST_SHARED to its folder')
