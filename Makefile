@@ -1,0 +1,43 @@
+# `make test` and `make demo` work in a fresh clone: they make .venv themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# What each installation was made from; a second run finds it up to date.
+INSTALLED := .venv/.installed
+TESTS_INSTALLED := .venv/.installed-tests
+
+.PHONY: demo test lint format typecheck clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m dst_t5x.demo --output=runs/demo
+
+test: $(TESTS_INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(TESTS_INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(TESTS_INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(TESTS_INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist dst_t5x.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'error: Python 3.11 or newer is needed; $(PYTHON) is missing or' \
+	    'older. Name another one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(INSTALLED): setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(TESTS_INSTALLED): setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $(INSTALLED) $@
