@@ -1,0 +1,242 @@
+"""Exact thresholds without sorting: a search by counting.
+
+For each silo we look for a threshold t such that exactly `budget` keys are at
+or above it. Keys are uint32: the bit pattern of a non-negative float32, which
+sorts as the float does, so that bounds are integers, the search always ends,
+and infinities and NaNs sort above every number, where they are seen. Zero
+means "did not move" and is never counted.
+
+The search knows the keys only through `count`, which says how many reach each
+of a few candidates. All silos are searched at once; one that is found takes no
+further part. This replaces the paper's Algorithm 2 (App. C), which needs a
+ramp-up over some 20 steps and ends near the budget, not at it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# How many candidates are counted in one pass over the parameters.
+CANDIDATES = 8
+NOTHING = 0xFFFFFFFF  # Above every key: a silo that frees nothing.
+_INFINITY = 0x7F800000  # The bit pattern of float32's infinity.
+
+
+
+class Query(NamedTuple):
+  """What one pass over the parameters has to count.
+
+  Attributes:
+    candidates: uint32 [silos, CANDIDATES].
+    tie: uint32 [silos]. Zero: count the keys that reach each candidate. Else:
+      among the keys equal to `tie`, count those whose inverted position
+      reaches each candidate; inverted, so that the earlier is the larger.
+    active: bool [silos], which silos are still searched.
+  """
+
+  candidates: jax.Array
+  tie: jax.Array
+  active: jax.Array
+
+
+# Query -> counts, uint32 [silos, CANDIDATES]; rows of inactive silos may hold
+# anything.
+Count = Callable[[Query], jax.Array]
+
+
+class Search(NamedTuple):
+  """Where the search stands; every array is [silos] but `passes`.
+
+  The threshold lies in [low, high): more than `wanted` keys reach `low`, fewer
+  reach `high`. When the bracket closes on one key that more components share
+  than are wanted, the search goes on among these by position.
+  """
+
+  wanted: jax.Array  # How many keys to keep, in the tie if there is one.
+  low: jax.Array
+  high: jax.Array
+  count_low: jax.Array
+  count_high: jax.Array
+  tie: jax.Array  # The key that the silo is tied at, or 0.
+  threshold: jax.Array  # The answer of a silo that is found.
+  found: jax.Array
+  uniform: jax.Array  # The last pass shrank the bracket too little.
+  passes: jax.Array
+
+
+class Cut(NamedTuple):
+  """What a silo keeps: keys above the threshold, and some that are equal.
+
+  Attributes:
+    threshold: uint32 [silos].
+    before: uint32 [silos], of the components whose key equals the threshold,
+      those before this position of the silo are kept.
+  """
+
+  threshold: jax.Array
+  before: jax.Array
+
+
+def _start(budgets: jax.Array, sizes: jax.Array) -> Search:
+  zeros = jnp.zeros_like(sizes)
+  nothing = budgets == 0
+  return Search(
+      wanted=jnp.maximum(budgets, 1),  # The 1 keeps logarithms finite.
+      low=zeros,
+      high=jnp.full_like(sizes, NOTHING),
+      count_low=sizes,
+      count_high=zeros,
+      tie=zeros,
+      # A budget for all components frees all that moved.
+      threshold=jnp.where(nothing, jnp.uint32(NOTHING), jnp.uint32(1)),
+      found=nothing | (budgets >= sizes),
+      uniform=jnp.zeros(sizes.shape, bool),
+      passes=jnp.zeros((), jnp.uint32),
+  )
+
+
+def _narrow(
+    search: Search, candidates: jax.Array, counts: jax.Array
+) -> Search:
+  """Takes the counts of one pass into the bracket."""
+  wanted = search.wanted[:, None]
+  low, high = search.low[:, None], search.high[:, None]
+  inside = (candidates > low) & (candidates < high)
+  hit = inside & (counts == wanted)
+  above = inside & (counts > wanted)
+  below = inside & (counts < wanted)
+  # Counts fall as candidates rise: those of the new bounds are the extremes.
+  narrowed = search._replace(
+      low=jnp.max(jnp.where(above, candidates, low), axis=1),
+      high=jnp.min(jnp.where(below, candidates, high), axis=1),
+      count_low=jnp.min(
+          jnp.where(above, counts, search.count_low[:, None]), axis=1
+      ),
+      count_high=jnp.max(
+          jnp.where(below, counts, search.count_high[:, None]), axis=1
+      ),
+  )
+  exact = jnp.any(hit, axis=1)
+  closed = narrowed.high - narrowed.low <= 1
+  # Closed on zero: fewer keys moved than are wanted, and all of them fit.
+  all_fit = closed & (narrowed.low == 0)
+  hit_at = jnp.min(jnp.where(hit, candidates, jnp.uint32(NOTHING)), axis=1)
+  narrowed = narrowed._replace(
+      threshold=jnp.where(exact, hit_at, narrowed.high),
+      found=exact | all_fit,
+      uniform=narrowed.high - narrowed.low > (search.high - search.low) // 4,
+  )
+  narrowed = _break_ties(narrowed, closed & ~exact & ~all_fit)
+  result = jax.tree.map(
+      lambda old, new: jnp.where(search.found, old, new),
+      search._replace(passes=search.found),
+      narrowed._replace(passes=search.found),
+  )
+  return result._replace(passes=search.passes + 1)
+
+
+def _break_ties(search: Search, closed: jax.Array) -> Search:
+  """Starts the search by position where the bracket closed on one key."""
+  fresh = search._replace(
+      wanted=search.wanted - search.count_high,
+      low=jnp.zeros_like(search.low),
+      high=jnp.full_like(search.high, NOTHING),
+      count_low=search.count_low - search.count_high,
+      count_high=jnp.zeros_like(search.count_high),
+      tie=search.low,
+      passes=closed,
+  )
+  return jax.tree.map(
+      lambda old, new: jnp.where(closed, new, old),
+      search._replace(passes=closed),
+      fresh,
+  )._replace(passes=search.passes)
+
+
+# Candidates around a prediction, in expected errors of it.
+_LADDER = (-3.0, -1.3, -0.6, -0.15, 0.15, 0.6, 1.3, 3.0)
+
+
+def _place(search: Search) -> jax.Array:
+  """Returns [silos, CANDIDATES] the next candidates, all inside the bracket.
+
+  Log-counts are interpolated between the two sides of the bracket. The
+  expected error is that of an order statistic between two known ones; where
+  the last guess did not help, candidates are spread evenly instead, so that
+  the bracket shrinks at least fourfold in every other pass.
+  """
+  wanted = search.wanted.astype(jnp.float32)
+  width = (search.high - search.low).astype(jnp.float32)
+  surplus = (search.count_low - search.wanted).astype(jnp.float32)
+  deficit = (search.wanted - search.count_high).astype(jnp.float32)
+  count_high = jnp.maximum(search.count_high.astype(jnp.float32), 0.5)
+  log_low = jnp.log1p(surplus / wanted)
+  log_high = jnp.log(wanted / count_high)
+  fraction = log_low / jnp.maximum(log_low + log_high, 1e-20)
+  inside = jnp.maximum(surplus + deficit, 1.0)
+  error = jnp.sqrt(jnp.maximum(surplus * deficit, 0.0) / inside) / inside
+  ladder = jnp.asarray(_LADDER, jnp.float32)
+  guided = jnp.clip(fraction[:, None] + error[:, None] * ladder, 0.0, 1.0)
+  even = (jnp.arange(CANDIDATES, dtype=jnp.float32) + 1) / (CANDIDATES + 1)
+  share = jnp.where(search.uniform[:, None], even, guided)
+  steps = (share * width[:, None]).astype(jnp.uint32)
+  last = jnp.maximum(search.high - search.low, 2)[:, None] - 1
+  candidates = search.low[:, None] + jnp.clip(steps, 1, last)
+  # A silo that has seen nothing yet first asks whether enough keys moved.
+  ask_one = (search.low == 0)[:, None] & (jnp.arange(CANDIDATES) == 0)
+  return jnp.where(ask_one, jnp.uint32(1), candidates)
+
+
+def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
+  """Returns the candidates of the first pass, around the last threshold."""
+  offsets = (spread[:, None] * jnp.asarray(_LADDER, jnp.float32)).astype(
+      jnp.int32
+  )
+  around = guess.astype(jnp.int32)[:, None] + offsets
+  warm = jnp.clip(around, 1, _INFINITY).astype(jnp.uint32)
+  cold = _place(search._replace(high=jnp.full_like(guess, _INFINITY)))
+  return jnp.where((guess > 0)[:, None], warm, cold)
+
+
+def find(
+    count: Count,
+    budgets: jax.Array,
+    sizes: jax.Array,
+    guess: jax.Array,
+    spread: jax.Array,
+) -> tuple[Cut, jax.Array]:
+  """Finds the cut of every silo.
+
+  Args:
+    count: answers a query with one pass over the parameters.
+    budgets: uint32 [silos], how many keys to keep.
+    sizes: uint32 [silos], how many keys there are.
+    guess: uint32 [silos], where the threshold is expected; 0 if unknown.
+    spread: float32 [silos], how far off the guess may be, in keys.
+
+  Returns:
+    The cut, which keeps exactly `budgets` keys, or all that are not zero if
+    these are fewer; and the number of passes, uint32 [].
+  """
+  start = _start(budgets, sizes)
+
+  def not_done(carry: tuple[Search, jax.Array]) -> jax.Array:
+    return jnp.any(~carry[0].found)
+
+  def one_pass(carry: tuple[Search, jax.Array]) -> tuple[Search, jax.Array]:
+    search, candidates = carry
+    counts = count(Query(candidates, search.tie, ~search.found))
+    search = _narrow(search, candidates, counts)
+    return search, _place(search)
+
+  first = _first(start, guess, spread)
+  end, _ = lax.while_loop(not_done, one_pass, (start, first))
+  is_tied = end.tie > 0
+  cut = Cut(
+      threshold=jnp.where(is_tied, end.tie, end.threshold),
+      before=jnp.where(is_tied, ~end.threshold + 1, jnp.uint32(NOTHING)),
+  )
+  return cut, end.passes
