@@ -1,0 +1,150 @@
+"""Gin configuration of the command-line binaries, in T5X's manner.
+
+    python -m dst_t5x.train --gin_file=gin/models/t5_1_1_small.gin … \
+      --gin.EPSILON=1e-4 --gin.MODEL_DIR=/tmp/run
+
+`gin/…` files are found in the package wherever the command is run. Everything
+is checked before the binary is called: see `parse`.
+"""
+
+from collections.abc import Callable, Sequence
+import logging as python_logging
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import logging
+import gin
+
+from dst_t5x import config_check
+from dst_t5x import gin_files
+from dst_t5x import gin_names
+from dst_t5x.errors import UserError, nearest
+
+_PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
+_USAGE = """\
+usage: python -m {module} --gin_file=FILE ... --gin.NAME=VALUE ...
+
+  --gin_file=FILE    a gin file: one of your own, or one of those below; later
+                     files override earlier ones
+  --gin.NAME=VALUE   sets a macro; overrides all files
+  --gin.SCOPE/MODULE.CLASS.PARAMETER=VALUE
+                     sets a parameter; the scope and the module may be left out
+  --help             shows this
+
+gin files of the package, and the macros that they define:"""
+
+
+def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
+  """Replaces gin's configuration by the one that the arguments describe.
+
+  Args:
+    argv: `--gin_file=…` and `--gin.NAME=VALUE`, without the program's name.
+    binary: a module's function; gin supplies its parameters.
+
+  Returns:
+    The binary with gin's configuration, to be called without arguments.
+
+  Raises:
+    UserError: a name is unknown, a value makes no sense, a flag or a binding
+      in a file of the user's has no effect, or a required value is missing.
+  """
+  files, flags = _split(argv)
+  gin.clear_config()
+  reference = gin_names.reference_to(binary)
+  origins: gin_files.Origins = {}
+  for name in files:
+    gin_files.read_file(name, origins)
+  for name, value in flags:
+    gin_files.read_flag(name, value, origins)
+  config_check.check(reference, origins)
+  return reference.scoped_configurable_fn
+
+
+def run(binary: Callable[..., Any]) -> None:
+  """Runs a binary with the command line's configuration; then may exit.
+
+  A user's mistake ends in one line and exit status 1, an interrupt in one line
+  and status 130; all other exceptions keep their traceback.
+  """
+  argv = sys.argv[1:]
+  if '--help' in argv or '-h' in argv:
+    print(usage(binary))
+    return
+  _log_quietly()
+  try:
+    parse(argv, binary)()
+    sys.stdout.flush()
+  except UserError as error:
+    # Gin appends lines to what is raised inside of a configurable.
+    sys.exit(f'error: {str(error).splitlines()[0]}')
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(130)
+  except BrokenPipeError:  # Whoever read our output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+
+
+def bindings(binary: Callable[..., Any]) -> dict[str, str]:
+  """Returns all that the binary's configuration sets, to compare two runs by.
+
+  Args:
+    binary: as given to `parse`.
+
+  Returns:
+    Sorted `scope/module.Class.parameter` -> value, macros replaced by their
+    values; what the binary cannot reach is left out.
+  """
+  return config_check.flat_bindings(gin_names.reference_to(binary))
+
+
+def operative_config() -> str:
+  """The configuration used so far, defaults included, as a gin file."""
+  return gin.operative_config_str()
+
+
+def usage(binary: Callable[..., Any]) -> str:
+  """The text of `--help`."""
+  lines = [_USAGE.format(module=binary.__module__)]
+  for name in gin_files.shipped():
+    lines += ['', f'  {name}']
+    lines += [f'      {macro}' for macro in gin_files.macro_lines(name)]
+  return '\n'.join(lines)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+  """Splits the arguments into gin files and (name, value) pairs."""
+  files, flags = [], []
+  for argument in argv:
+    flag, equals, value = argument.partition('=')
+    if flag == '--gin_file' and value:
+      files.append(value)
+    elif flag == '--gin_file' or (flag.startswith('--gin.') and not equals):
+      raise UserError(f'{argument} needs a value: {flag}=…')
+    elif flag.startswith('--gin.'):
+      flags.append((flag.removeprefix('--gin.'), value))
+    else:
+      hint = nearest(flag, ['--gin_file', '--gin.NAME', '--help'])
+      raise UserError(f'unknown argument {argument!r}{hint}')
+  return files, flags
+
+
+def _log_quietly() -> None:
+  """Logs to stderr: our own messages, and the warnings of all others."""
+  handler = python_logging.StreamHandler()
+  handler.addFilter(
+    lambda record: (
+      record.levelno >= python_logging.WARNING
+      or record.pathname.startswith(_PACKAGE)
+    )
+  )
+  python_logging.basicConfig(
+    level=python_logging.INFO,
+    format='%(asctime)s %(levelname)s %(message)s',
+    datefmt='%H:%M:%S',
+    handlers=[handler],
+    force=True,
+  )
+  logging.set_verbosity(logging.INFO)

@@ -1,0 +1,527 @@
+"""Gin configuration: what is bound, and every mistake that it must report."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import config_toy
+import pytest
+
+from dst_t5x import config
+from dst_t5x import gin_files
+from dst_t5x.errors import UserError
+
+_IMPORTS = 'from __gin__ import dynamic_registration\nimport config_toy\n'
+_RUN = """
+  MODEL_DIR = %gin.REQUIRED
+  METHOD = @config_toy.Method()
+  EPSILON = 0.5
+  config_toy.Method.epsilon = %EPSILON
+  config_toy.train:
+    model_dir = %MODEL_DIR
+    method = %METHOD
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes a gin file and returns the argument that reads it."""
+
+  def write(text, name='user.gin', imports=_IMPORTS):
+    path = tmp_path / name
+    path.write_text(imports + textwrap.dedent(text))
+    return f'--gin_file={path}'
+
+  return write
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  """A folder that passes for the package: its gin files are the shipped."""
+  (tmp_path / 'package' / 'gin').mkdir(parents=True)
+  monkeypatch.setattr(gin_files, '_PACKAGE', tmp_path / 'package')
+  return tmp_path / 'package'
+
+
+def _error(*argv, binary=config_toy.train):
+  """The one line that the arguments end in."""
+  with pytest.raises(UserError) as raised:
+    config.parse(argv, binary)
+  message = str(raised.value)
+  assert '\n' not in message
+  return message
+
+
+class TestWhatIsBound:
+  def test_files_and_flags(self, write):
+    binary = config.parse(
+      [write(_RUN), '--gin.MODEL_DIR=/tmp/x', '--gin.train.steps=7'],
+      config_toy.train,
+    )
+    assert binary() == {
+      'model_dir': '/tmp/x',
+      'steps': 7,
+      'method': config_toy.Method(epsilon=0.5),
+      'network': None,
+      'extras': None,
+    }
+
+  def test_later_files_override_and_flags_override_all(self, write):
+    files = [
+      write(_RUN),
+      write('EPSILON = 0.25\nconfig_toy.train.steps = 3', 'second.gin'),
+    ]
+    flags = ['--gin.MODEL_DIR=x', '--gin.train.steps=4']
+    result = config.parse([*flags, *files], config_toy.train)()
+    assert result['method'].epsilon == 0.25
+    assert result['steps'] == 4
+
+  def test_a_second_parse_knows_nothing_of_the_first(self, write):
+    argv = [write(_RUN), '--gin.MODEL_DIR=x']
+    config.parse([*argv, '--gin.EPSILON=0.125'], config_toy.train)()
+    again = config.parse(argv, config_toy.train)()
+    assert again['method'].epsilon == 0.5
+
+  @pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+      ('7', 7),
+      ('1e-4', 1e-4),
+      ('-2', -2),
+      ('True', True),
+      ('None', None),
+      ("'text'", 'text'),
+      ('"a b"', 'a b'),
+      ('[1, (2, "x")]', [1, (2, 'x')]),
+      ("{'a': 1}", {'a': 1}),
+      ('/tmp/x', '/tmp/x'),
+      ('gs://bucket/a-b/checkpoint_10', 'gs://bucket/a-b/checkpoint_10'),
+      ('runs/2024', 'runs/2024'),
+      ('2024-01/run', '2024-01/run'),
+      ('./run', './run'),
+      ('~/run', '~/run'),
+      ("it's", "it's"),
+      ('two words', 'two words'),
+      ('word#1', 'word#1'),
+      ('a=b', 'a=b'),
+    ],
+  )
+  def test_values_of_flags(self, text, value):
+    argv = ['--gin.train.model_dir=x', f'--gin.train.extras={text}']
+    assert config.parse(argv, config_toy.train)()['extras'] == value
+
+  def test_a_flag_may_refer_to_what_no_file_has_named(self, write):
+    argv = [
+      write(_RUN),
+      '--gin.MODEL_DIR=x',
+      '--gin.train.extras=[@config_toy.schedule()]',
+      '--gin.config_toy.schedule.base=3.0',
+    ]
+    assert config.parse(argv, config_toy.train)()['extras'] == [3.0]
+
+  def test_scopes(self, write):
+    file = write("""
+      config_toy.train:
+        model_dir = 'x'
+        network = @outer/config_toy.Network()
+        extras = {'rate': (@config_toy.schedule(), @b/config_toy.schedule())}
+      config_toy.Network.inner = @config_toy.schedule()
+      outer/config_toy.schedule.base = 5.0
+      b/config_toy.schedule.base = 7.0
+    """)
+    flag = '--gin.outer/Network.layers=9'
+    result = config.parse([file, flag], config_toy.train)()
+    assert result['network'].layers == 9
+    assert result['network'].inner == 5.0
+    assert result['extras'] == {'rate': (1.0, 7.0)}
+
+  def test_include(self, write, tmp_path):
+    write(_RUN, 'base.gin')
+    file = write(f"include '{tmp_path}/base.gin'\nEPSILON = 0.75")
+    result = config.parse([file, '--gin.MODEL_DIR=x'], config_toy.train)()
+    assert result['method'].epsilon == 0.75
+
+  def test_files_of_the_package_are_found_anywhere(
+    self, package, write, tmp_path, monkeypatch
+  ):
+    (package / 'gin' / 'run.gin').write_text(
+      _IMPORTS + "include 'gin/base.gin'\nUNUSED = 1\n"
+    )
+    (package / 'gin' / 'base.gin').write_text(
+      _IMPORTS + 'config_toy.train.model_dir = %MODEL_DIR\n'
+    )
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    argv = ['--gin_file=gin/run.gin', '--gin.MODEL_DIR=x']
+    assert config.parse(argv, config_toy.train)()['model_dir'] == 'x'
+
+
+class TestBindings:
+  def test_flat_sorted_and_resolved(self, write):
+    argv = [
+      write(_RUN),
+      write('a/config_toy.schedule.base = 2.0', 'second.gin'),
+      '--gin.MODEL_DIR=x',
+      '--gin.train.extras={"k": [%EPSILON, @a/config_toy.schedule]}',
+    ]
+    config.parse(argv, config_toy.train)
+    found = config.bindings(config_toy.train)
+    assert found == {
+      'a/config_toy.schedule.base': '2.0',
+      'config_toy.Method.epsilon': '0.5',
+      'config_toy.train.extras': "{'k': [0.5, @a/config_toy.schedule]}",
+      'config_toy.train.method': '@config_toy.Method()',
+      'config_toy.train.model_dir': "'x'",
+    }
+    assert list(found) == sorted(found)
+
+  def test_what_is_out_of_reach_or_overridden_is_left_out(self, write):
+    file = write("""
+      config_toy.train.model_dir = 'x'
+      config_toy.train.network = @a/config_toy.Network()
+      config_toy.Network.layers = 1
+      a/config_toy.Network.layers = 2
+      METHOD = @config_toy.Method()
+      config_toy.Method.epsilon = 0.5
+      config_toy.train.extras = %METHOD
+      config_toy.train.extras = None
+    """)
+    with pytest.raises(UserError, match='METHOD is not used'):
+      config.parse([file], config_toy.train)
+    assert config.bindings(config_toy.train) == {
+      'a/config_toy.Network.layers': '2',
+      'config_toy.train.extras': 'None',
+      'config_toy.train.model_dir': "'x'",
+      'config_toy.train.network': '@a/config_toy.Network()',
+    }
+
+  def test_operative_config_can_be_parsed_again(self, write, tmp_path):
+    config.parse([write(_RUN), '--gin.MODEL_DIR=x'], config_toy.train)()
+    text = config.operative_config()
+    assert 'config_toy.train.steps = 10' in text
+    assert 'EPSILON = 0.5' in text
+    again = write(text, 'operative.gin', imports='')
+    result = config.parse([again], config_toy.train)()
+    assert result['method'] == config_toy.Method(epsilon=0.5)
+
+
+class TestUnknownNames:
+  @pytest.mark.parametrize(
+    ('line', 'expected'),
+    [
+      (
+        'config_toi.train.steps = 1',
+        "'config_toi' of 'config_toi.train' is not imported here; did you "
+        "mean 'config_toy'?",
+      ),
+      (
+        'config_toy.trian.steps = 1',
+        "there is no 'config_toy.trian': no 'trian'; did you mean 'train'?",
+      ),
+      (
+        'config_toy.train.stesp = 1',
+        "config_toy.train has no parameter 'stesp'; did you mean 'steps'?",
+      ),
+      (
+        'config_toy.train.network = @config_toy.Netwrok()',
+        "there is no 'config_toy.Netwrok': no 'Netwrok'; did you mean "
+        "'Network'?",
+      ),
+      (
+        'config_toy.train.extras = [1, {"a": @config_toy.Netwrok}]',
+        "there is no 'config_toy.Netwrok': no 'Netwrok'; did you mean "
+        "'Network'?",
+      ),
+      (
+        'config_toy.train.extras = @config_toy.LIMIT',
+        "'config_toy.LIMIT' is neither a function nor a class",
+      ),
+      (
+        'from dst_t5x import confg',
+        "there is no module 'dst_t5x.confg'; did you mean 'config'?",
+      ),
+      ('import no_such_module', "there is no module 'no_such_module'"),
+      (
+        "include 'gin/modles/t5_1_1_tiny.gin'",
+        "there is no gin file 'gin/modles/t5_1_1_tiny.gin'",
+      ),
+    ],
+  )
+  def test_in_a_file(self, write, tmp_path, line, expected):
+    message = _error(write(f'\n# A comment.\n{line}\n'))
+    assert message.startswith(f'{tmp_path}/user.gin:5: {expected}')
+
+  def test_in_an_included_file(self, write, tmp_path):
+    write('config_toy.train.stesp = 1', 'inner.gin')
+    message = _error(write(f"include '{tmp_path}/inner.gin'"))
+    assert message.startswith(f'{tmp_path}/inner.gin:3: config_toy.train ')
+    assert 'user.gin' not in message
+
+  @pytest.mark.parametrize(
+    ('flag', 'expected'),
+    [
+      (
+        '--gin.train.stesp=1',
+        "train has no parameter 'stesp'; did you mean 'steps'?",
+      ),
+      ('--gin.trian.steps=1', "there is no 'trian'; did you mean 'train'?"),
+      (
+        '--gin.METHOD=@config_toy.Mehtod()',
+        "there is no 'config_toy.Mehtod': no 'Mehtod'; did you mean 'Method'?",
+      ),
+    ],
+  )
+  def test_in_a_flag(self, write, flag, expected):
+    name = flag.split('=')[0]
+    message = _error(write(_RUN), '--gin.MODEL_DIR=x', flag)
+    assert message == f'{name}: {expected}'
+
+  def test_a_file(self, package):
+    (package / 'gin' / 'finetune.gin').write_text('')
+    assert _error('--gin_file=gin/fintune.gin') == (
+      "there is no gin file 'gin/fintune.gin'; did you mean 'gin/finetune.gin'?"
+    )
+
+  @pytest.mark.parametrize(
+    ('argument', 'expected'),
+    [
+      ('--ginfile=x', "unknown argument '--ginfile=x'; did you mean '--gin_f"),
+      ('x.gin', "unknown argument 'x.gin'"),
+      ('--gin_file', '--gin_file needs a value: --gin_file=…'),
+      ('--gin.A', '--gin.A needs a value: --gin.A=…'),
+    ],
+  )
+  def test_an_argument(self, argument, expected):
+    assert _error(argument).startswith(expected)
+
+
+class TestUnused:
+  def test_misspelt_macro_on_the_command_line(self, write):
+    message = _error(write(_RUN), '--gin.MODEL_DIR=x', '--gin.EPSILN=0.1')
+    assert message == (
+      "EPSILN is not used by this configuration; did you mean 'EPSILON'?"
+    )
+
+  def test_macro_on_the_command_line_that_is_for_another_binary(self, package):
+    (package / 'gin' / 'run.gin').write_text(
+      f'{_IMPORTS}{textwrap.dedent(_RUN)}config_toy.evaluate.network = 1\n'
+    )
+    argv = ['--gin_file=gin/run.gin']
+    assert config.parse(argv, config_toy.evaluate)()['network'] == 1
+    message = _error(*argv, '--gin.EPSILON=0.1', binary=config_toy.evaluate)
+    assert message == 'EPSILON is not used by this configuration'
+
+  def test_misspelt_name_is_reported_before_the_missing_value(self, write):
+    message = _error(write(_RUN), '--gin.MODEL_DRI=x')
+    assert message == (
+      "MODEL_DRI is not used by this configuration; did you mean 'MODEL_DIR'?"
+    )
+
+  def test_binding_in_a_file(self, write, tmp_path):
+    file = write(_RUN + '  config_toy.Network.layers = 3\n')
+    assert _error(file, '--gin.MODEL_DIR=x') == (
+      f'{tmp_path}/user.gin:11: nothing in this configuration refers to '
+      'Network, so layers would have no effect'
+    )
+
+  def test_binding_in_a_scope_that_nothing_enters(self, write):
+    file = write(_RUN + '  other/config_toy.Method.distance = "relative"\n')
+    message = _error(file, '--gin.MODEL_DIR=x')
+    assert 'refers to other/Method, so distance' in message
+
+  def test_binding_on_the_command_line(self, write):
+    argv = [
+      write(_RUN),
+      '--gin.MODEL_DIR=x',
+      '--gin.config_toy.Network.layers=3',
+    ]
+    assert _error(*argv).startswith('--gin.config_toy.Network.layers: nothing')
+
+  def test_binding_that_only_an_unused_macro_reaches(self, package, write):
+    shipped = package / 'gin' / 'method.gin'
+    shipped.write_text(_IMPORTS + 'METHOD = @config_toy.Method()\n')
+    argv = [
+      f'--gin_file={shipped}',
+      write('config_toy.Method.epsilon = 1.0\nconfig_toy.evaluate.network = 1'),
+    ]
+    config.parse(argv, config_toy.evaluate)
+    with pytest.raises(UserError, match='refers to Method, so'):
+      config.parse([*argv, '--gin.Method.epsilon=2.0'], config_toy.evaluate)
+
+  def test_macro_in_a_file(self, write, tmp_path):
+    file = write(_RUN + '  EPSILN = 3\n')
+    assert _error(file, '--gin.MODEL_DIR=x') == (
+      f'{tmp_path}/user.gin:11: EPSILN is not used by this configuration; did '
+      "you mean 'EPSILON'?"
+    )
+
+  def test_macro_and_binding_in_a_file_of_the_package(self, package):
+    (package / 'gin' / 'run.gin').write_text(
+      _IMPORTS + 'UNUSED = 1\nconfig_toy.Network.layers = 1\n'
+    )
+    argv = ['--gin_file=gin/run.gin', '--gin.train.model_dir=x']
+    assert config.parse(argv, config_toy.train)()['model_dir'] == 'x'
+
+
+class TestMissing:
+  @pytest.mark.parametrize(
+    ('lines', 'flag'),
+    [
+      ('A = %gin.REQUIRED\nconfig_toy.train.model_dir = %A', '--gin.A'),
+      ('config_toy.train.model_dir = %UNDEFINED', '--gin.UNDEFINED'),
+      ('config_toy.train.model_dir = [{"x": (%IN,)}]', '--gin.IN'),
+      (
+        'config_toy.train.model_dir = %gin.REQUIRED',
+        '--gin.train.model_dir',
+      ),
+      ('config_toy.train.steps = 3', '--gin.train.model_dir'),
+      (
+        'config_toy.train.model_dir = @a/config_toy.Method()',
+        '--gin.a/Method.epsilon',
+      ),
+    ],
+  )
+  def test_reachable(self, write, lines, flag):
+    file = write(lines)
+    assert _error(file) == f'a value is missing: set {flag}=…'
+    value = "'x'" if 'epsilon' not in flag else '1.0'
+    config.parse([file, f'{flag}={value}'], config_toy.train)()
+
+  def test_out_of_reach(self, package):
+    (package / 'gin' / 'method.gin').write_text(
+      _IMPORTS
+      + 'EPSILON = %gin.REQUIRED\nconfig_toy.Method.epsilon = %EPSILON\n'
+    )
+    argv = ['--gin_file=gin/method.gin', '--gin.train.model_dir=x']
+    config.parse(argv, config_toy.train)()
+
+  def test_a_reference_that_is_not_called_may_lack_arguments(self, write):
+    file = write("""
+      config_toy.train.model_dir = 'x'
+      config_toy.train.method = @config_toy.Method
+    """)
+    method = config.parse([file], config_toy.train)()['method']
+    assert method(epsilon=1.0).epsilon == 1.0
+
+  def test_macros_in_a_circle(self, write):
+    file = write('A = %B\nB = [%A]\nconfig_toy.train.model_dir = %A')
+    assert _error(file) == 'the macro A refers to itself'
+
+
+class TestSyntax:
+  @pytest.mark.parametrize(
+    ('text', 'line'),
+    [
+      ('A = 1 +', 3),
+      ('A = bare', 3),
+      ('\n\nA = [1, 2', None),
+      ('A 1', 3),
+      ('config_toy.train:\nsteps = 3', None),
+      ('config_toy.train:\n  steps = 3\n    method = 4', None),
+      ("A = 'unfinished", 3),
+    ],
+  )
+  def test_in_a_file(self, write, tmp_path, text, line):
+    message = _error(write(text))
+    assert message.startswith(f'{tmp_path}/user.gin:')
+    if line is not None:
+      assert message.startswith(f'{tmp_path}/user.gin:{line}: ')
+
+  @pytest.mark.parametrize(
+    ('flag', 'expected'),
+    [
+      ('--gin.train.extras=', '--gin.train.extras has no value'),
+      ('--gin.train.extras=true', 'write True'),
+      ('--gin.train.extras=[1, 2', 'not a gin value'),
+      ('--gin.train.extras=1,000', 'not a gin value'),
+      ('--gin.train.extras=%', 'not a gin value'),
+      ("--gin.train.extras='x", 'not a gin value'),
+      ('--gin.a b=1', '--gin.a b: '),
+      ('--gin.=1', '--gin.: '),
+    ],
+  )
+  def test_in_a_flag(self, flag, expected):
+    assert expected in _error(flag)
+
+  def test_a_file_that_includes_itself(self, write, tmp_path):
+    message = _error(write(f"include '{tmp_path}/user.gin'"))
+    assert 'user.gin includes' in message
+
+  def test_a_file_that_is_not_text(self, tmp_path):
+    (tmp_path / 'binary.gin').write_bytes(b'\xff\xfe\x00')
+    message = _error(f'--gin_file={tmp_path}/binary.gin')
+    assert 'binary.gin' in message
+    assert 'cannot be read' in message
+
+
+class TestRun:
+  """`config.run` in a process of its own."""
+
+  def _run(self, tmp_path, body, *argv):
+    (tmp_path / 'binary.py').write_text(
+      'from absl import logging\n'
+      'from dst_t5x import config, errors\n'
+      f'def main(steps=1):\n{textwrap.indent(body, "  ")}\n'
+      "if __name__ == '__main__':\n  import binary\n  config.run(binary.main)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.getcwd(), *sys.path])
+    return subprocess.run(
+      [sys.executable, '-m', 'binary', *argv],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': path},
+      capture_output=True,
+      text=True,
+      timeout=120,
+    )
+
+  def test_success(self, tmp_path):
+    done = self._run(tmp_path, 'print(steps)', '--gin.main.steps=3')
+    assert (done.returncode, done.stdout, done.stderr) == (0, '3\n', '')
+
+  def test_mistakes_before_and_after_the_start(self, tmp_path):
+    body = "raise errors.UserError('no data in /x; set TFDS_DATA_DIR')"
+    done = self._run(tmp_path, body)
+    assert done.returncode == 1
+    assert done.stderr == 'error: no data in /x; set TFDS_DATA_DIR\n'
+    done = self._run(tmp_path, body, '--gin.main.stesp=3')
+    assert done.returncode == 1
+    assert done.stderr == (
+      "error: --gin.main.stesp: main has no parameter 'stesp'; did you mean "
+      "'steps'?\n"
+    )
+
+  def test_a_bug_keeps_its_traceback(self, tmp_path):
+    done = self._run(tmp_path, '1 / 0')
+    assert done.returncode == 1
+    assert 'Traceback' in done.stderr
+    assert 'ZeroDivisionError' in done.stderr
+
+  def test_interrupt(self, tmp_path):
+    done = self._run(tmp_path, 'raise KeyboardInterrupt')
+    assert (done.returncode, done.stderr) == (130, 'interrupted\n')
+
+  def test_closed_pipe(self, tmp_path):
+    done = self._run(tmp_path, "print('x')\nraise BrokenPipeError")
+    assert done.returncode != 0
+    assert done.stderr == ''
+
+  def test_log_lines_are_ours_or_warnings(self, tmp_path):
+    body = "logging.info('of another package')\nlogging.warning('careful')"
+    done = self._run(tmp_path, body)
+    assert 'another' not in done.stderr
+    assert done.stderr.endswith(' WARNING careful\n')
+    assert len(done.stderr.splitlines()) == 1
+
+  def test_help_names_files_and_macros(self, tmp_path):
+    done = self._run(tmp_path, 'pass', '--help')
+    assert done.returncode == 0
+    assert 'usage: python -m binary --gin_file=FILE' in done.stdout
+    for name in gin_files.shipped():
+      assert f'  {name}\n' in done.stdout + '\n'
+
+
+def test_what_its_own_module_registers_counts_as_used():
+  argv = ['--gin.train.model_dir=x', '--gin.registered.rate=2.0']
+  config.parse(argv, config_toy.train)()
+  assert config_toy.registered() == 2.0
