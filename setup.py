@@ -55,7 +55,7 @@ setuptools.setup(
   description='Dynamic Subset Tuning for T5 1.1, in the T5X manner',
   long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
-  license='Apache-2.0',
+  license_expression='Apache-2.0',
   license_files=['LICENSE'],
   packages=setuptools.find_packages(include=['dst_t5x', 'dst_t5x.*']),
   # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the

@@ -6,6 +6,7 @@ looked up among the file's own imports; else among all that is registered.
 
 from collections.abc import Iterator
 import contextlib
+import importlib
 import inspect
 import pkgutil
 import sys
@@ -21,16 +22,10 @@ class FileNames(gin_config.ParseContext):
   """The names that a gin file may use: those that it imports."""
 
   def process_import(self, statement: Any) -> None:
-    """Imports a module; a missing one is the user's mistake."""
-    try:
-      super().process_import(statement)
-    except ModuleNotFoundError as error:
-      parent, _, last = statement.module.rpartition('.')
-      hint = ''  # Unless it is the very module that the file names.
-      if error.name == statement.module and parent in sys.modules:
-        siblings = pkgutil.iter_modules(sys.modules[parent].__path__)
-        hint = nearest(last, (sibling.name for sibling in siblings))
-      raise UserError(f'there is no module {error.name!r}{hint}') from None
+    """Imports a module, or switches a feature of gin's on."""
+    if not statement.module.startswith('__gin__.'):
+      _import(statement.module)
+    super().process_import(statement)
 
   def get_configurable(self, selector: str) -> Any:
     """Returns what the selector names, registered if need be."""
@@ -118,6 +113,23 @@ def check_parameter(configurable: Any, selector: str, parameter: str) -> None:
   if not gin_config._might_have_parameter(configurable.wrapped, parameter):
     hint = nearest(parameter, parameters(configurable.wrapped))
     raise UserError(f'{selector} has no parameter {parameter!r}{hint}')
+
+
+def _import(module: str) -> None:
+  """Imports a module: a missing one is the user's mistake, a bug is not."""
+  try:
+    importlib.import_module(module)
+  except UserError:
+    raise
+  except ModuleNotFoundError as error:
+    parent, _, last = module.rpartition('.')
+    hint = ''
+    if error.name == module and parent in sys.modules:
+      siblings = pkgutil.iter_modules(sys.modules[parent].__path__)
+      hint = nearest(last, (sibling.name for sibling in siblings))
+    raise UserError(f'there is no module {error.name!r}{hint}') from None
+  except Exception as error:
+    raise ImportError(f'{module} cannot be imported') from error
 
 
 def _registered(selector: str) -> Any:

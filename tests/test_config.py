@@ -252,6 +252,16 @@ class TestUnknownNames:
     message = _error(write(f'\n# A comment.\n{line}\n'))
     assert message.startswith(f'{tmp_path}/user.gin:5: {expected}')
 
+  def test_a_module_that_fails_is_not_the_users_mistake(
+    self, write, tmp_path, monkeypatch
+  ):
+    (tmp_path / 'toy_with_bug.py').write_text('undefined_name')
+    monkeypatch.syspath_prepend(tmp_path)
+    file = write('import toy_with_bug')
+    with pytest.raises(ImportError, match='toy_with_bug') as raised:
+      config.parse([file], config_toy.train)
+    assert isinstance(raised.value.__cause__, NameError)
+
   def test_in_an_included_file(self, write, tmp_path):
     write('config_toy.train.stesp = 1', 'inner.gin')
     message = _error(write(f"include '{tmp_path}/inner.gin'"))
