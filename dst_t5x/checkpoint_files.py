@@ -1,0 +1,71 @@
+"""What all checkpoint formats share: the result, exact types, folders."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+
+from dst_t5x import errors
+
+_EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCheckpoint:
+  """Parameters as a checkpoint holds them.
+
+  Attributes:
+    params: unstacked nested dict of float32 NumPy arrays under T5X's names.
+    step: the training step; 0 where the format knows none.
+  """
+
+  params: dict[str, Any]
+  step: int
+
+
+def to_float32(array: np.ndarray, name: str) -> np.ndarray:
+  """Returns the array as float32 of the same shape, without any rounding.
+
+  Args:
+    array: float32, float16 or bfloat16 of any shape.
+    name: of the tensor, for the error.
+
+  Raises:
+    UserError: the array has a type that float32 does not hold exactly.
+  """
+  if array.dtype.newbyteorder('=') not in _EXACT_IN_FLOAT32:
+    raise errors.UserError(
+      f'tensor {name} is {array.dtype}, not float32, float16 or bfloat16'
+    )
+  return np.asarray(array, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def new_folder(target: epath.Path) -> Iterator[epath.Path]:
+  """Lends a temporary folder that becomes `target` when all went well.
+
+  Nothing is left behind when the writing fails; `target` never holds half a
+  checkpoint.
+
+  Raises:
+    UserError: `target` exists already, or the files cannot be written.
+  """
+  if target.exists():
+    raise errors.UserError(
+      f'{target} exists already: remove it or name another'
+    )
+  temporary = target.parent / f'{target.name}.tmp-{os.getpid()}'
+  try:
+    temporary.mkdir(parents=True)
+    yield temporary
+    temporary.rename(target)
+  except OSError as error:
+    raise errors.UserError(f'cannot write {target}: {error}') from error
+  finally:
+    if temporary.exists():
+      temporary.rmtree(missing_ok=True)

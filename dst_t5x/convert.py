@@ -1,0 +1,94 @@
+"""Converts checkpoints between T5X's format and Hugging Face's.
+
+    python -m dst_t5x.convert SOURCE TARGET --format=hf
+    python -m dst_t5x.convert SOURCE TARGET --format=t5x
+
+SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
+folder, or a run of this package. Values are the same bit for bit, in float32.
+"""
+
+import argparse
+from collections.abc import Mapping
+import sys
+from typing import Any
+
+from etils import epath
+
+from dst_t5x import errors
+from dst_t5x import hf_checkpoint
+from dst_t5x import network
+from dst_t5x import seeds
+from dst_t5x import sizes
+from dst_t5x import t5x_checkpoint
+
+
+def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
+  """Writes a checkpoint anew in another format.
+
+  Args:
+    source: what `seeds.load_seed` reads.
+    target: the new folder; for T5X, one that holds `checkpoint_<step>`, or that
+      one itself.
+    kind: 'hf' or 't5x'.
+
+  Returns:
+    One line that says what was done.
+
+  Raises:
+    UserError: the source cannot be read, is no T5 1.1, or the target exists.
+  """
+  seed = seeds.load_seed(source)
+  if kind == 'hf':
+    hf_checkpoint.save(target, seed.params, config_of_params(seed.params))
+    written = epath.Path(target)
+  else:
+    written = t5x_checkpoint.save(target, seed.params, seed.step)
+  return (
+    f'{seed.path} ({seed.format}, step {seed.step}) -> {written} ({kind}),'
+    f' fingerprint {seed.fingerprint}'
+  )
+
+
+def config_of_params(params: Mapping[str, Any]) -> network.T5Config:
+  """Returns the T5 1.1 network that has parameters of these shapes.
+
+  Raises:
+    UserError: they are not those of a T5 1.1.
+  """
+  found = sizes.sizes(params)
+  try:
+    return network.T5Config(
+      vocab_size=found['vocab_size'],
+      emb_dim=found['emb_dim'],
+      num_heads=found['num_heads'],
+      num_encoder_layers=found['num_encoder_layers'],
+      num_decoder_layers=found['num_decoder_layers'],
+      head_dim=found['head_dim'],
+      mlp_dim=found['mlp_dim'],
+      mlp_activations=('gelu', 'linear'),
+    )
+  except KeyError as error:
+    raise errors.UserError(
+      f'no T5 1.1: its tensors do not tell {error}'
+    ) from error
+
+
+def main(arguments: list[str]) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m dst_t5x.convert', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('source', help='T5X or Hugging Face folder, or a run')
+  parser.add_argument('target', help='new folder')
+  parser.add_argument('--format', choices=('hf', 't5x'), required=True)
+  parsed = parser.parse_args(arguments)
+  try:
+    print(convert(parsed.source, parsed.target, parsed.format))
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""The identity of a model: a hash of all its parameters.
+
+    python -m dst_t5x.fingerprint DIR
+
+prints one line, the step and the fingerprint of a run's last checkpoint; DIR
+may as well be a T5X checkpoint or a Hugging Face folder.
+"""
+
+from collections.abc import Mapping
+from concurrent import futures
+import hashlib
+import os
+import sys
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+
+from dst_t5x import errors
+from dst_t5x import stacking
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of all parameters, 64 hexadecimal digits.
+
+  Hashed is the UTF-8 text of one line a tensor, ended by a newline each, in
+  ascending order of the paths by code point (so `layers_10` comes before
+  `layers_2`):
+
+      <path> <dtype> <shape> <hash>
+
+  path: the keys of the unstacked tree joined by `/`, as in
+    `encoder/layers_0/attention/query/kernel`.
+  dtype: NumPy's name, as in `float32`.
+  shape: the sizes in decimal, joined by `,`; empty for a scalar.
+  hash: SHA-256 of the elements' bytes in C order, each element little-endian,
+    64 lower-case hexadecimal digits.
+
+  Equal fingerprints mean equal bits: -0.0 and 0.0 differ. A stacked tree has
+  the fingerprint of its unstacked form.
+
+  Args:
+    params: nested dict of NumPy or fully addressable JAX arrays of any shape.
+  """
+  flat = traverse_util.flatten_dict(params, sep='/')
+  host = {path: np.asarray(array) for path, array in flat.items()}
+  tree = stacking.unstack_layers(traverse_util.unflatten_dict(host, sep='/'))
+  tensors = sorted(traverse_util.flatten_dict(tree, sep='/').items())
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    lines = pool.map(lambda tensor: _line(*tensor), tensors)
+    return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def _line(path: str, array: np.ndarray) -> str:
+  """Returns the line that stands for one tensor."""
+  little_endian = array.astype(array.dtype.newbyteorder('<'), copy=False)
+  # Through bytes: bfloat16 does not lend its buffer.
+  content = np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
+  shape = ','.join(map(str, array.shape))
+  digest = hashlib.sha256(content.data).hexdigest()
+  return f'{path} {array.dtype.newbyteorder("=").name} {shape} {digest}\n'
+
+
+def main(arguments: list[str]) -> int:
+  """Prints the step and the fingerprint of what is at a path."""
+  # Reading formats needs far more than hashing does, and hashes by itself.
+  from dst_t5x import seeds
+
+  if len(arguments) != 1 or arguments[0].startswith('-'):
+    print('usage: python -m dst_t5x.fingerprint DIR', file=sys.stderr)
+    return 2
+  try:
+    seed = seeds.load_seed(arguments[0])
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  print(seed.step, seed.fingerprint)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

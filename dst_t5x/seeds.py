@@ -1,0 +1,160 @@
+"""The seed: pretrained parameters of any known format, and their identity."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+from dst_t5x import errors
+from dst_t5x import fingerprint as fingerprint_lib
+from dst_t5x import hf_checkpoint
+from dst_t5x import sizes
+from dst_t5x import t5x_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+  """Pretrained parameters and where they come from.
+
+  Attributes:
+    params: unstacked nested dict of float32 NumPy arrays under T5X's names.
+    path: the folder that they were read from; of T5X, the one of the step.
+    format: 't5x', 'hf' (Hugging Face) or 'run' (a run of this package).
+    step: the training step at which they were saved; 0 if unknown.
+  """
+
+  params: dict[str, Any]
+  path: str
+  format: str
+  step: int
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Their identity, `fingerprint.fingerprint` of them."""
+    return fingerprint_lib.fingerprint(self.params)
+
+
+def load_seed(path: epath.PathLike) -> Seed:
+  """Loads parameters and logs what was loaded.
+
+  Args:
+    path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
+      Face T5 1.1 folder, or the folder of a run of this package (its last
+      checkpoint). May be `gs://…`.
+
+  Raises:
+    UserError: there is nothing at the path, or nothing of a known format, or
+      what is there is damaged or no T5 1.1.
+  """
+  # The runs' module loads seeds itself; also, it needs far more to import.
+  from dst_t5x import checkpoints
+
+  folder = _existing_folder(path)
+  if checkpoints.is_run(folder):
+    kind, loaded = 'run', checkpoints.load_run(folder)
+  elif t5x_checkpoint.is_checkpoint(folder):
+    folder = t5x_checkpoint.find(folder)
+    kind, loaded = 't5x', t5x_checkpoint.load(folder)
+  elif hf_checkpoint.is_checkpoint(folder):
+    kind, loaded = 'hf', hf_checkpoint.load(folder)
+  else:
+    raise errors.UserError(
+      f'nothing to load in {folder}: neither a T5X checkpoint (file'
+      ' checkpoint, or folders checkpoint_<step>), nor a Hugging Face model'
+      ' (config.json and model.safetensors), nor a run of this package'
+      ' (run.json)'
+    )
+  seed = Seed(loaded.params, str(folder), kind, loaded.step)
+  flat = traverse_util.flatten_dict(seed.params)
+  logging.info(
+    'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',
+    seed.path,
+    seed.format,
+    seed.step,
+    len(flat),
+    sum(array.size for array in flat.values()),
+    seed.fingerprint,
+  )
+  return seed
+
+
+def check_matches(
+  params: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+  """Checks that a checkpoint is one of the configured model.
+
+  Args:
+    params: unstacked nested dict of arrays.
+    expected: the same of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    UserError: it has another vocabulary or size, or a tensor is missing,
+      superfluous or misshapen; the first is named.
+  """
+  found = _shapes(params)
+  wanted = _shapes(expected)
+  if found == wanted:
+    return
+  _check_sizes(sizes.sizes(params), sizes.sizes(expected))
+  for state, paths in (
+    ('lacks', sorted(set(wanted) - set(found))),
+    ('has, unlike the model,', sorted(set(found) - set(wanted))),
+  ):
+    if paths:
+      raise errors.UserError(
+        f'the checkpoint {state} tensor {paths[0]} ({len(paths)} in all); is'
+        ' this the model file that belongs to it?'
+      )
+  path = min(path for path in wanted if found[path] != wanted[path])
+  raise errors.UserError(
+    f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
+    ' model; is this the model file that belongs to it?'
+  )
+
+
+def _existing_folder(path: epath.PathLike) -> epath.Path:
+  """Returns the path of a folder; names the nearest if it is misspelt."""
+  folder = epath.Path(path).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise errors.UserError(f'{folder} is a file; give its folder')
+  missing = folder
+  while missing.parent != missing and not missing.parent.exists():
+    missing = missing.parent
+  known = []
+  if missing.parent.is_dir():
+    known = [child.name for child in missing.parent.iterdir()]
+  raise errors.UserError(
+    f'there is no {folder}: nothing called {missing.name!r} in'
+    f' {missing.parent}{errors.nearest(missing.name, known)}'
+  )
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+  """Refuses a model of another vocabulary or size, in the config's terms."""
+  different = {
+    name: f'{name} is {found[name]} in the checkpoint, {wanted[name]} in the'
+    ' model'
+    for name in wanted
+    if name in found and found[name] != wanted[name]
+  }
+  if list(different) == ['vocab_size']:
+    raise errors.UserError(
+      f'the checkpoint has another vocabulary: {different["vocab_size"]}'
+      ' (tensor token_embedder/embedding)'
+    )
+  if different:
+    raise errors.UserError(
+      f'the checkpoint is of another size: {"; ".join(different.values())};'
+      ' choose the model file that belongs to it'
+    )
