@@ -176,3 +176,23 @@ def test_tensorflow_datasets_is_the_one_asked_for():
   assert tensorflow_datasets.__version__ == importlib.metadata.version(
     'tensorflow-datasets'
   )
+
+
+def test_tensorflow_is_loaded_without_a_word(repository):
+  code = (
+    'from dst_t5x import quiet_tensorflow\n'
+    'import seqio, sys, tensorflow\n'
+    'tensorflow.constant(1)\n'
+    "print('heard', file=sys.stderr)"
+  )
+  environment = dict(os.environ)
+  environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=repository,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == 'heard\n'

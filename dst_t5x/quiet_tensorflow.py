@@ -1,0 +1,31 @@
+"""Loads TensorFlow without its greeting. Import this before seqio.
+
+While they are loaded, TensorFlow's libraries write half a dozen lines about
+oneDNN and CUDA straight to the standard error stream, before any setting of
+theirs is read. Here TensorFlow only feeds data, on the CPU.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import sys
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+  """Silences what is written to the file descriptor, by whatever language."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # What it says later on.
+with _silent_stderr():
+  import tensorflow  # noqa: F401
