@@ -1,8 +1,8 @@
-"""Loads TensorFlow without its greeting. Import this before seqio.
+"""Loads TensorFlow for the CPU, without a word. Import this before seqio.
 
-While they are loaded, TensorFlow's libraries write half a dozen lines about
-oneDNN and CUDA straight to the standard error stream, before any setting of
-theirs is read. Here TensorFlow only feeds data, on the CPU.
+TensorFlow only feeds data here: the accelerator's memory is JAX's. While its
+libraries are loaded they write half a dozen lines about oneDNN and CUDA
+straight to the standard error stream, before any setting of theirs is read.
 """
 
 from collections.abc import Iterator
@@ -28,4 +28,6 @@ def _silent_stderr() -> Iterator[None]:
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # What it says later on.
 with _silent_stderr():
-  import tensorflow  # noqa: F401
+  import tensorflow
+
+  tensorflow.config.set_visible_devices([], 'GPU')
