@@ -29,6 +29,7 @@ _INSTALL = [
   'absl-py',
   'etils[epath]>=1.15',
   'matplotlib>=3.9',
+  'ml_dtypes>=0.5',
   'msgpack>=1.0',
   'numpy>=2.0',
   'sacrebleu>=2.6',

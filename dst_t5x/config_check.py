@@ -95,8 +95,8 @@ def check(binary: Any, origins: Origins) -> None:
     origins: where each binding stands.
 
   Raises:
-    UserError: names the first binding that nothing uses, or the flag that sets
-      the first missing value.
+    UserError: names the first binding that nothing uses, or the flags that
+      set the missing values.
   """
   macros = [
     config['value']
@@ -122,7 +122,8 @@ def check(binary: Any, origins: Origins) -> None:
         f'{_short(key)}, so {key.parameter} would have no effect'
       )
   if reached.missing:
-    raise UserError(f'a value is missing: set {reached.missing[0]}=…')
+    flags = ' '.join(f'{flag}=…' for flag in dict.fromkeys(reached.missing))
+    raise UserError(f'values are missing: set {flags}')
   flat_bindings(binary)  # Raises at a macro that never comes to a value.
 
 

@@ -394,9 +394,15 @@ class TestMissing:
   )
   def test_reachable(self, write, lines, flag):
     file = write(lines)
-    assert _error(file) == f'a value is missing: set {flag}=…'
+    assert _error(file) == f'values are missing: set {flag}=…'
     value = "'x'" if 'epsilon' not in flag else '1.0'
     config.parse([file, f'{flag}={value}'], config_toy.train)()
+
+  def test_all_at_once(self, write):
+    file = write(_RUN + '  config_toy.train.extras = (%MORE, %MODEL_DIR)\n')
+    assert _error(file) == (
+      'values are missing: set --gin.MODEL_DIR=… --gin.MORE=…'
+    )
 
   def test_out_of_reach(self, package):
     (package / 'gin' / 'method.gin').write_text(
