@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS_INSTALLED := .venv/.installed-tests
 
-.PHONY: demo test lint format typecheck clean
+.PHONY: demo test lint format typecheck
 
 demo: $(INSTALLED)
 	$(BIN)/python -m dst_t5x.demo --output=runs/demo
@@ -24,9 +24,6 @@ format: $(TESTS_INSTALLED)
 
 typecheck: $(TESTS_INSTALLED)
 	$(BIN)/mypy
-
-clean:
-	rm -rf .venv build dist dst_t5x.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
