@@ -26,9 +26,9 @@ typecheck: $(TESTS_INSTALLED)
 	$(BIN)/mypy
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'error: Python 3.11 or newer is needed; $(PYTHON) is missing or' \
-	    'older. Name another one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo 'error: Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is none' \
+	    'of them. Name another one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 $(INSTALLED): setup.py pyproject.toml | $(BIN)/python

@@ -63,7 +63,8 @@ setuptools.setup(
   # top; in a wheel they are real folders.
   package_data={'dst_t5x': ['gin/**/*.gin', 'py.typed']},
   include_package_data=False,
-  python_requires='>=3.11',
+  # tensorflow-text has no wheels for Python 3.14 yet.
+  python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
   extras_require={'test': _TEST},
   classifiers=[
@@ -71,6 +72,7 @@ setuptools.setup(
     'Intended Audience :: Science/Research',
     'Programming Language :: Python :: 3.11',
     'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
     'Topic :: Scientific/Engineering :: Artificial Intelligence',
   ],
 )
