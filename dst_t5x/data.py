@@ -1,0 +1,360 @@
+"""From a seqio task to batches on the device.
+
+    task = check('gsm8k', {'inputs': 256, 'targets': 320}, batch_size=128)
+    with TrainIterator(task, lengths, 128, seed=0, place=place) as batches:
+      for step, batch, position in batches: ...
+
+The order of training batches depends on the seed alone, and a `position` (the
+state of the whole input pipeline, shuffle buffers included) continues it where
+it was, batch for batch the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import io
+import os
+import pathlib
+import queue
+import tempfile
+import threading
+from typing import Any, NamedTuple, Self, TypeAlias
+import zipfile
+
+from dst_t5x import quiet_tensorflow  # noqa: F401
+
+# isort: split
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from dst_t5x.errors import UserError, nearest
+from dst_t5x.tasks import vocabulary
+
+# TensorFlow only reads data; the accelerators are JAX's.
+tf.config.set_visible_devices([], 'GPU')
+# A cache in memory would become part of every saved position.
+seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
+
+Batch = Mapping[str, np.ndarray]
+Task: TypeAlias = seqio.Task | seqio.Mixture
+FEATURES = ('inputs', 'targets')
+
+
+class TrainItem(NamedTuple):
+  """One training batch.
+
+  Attributes:
+    step: the training step that consumes the batch; the first is 1.
+    batch: model features, `[batch, length]` each, as `place` returned them.
+    position: the pipeline's state after this batch, where it was asked for.
+  """
+
+  step: int
+  batch: Any
+  position: bytes | None
+
+
+def check(
+  name: str,
+  feature_lengths: Mapping[str, int],
+  batch_size: int,
+  split: str = 'train',
+) -> Task:
+  """Returns the task or mixture called `name`, known to be usable.
+
+  Reads the vocabulary and one example, so that whatever is missing is missed
+  before the model is built.
+
+  Args:
+    name: of a registered seqio task or mixture.
+    feature_lengths: pieces per example, `{'inputs': …, 'targets': …}`.
+    batch_size: examples (packed ones where packing is on) of a batch.
+    split: the split to be read.
+
+  Raises:
+    UserError: what is missing or wrong, and the remedy.
+  """
+  if batch_size <= 0:
+    raise UserError(f'BATCH_SIZE is {batch_size}; it must be positive')
+  task = _find(name)
+  for feature in FEATURES:
+    if feature not in task.output_features:
+      raise UserError(
+        f'task {name!r} has no feature {feature!r}; it has'
+        f' {sorted(task.output_features)}'
+      )
+    if feature_lengths.get(feature, 0) <= 0:
+      raise UserError(
+        f'TASK_FEATURE_LENGTHS gives no positive length for {feature!r};'
+        f' it is {dict(feature_lengths)}'
+      )
+    vocabulary.check(task.output_features[feature].vocabulary)
+  for member in tasks_of(task):
+    _check_prepared(member)
+  members = [m for m in tasks_of(task) if split in m.splits]
+  if not members:
+    splits = {split for m in tasks_of(task) for split in m.splits}
+    raise UserError(
+      f'task {name!r} has no split {split!r}; it has {sorted(splits)}'
+    )
+  for member in members:
+    _check_first_example(member, feature_lengths, split)
+  return task
+
+
+def tasks_of(task: Task) -> list[seqio.Task]:
+  """Returns the tasks of a mixture, or the task itself."""
+  return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
+
+
+def _find(name: str) -> Task:
+  known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
+  if name not in known:
+    raise UserError(
+      f'no seqio task or mixture is called {name!r}{nearest(name, known)}'
+      " (is its module imported by the task's gin file?)"
+    )
+  return seqio.get_mixture_or_task(name)
+
+
+def _check_prepared(task: seqio.Task) -> None:
+  """Raises UserError where a TFDS source has no prepared data."""
+  source = task.source
+  if not isinstance(source, seqio.TfdsDataSource) or not (
+    source.tfds_dataset.name
+  ):
+    return
+  try:
+    builder = source.tfds_dataset.builder
+    prepared = builder.is_prepared()
+  except Exception as error:
+    raise UserError(
+      f'TFDS cannot load {source.tfds_dataset.name!r} of task {task.name!r}:'
+      f' {_first_line(error)}'
+    ) from error
+  if not prepared:
+    name = builder.info.full_name.rsplit('/', 1)[0]
+    raise UserError(
+      f'the data of task {task.name!r} is not prepared in'
+      f' {os.fspath(builder.data_path)!r}; set TFDS_DATA_DIR to the folder that'
+      f' has it, or prepare it there with `tfds build {name}`'
+    )
+
+
+def _check_first_example(
+  task: seqio.Task, feature_lengths: Mapping[str, int], split: str
+) -> None:
+  """Raises UserError where no example of the split can be read."""
+  try:
+    dataset = _examples(task, feature_lengths, split)
+    found = next(dataset.take(1).as_numpy_iterator(), None)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(
+      f'cannot read the {split} split of task {task.name!r}:'
+      f' {_first_line(error)}'
+    ) from error
+  if found is None:
+    raise UserError(f'the {split} split of task {task.name!r} has no example')
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _examples(
+  task: Task,
+  feature_lengths: Mapping[str, int],
+  split: str,
+  pack: bool = False,
+  seed: int | None = None,
+) -> tf.data.Dataset:
+  """Returns single model examples: shuffled forever, or once without a seed."""
+  lengths = {feature: feature_lengths[feature] for feature in FEATURES}
+  training = seed is not None
+  if training and isinstance(task, seqio.Task):
+    # The shuffle buffer is part of every position: keep the texts out of it.
+    task = task.replace(preprocessors=[*task.preprocessors, _keep_features])
+  dataset = task.get_dataset(
+    lengths,
+    split=split,
+    shuffle=training,
+    seed=seed,
+    num_epochs=None if training else 1,
+    try_in_mem_cache=False,
+  )
+  converter = seqio.EncDecFeatureConverter(pack=pack)
+  dataset = converter(dataset, task_feature_lengths=lengths)
+  # Positions hold counters instead of elements wherever they can.
+  options = tf.data.Options()
+  options.experimental_symbolic_checkpoint = True
+  return dataset.with_options(options)
+
+
+def _keep_features(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  return dataset.map(lambda example: {name: example[name] for name in FEATURES})
+
+
+def eval_batches(
+  task: Task,
+  feature_lengths: Mapping[str, int],
+  batch_size: int,
+  split: str = 'validation',
+  num_examples: int | None = None,
+) -> Iterator[Batch]:
+  """Yields the examples of a split once and in order, for teacher forcing.
+
+  Args:
+    task: a task, or a mixture, whose tasks then follow each other.
+    feature_lengths: pieces per example; longer examples are cut.
+    batch_size: rows of every batch; the last is padded with rows of zeros,
+      whose `decoder_loss_weights` are 0.
+    split: the split; tasks of a mixture that lack it are left out.
+    num_examples: at most so many examples, of all tasks together.
+
+  Yields:
+    Model features as numpy arrays `[batch_size, length]`.
+  """
+  members = [m for m in tasks_of(task) if split in m.splits]
+  dataset = _examples(members[0], feature_lengths, split)
+  for member in members[1:]:
+    dataset = dataset.concatenate(_examples(member, feature_lengths, split))
+  dataset = dataset.take(-1 if num_examples is None else num_examples)
+  for batch in dataset.batch(batch_size).as_numpy_iterator():
+    yield {name: _pad_rows(rows, batch_size) for name, rows in batch.items()}
+
+
+def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
+  return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+
+
+class TrainIterator:
+  """Training batches without end, read ahead by a thread.
+
+  Iterate over it for `TrainItem`s; an exception of the thread is raised to the
+  consumer. Close it, or use it as a context manager, to end the thread.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    *,
+    seed: int,
+    pack: bool = True,
+    split: str = 'train',
+    step: int = 0,
+    position: bytes | None = None,
+    save_after: Callable[[int], bool] = lambda step: False,
+    place: Callable[[Batch], Any] = lambda batch: batch,
+    prefetch: int = 2,
+  ) -> None:
+    """Starts reading.
+
+    Args:
+      task: the checked task or mixture.
+      feature_lengths: pieces per (packed) example.
+      batch_size: (packed) examples of a batch.
+      seed: determines the order.
+      pack: whether short examples share one row, told apart by segment ids.
+      split: the split to read.
+      step: training steps already done; the first item has the next number.
+      position: the position saved after that step, or None for the start.
+      save_after: whether the item of this step must carry its position.
+      place: called in the thread on every numpy batch, for instance to put it
+        on the device.
+      prefetch: batches kept ready.
+    """
+    dataset = _examples(task, feature_lengths, split, pack, seed)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    self._source = iter(dataset)
+    if position is not None:
+      _restore(self._source, position)
+    self._step = step
+    self._save_after = save_after
+    self._place = place
+    self._items: queue.Queue[TrainItem | BaseException] = queue.Queue(prefetch)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(
+      target=self._produce, name='train-data', daemon=True
+    )
+    self._thread.start()
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> TrainItem:
+    if self._closed.is_set():
+      raise StopIteration
+    item = self._items.get()
+    if isinstance(item, BaseException):
+      self.close()
+      raise item
+    return item
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the thread; iterating afterwards stops at once."""
+    self._closed.set()
+    self._thread.join()
+
+  def _produce(self) -> None:
+    try:
+      for features in self._source:
+        self._step += 1
+        batch = {name: rows.numpy() for name, rows in features.items()}
+        # The pipeline stands right behind this batch only until the next one.
+        wanted = self._save_after(self._step)
+        position = _position(self._source) if wanted else None
+        self._put(TrainItem(self._step, self._place(batch), position))
+        if self._closed.is_set():
+          return
+      raise UserError('the training data ended, though it should repeat')
+    except BaseException as error:
+      self._put(error)
+
+  def _put(self, item: TrainItem | BaseException) -> None:
+    while not self._closed.is_set():
+      try:
+        return self._items.put(item, timeout=0.1)
+      except queue.Full:
+        continue
+
+
+def _position(iterator: tf.data.Iterator) -> bytes:
+  """Returns the state of a tf.data iterator as a compressed archive."""
+  archive = io.BytesIO()
+  with tempfile.TemporaryDirectory() as folder:
+    tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, 'it'))
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as packed:
+      for path in sorted(pathlib.Path(folder).iterdir()):
+        # A fresh ZipInfo has a fixed date: equal states are equal bytes.
+        info = zipfile.ZipInfo(path.name)
+        packed.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
+  return archive.getvalue()
+
+
+def _restore(iterator: tf.data.Iterator, position: bytes) -> None:
+  """Sets a tf.data iterator of the same dataset to a saved state.
+
+  Raises:
+    UserError: the position is damaged or of another dataset.
+  """
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      with zipfile.ZipFile(io.BytesIO(position)) as packed:
+        packed.extractall(folder)
+      checkpoint = tf.train.Checkpoint(iterator=iterator)
+      checkpoint.read(os.path.join(folder, 'it')).assert_consumed()
+  except (zipfile.BadZipFile, tf.errors.OpError, AssertionError) as error:
+    raise UserError(
+      'the saved data position does not fit the task; it was saved with'
+      f' another one or is damaged ({_first_line(error)})'
+    ) from error

@@ -1,0 +1,103 @@
+"""Two small tasks for the demonstration, made from a seed without any file.
+
+Inputs are an operation and a word, `upper: plum`; the target is the word after
+the operation, byte by byte. `demo_pretrain` teaches three operations;
+`demo_finetune` is another one that reuses what they teach: every letter is
+replaced by its partner in a fixed substitution cipher.
+
+Words are random strings of different letters. No word is in both splits: one
+in sixteen, by the sum of its letters' numbers, is kept for validation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import string
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+_LETTERS = string.ascii_lowercase
+_LENGTHS = (3, 4, 5)
+_ROWS = {'train': 50_000, 'validation': 512}
+_POOL = 64_000  # Words to draw the splits from.
+_SEED = 2024
+
+_SUCCESSORS = str.maketrans(_LETTERS, _LETTERS[1:] + _LETTERS[0])
+_CIPHER = str.maketrans(_LETTERS, 'qwertyuiopasdfghjklzxcvbnm')
+
+PRETRAINING: Mapping[str, Callable[[str], str]] = {
+  'copy': str,
+  'upper': str.upper,
+  'next': lambda word: word.translate(_SUCCESSORS),
+}
+FINE_TUNING: Mapping[str, Callable[[str], str]] = {
+  'cipher': lambda word: word.translate(_CIPHER),
+}
+
+
+def make_rows(
+  operations: Mapping[str, Callable[[str], str]], split: str
+) -> tuple[list[str], list[str]]:
+  """Returns the inputs and the targets of a split, the same ones always."""
+  draw = np.random.default_rng(_SEED)
+  # The first letters of a random permutation are different letters.
+  orders = draw.permuted(np.tile(np.arange(26), (_POOL, 1)), axis=1)
+  lengths = draw.choice(_LENGTHS, _POOL)
+  names = draw.choice(sorted(operations), _POOL)
+  inputs, targets = [], []
+  for order, length, name in zip(orders, lengths, names, strict=True):
+    letters = order[:length]
+    if (letters.sum() % 16 == 0) != (split == 'validation'):
+      continue
+    word = ''.join(_LETTERS[letter] for letter in letters)
+    inputs.append(f'{name}: {word}')
+    targets.append(operations[name](word))
+  return inputs[: _ROWS[split]], targets[: _ROWS[split]]
+
+
+def exact_match(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> Mapping[str, float]:
+  """Share of words that are right, in per cent."""
+  right = sum(map(str.__eq__, targets, predictions))
+  return {'exact_match': 100.0 * right / len(targets)}
+
+
+def character_accuracy(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> Mapping[str, float]:
+  """Share of characters right in their places, in per cent.
+
+  What is missing or superfluous counts as wrong.
+  """
+  pairs = list(zip(targets, predictions, strict=True))
+  right = sum(sum(map(str.__eq__, *pair)) for pair in pairs)
+  total = sum(max(map(len, pair)) for pair in pairs)
+  return {'character_accuracy': 100.0 * right / total}
+
+
+def _add(name: str, operations: Mapping[str, Callable[[str], str]]) -> None:
+  def read(split: str, shuffle_files: bool, seed: int = 0) -> tf.data.Dataset:
+    del shuffle_files, seed  # The rows are in random order already.
+    inputs, targets = make_rows(operations, split)
+    return tf.data.Dataset.from_tensor_slices(
+      {'inputs': inputs, 'targets': targets}
+    )
+
+  feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
+  seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(
+      read, splits=tuple(_ROWS), num_input_examples=_ROWS
+    ),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={'inputs': feature, 'targets': feature},
+    metric_fns=[exact_match, character_accuracy],
+  )
+
+
+_add('demo_pretrain', PRETRAINING)
+_add('demo_finetune', FINE_TUNING)

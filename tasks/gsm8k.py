@@ -1,0 +1,156 @@
+"""GSM8K: grade school mathematics in words, with worked answers.
+
+Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems",
+arXiv 2110.14168. The score is the solve rate on the final answer, extracted in
+the two ways that lm-evaluation-harness made common: `strict_match` reads the
+number after the marker `####`, `flexible_extract` the last number of the text.
+Unlike there, numbers are compared as numbers (`3.0` is `3`).
+
+T5's vocabulary has no newline, no `<`, `^`, `{`, `}`, backquote, and few
+mathematical signs. Lines are therefore joined by ` | `, which is one piece and
+occurs in no row (`read_lines` is the way back), the calculator's notes
+`<<48/2=24>>` are left out, and the signs are spelt with known ones. No row of
+the public data then has an unknown piece.
+
+GSM8K has no development split and the paper names none: 'validation' is the
+test split, as in the paper's table.
+"""
+
+from collections.abc import Mapping, Sequence
+import decimal
+import re
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from dst_t5x.tasks import vocabulary
+
+NAME = 'gsm8k'
+PREFIX = 'gsm8k question: '
+LINE_BREAK = ' | '
+MARKER = '####'
+
+# RE2 patterns, applied in this order, and what replaces them.
+_FRACTIONS = {'½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3'}
+_REWRITES = (
+  (r'<<[^<>]*>>', ''),
+  (r'\s*[\n\r\x{2028}]\s*', LINE_BREAK),
+  (r'[\s\x{a0}\x{200b}]+', ' '),
+  *((rf'(\d)\s*{sign}', rf'\1 {spelt}') for sign, spelt in _FRACTIONS.items()),
+  *_FRACTIONS.items(),
+  (r'¢\s*(\d[\d,.]*)', r'\1 cents'),
+  (r'(\d)\s*¢', r'\1 cents'),
+  (r'¢', 'cents'),
+  (r'\s*<=\s*', ' is at most '),
+  (r'\s*<\s*', ' is less than '),
+  (r'×', '*'),
+  (r'÷', '/'),
+  (r'−', '-'),
+  (r'√', 'sqrt'),
+  (r'\^', '**'),
+  (r'²', '**2'),
+  (r'³', '**3'),
+  (r'`', "'"),
+  (r'\{', '('),
+  (r'\}', ')'),
+  (r'ñ', 'n'),
+  (r'А', 'A'),  # A Cyrillic letter.
+)
+
+_NUMBER = r'-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)'
+_STRICT = re.compile(rf'{MARKER}\s*({_NUMBER})')
+# A hyphen after a letter or a number is not a sign: `10-5`, `year-3`.
+_FLEXIBLE = re.compile(rf'(?:(?<![\w)])|(?=[$\d.])){_NUMBER}')
+
+
+def rewrite(text: tf.Tensor) -> tf.Tensor:
+  """Rewrites a string tensor with pieces that T5's vocabulary knows."""
+  for pattern, replacement in _REWRITES:
+    text = tf.strings.regex_replace(text, pattern, replacement)
+  return tf.strings.strip(text)
+
+
+def read_lines(text: str) -> str:
+  """Returns a target or a prediction with its line breaks restored."""
+  return text.replace(LINE_BREAK, '\n')
+
+
+def _to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  return {
+    'inputs': tf.strings.join([PREFIX, rewrite(example['question'])]),
+    'targets': rewrite(example['answer']),
+  }
+
+
+def _normalize(number: str) -> str:
+  """Returns the canonical form: `$1,080.` is 1080, `3.0` is 3."""
+  value = decimal.Decimal(number.replace('$', '').replace(',', ''))
+  return f'{value:f}'.rstrip('0').rstrip('.') if value % 1 else f'{value:.0f}'
+
+
+def extract_strict(text: str) -> str | None:
+  """Returns the first number after `####` in canonical form, or None."""
+  match = _STRICT.search(text)
+  return _normalize(match.group(1)) if match else None
+
+
+def extract_flexible(text: str) -> str | None:
+  """Returns the last number of the text in canonical form, or None."""
+  numbers = _FLEXIBLE.findall(text)
+  return _normalize(numbers[-1]) if numbers else None
+
+
+def _postprocess(text: str, is_target: bool = False, **unused: Any) -> Any:
+  """Returns the final answer of a target, a prediction as it is."""
+  del unused
+  return extract_strict(text) if is_target else text
+
+
+def _percent_equal(
+  targets: Sequence[str], answers: Sequence[str | None]
+) -> float:
+  return 100.0 * sum(map(str.__eq__, targets, map(str, answers))) / len(targets)
+
+
+def strict_match(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> Mapping[str, float]:
+  """Solve rate in per cent, by the number after the marker."""
+  answers = [extract_strict(text) for text in predictions]
+  return {'strict_match': _percent_equal(targets, answers)}
+
+
+def flexible_extract(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> Mapping[str, float]:
+  """Solve rate in per cent, by the last number of the text."""
+  answers = [extract_flexible(text) for text in predictions]
+  return {'flexible_extract': _percent_equal(targets, answers)}
+
+
+def output_features() -> dict[str, seqio.Feature]:
+  """Returns inputs and targets in T5's vocabulary, ended by EOS."""
+  pieces = vocabulary.t5_vocabulary()
+  return {
+    'inputs': seqio.Feature(pieces, add_eos=True),
+    'targets': seqio.Feature(pieces, add_eos=True),
+  }
+
+
+seqio.TaskRegistry.add(
+  NAME,
+  source=seqio.TfdsDataSource(
+    'gsm8k:1.0.0',
+    splits={'train': 'train', 'validation': 'test', 'test': 'test'},
+    read_only=True,
+  ),
+  preprocessors=[
+    seqio.map_over_dataset(_to_text),
+    seqio.preprocessors.tokenize,
+    seqio.preprocessors.append_eos,
+  ],
+  output_features=output_features(),
+  postprocess_fn=_postprocess,
+  metric_fns=[strict_match, flexible_extract],
+)

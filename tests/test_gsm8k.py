@@ -1,0 +1,173 @@
+"""GSM8K: what the model reads, writes, and how its answers are scored."""
+
+import re
+
+from fixtures_data import gsm8k_task  # noqa: F401
+from fixtures_data import tfds_data_dir  # noqa: F401
+from fixtures_data import vocabulary_file  # noqa: F401
+import pytest
+import seqio
+import tensorflow as tf
+
+from dst_t5x.tasks import gsm8k
+
+_ROWS = {'train': 7473, 'test': 1319}
+_LENGTHS = {'inputs': 256, 'targets': 320}
+
+
+@pytest.fixture(scope='module')
+def rows(gsm8k_task):  # noqa: F811
+  """Every example of both splits, uncut, as numpy dicts."""
+  return {
+    split: list(
+      gsm8k_task.get_dataset(
+        None, split=split, shuffle=False, try_in_mem_cache=False
+      ).as_numpy_iterator()
+    )
+    for split in _ROWS
+  }
+
+
+def _rewrite(text):
+  return gsm8k.rewrite(tf.constant(text)).numpy().decode()
+
+
+@pytest.mark.parametrize(
+  ('text', 'strict', 'flexible'),
+  [
+    ('She has 3 | #### 72', '72', '72'),
+    ('She has 3\n#### 1,080', '1080', '1080'),
+    ('#### 5.0', '5', '5'),
+    ('#### 0.50', '0.5', '0.5'),
+    ('#### $18.', '18', '18'),
+    ('#### -4', '-4', '-4'),
+    ('####7', '7', '7'),
+    ('#### 100', '100', '100'),
+    ('#### 109,200,000', '109200000', '109200000'),
+    ('The answer is $1,234.50.', None, '1234.5'),
+    ('It is 10-5', None, '5'),
+    ('It is 10 - -5', None, '-5'),
+    ('It costs $.5', None, '0.5'),
+    ('It is -$3', None, '-3'),
+    ('He has 3, 4, and 12, so', None, '12'),
+    ('#### 4 | #### 6', '4', '6'),
+    ('#### none, but 8', None, '8'),
+    ('There is nothing.', None, None),
+    ('', None, None),
+  ],
+)
+def test_extraction(text, strict, flexible):
+  assert gsm8k.extract_strict(text) == strict
+  assert gsm8k.extract_flexible(text) == flexible
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('48/2 = <<48/2=24>>24 clips.\n#### 24', '48/2 = 24 clips. | #### 24'),
+    ('a \n\n b', 'a | b'),
+    ('½ of 2½', '1/2 of 2 1/2'),
+    ('¢25 and 5¢', '25 cents and 5 cents'),
+    ('3×4÷2−1', '3*4/2-1'),
+    ('20<30', '20 is less than 30'),
+    ('√25 and 5^2', 'sqrt25 and 5**2'),
+  ],
+)
+def test_rewriting(text, expected):
+  assert _rewrite(text) == expected
+
+
+def test_lines_can_be_read_again():
+  text = 'One line.\nAnother one.\n#### 3'
+  assert gsm8k.read_lines(_rewrite(text)) == text
+
+
+def test_every_row_is_there(rows):
+  assert {split: len(found) for split, found in rows.items()} == _ROWS
+
+
+def test_validation_is_the_test_split(gsm8k_task, rows):  # noqa: F811
+  assert gsm8k_task.num_input_examples('validation') == _ROWS['test']
+  dataset = gsm8k_task.get_dataset(None, split='validation', shuffle=False)
+  first = next(dataset.as_numpy_iterator())
+  assert first['inputs'].tolist() == rows['test'][0]['inputs'].tolist()
+
+
+def test_no_row_has_an_unknown_piece(rows):
+  for examples in rows.values():
+    for example in examples:
+      assert 2 not in example['inputs'], example['inputs_pretokenized']
+      assert 2 not in example['targets'], example['targets_pretokenized']
+
+
+def test_nothing_is_cut_at_the_lengths_of_the_gin_file(rows, repository):
+  text = (repository / 'gin/tasks/gsm8k.gin').read_text()
+  assert f'TASK_FEATURE_LENGTHS = {_LENGTHS}' in text
+  for examples in rows.values():
+    for name, length in _LENGTHS.items():
+      assert max(len(example[name]) for example in examples) <= length
+
+
+def test_pieces_give_the_text_and_its_answer_back(rows, gsm8k_task):  # noqa: F811
+  pieces = gsm8k_task.output_features['targets'].vocabulary
+  for examples in rows.values():
+    for example in examples:
+      text = example['targets_pretokenized'].decode()
+      assert pieces.decode(example['targets'].tolist()) == text
+      answer = text.split('#### ')[1].replace(',', '')
+      assert float(gsm8k.extract_strict(text)) == float(answer)
+      assert gsm8k.extract_flexible(text) == gsm8k.extract_strict(text)
+
+
+def _score(task, predictions, targets):
+  metrics = {}
+  texts = [text.decode() for text in targets]
+  answers = [task.postprocess_fn(text, is_target=True) for text in texts]
+  outputs = [task.postprocess_fn(text, is_target=False) for text in predictions]
+  for metric in task.metric_fns:
+    metrics |= metric(answers, outputs)
+  return metrics
+
+
+def test_scores(rows, gsm8k_task):  # noqa: F811
+  targets = [example['targets_pretokenized'] for example in rows['test']]
+  perfect = [text.decode() for text in targets]
+  assert _score(gsm8k_task, perfect, targets) == {
+    'strict_match': 100.0,
+    'flexible_extract': 100.0,
+  }
+  unmarked = [text.replace('####', 'so') for text in perfect]
+  assert _score(gsm8k_task, unmarked, targets) == {
+    'strict_match': 0.0,
+    'flexible_extract': 100.0,
+  }
+  wrong = [re.sub(r'#### .*', '#### 0.25', text) for text in perfect[::2]]
+  wrong += perfect[1::2]
+  order = targets[::2] + targets[1::2]
+  half = _score(gsm8k_task, wrong, order)
+  assert half['strict_match'] == pytest.approx(100 * 659 / 1319)
+
+
+def test_evaluator_gives_the_same_scores(gsm8k_task):  # noqa: F811
+  evaluator = seqio.Evaluator(
+    'gsm8k',
+    feature_converter=seqio.EncDecFeatureConverter(pack=False),
+    eval_split='test',
+    sequence_length=_LENGTHS,
+    num_examples=32,
+  )
+
+  def perfect(dataset, model_feature_shapes=None):
+    del model_feature_shapes
+    return [
+      (index, example['decoder_target_tokens'].tolist())
+      for index, example in dataset.as_numpy_iterator()
+    ]
+
+  metrics, _ = evaluator.evaluate(
+    compute_metrics=True, predict_fn=perfect, score_fn=None
+  )
+  assert metrics.result()['gsm8k'] == {
+    'strict_match': 100.0,
+    'flexible_extract': 100.0,
+  }

@@ -1,0 +1,61 @@
+"""T5's vocabulary: the local copy, and what is said when there is none."""
+
+import threading
+
+from fixtures_data import vocabulary_file  # noqa: F401
+import pytest
+import seqio
+
+from dst_t5x.errors import UserError
+from dst_t5x.tasks import vocabulary
+
+
+def _with(monkeypatch, path):
+  monkeypatch.setenv('DST_VOCABULARY', str(path))
+  return vocabulary.t5_vocabulary()
+
+
+def test_local_file_gives_the_32100_pieces_of_t5(
+  monkeypatch,
+  vocabulary_file,  # noqa: F811
+):
+  pieces = _with(monkeypatch, vocabulary_file)
+  vocabulary.check(pieces)
+  assert pieces.vocab_size == 32_100
+  assert (pieces.pad_id, pieces.eos_id, pieces.unk_id) == (0, 1, 2)
+  assert pieces.encode('<extra_id_0>') == [32_099]
+  assert pieces.decode(pieces.encode('It is 12.')) == 'It is 12.'
+
+
+def test_without_the_variable_the_public_path_is_used(monkeypatch):
+  monkeypatch.delenv('DST_VOCABULARY', raising=False)
+  path = vocabulary.t5_vocabulary().sentencepiece_model_file
+  assert path == vocabulary.PUBLIC_PATH
+
+
+def test_missing_file_names_the_path_and_the_remedy(monkeypatch, tmp_path):
+  pieces = _with(monkeypatch, tmp_path / 'none.model')
+  with pytest.raises(UserError, match=r'none\.model.*DST_VOCABULARY') as error:
+    vocabulary.check(pieces)
+  assert '\n' not in str(error.value)
+
+
+def test_file_of_another_kind_is_refused(monkeypatch, tmp_path):
+  path = tmp_path / 'text.model'
+  path.write_text('this is not a SentencePiece model')
+  with pytest.raises(UserError, match=r'text\.model.*DST_VOCABULARY'):
+    vocabulary.check(_with(monkeypatch, path))
+
+
+def test_slow_storage_does_not_hold_up_the_run(monkeypatch, tmp_path):
+  pieces = _with(monkeypatch, tmp_path / 'slow.model')
+  monkeypatch.setattr(vocabulary, '_SECONDS_TO_LOAD', 0.05)
+  released = threading.Event()
+  monkeypatch.setattr(pieces, 'load_model', released.wait)
+  with pytest.raises(UserError, match='no answer'):
+    vocabulary.check(pieces)
+  released.set()
+
+
+def test_vocabularies_without_a_file_need_no_check():
+  vocabulary.check(seqio.ByteVocabulary())
