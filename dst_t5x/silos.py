@@ -20,7 +20,7 @@ from dst_t5x.errors import UserError, nearest
 PyTree = Any
 SiloOf = Callable[[str], str]
 
-_STACK = 'layers'
+STACK = 'layers'
 _LAYER = re.compile(r'layers_\d+$')
 
 
@@ -90,11 +90,11 @@ def path_of(key_path: Sequence[Any]) -> str:
 def slice_paths(path: str, shape: tuple[int, ...]) -> tuple[bool, list[str]]:
   """Returns whether a tensor is stacked, and the paths of its slices."""
   parts = path.split('/')
-  if _STACK not in parts[:-1]:
+  if STACK not in parts[:-1]:
     return False, [path]
-  i = parts.index(_STACK)
+  i = parts.index(STACK)
   return True, [
-      '/'.join([*parts[:i], f'{_STACK}_{layer}', *parts[i + 1 :]])
+      '/'.join([*parts[:i], f'{STACK}_{layer}', *parts[i + 1 :]])
       for layer in range(shape[0])
   ]
 

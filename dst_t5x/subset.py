@@ -65,11 +65,13 @@ def extract(params: PyTree, seed: PyTree) -> Subset:
 
   Args:
     params: tree of arrays, stacked or not.
-    seed: tree of the same structure, shapes and dtypes.
+    seed: tree of arrays of the same network and dtypes, stacked or not.
   """
   positions, values = {}, {}
-  for (path, new), (_, old) in zip(_slices(params), _slices(seed), strict=True):
-    new, old = np.ascontiguousarray(new), np.ascontiguousarray(old)
+  seed_tensors = dict(_slices(seed))
+  for path, new in _slices(params):
+    new = np.ascontiguousarray(new)
+    old = np.ascontiguousarray(seed_tensors[path])
     changed = np.flatnonzero(bits(new.reshape(-1)) != bits(old.reshape(-1)))
     if len(changed):
       positions[path] = changed

@@ -1,0 +1,277 @@
+"""Checkpoints of our own runs: the subset, not the model.
+
+A run folder holds `run.json` (what the run is, so that nothing else continues
+it by mistake) and `checkpoints/STEP/`, written by Orbax in the background. A
+checkpoint holds what training changed, the optimizer's state, the position in
+the data, and the seed by path and fingerprint: no second copy of the model.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from dst_t5x import checkpoint_files
+from dst_t5x import seeds
+from dst_t5x import stacking
+from dst_t5x import subset as subset_lib
+from dst_t5x.errors import UserError
+
+PyTree = Any
+
+_RUN_FILE = 'run.json'
+_FOLDER = 'checkpoints'
+_ITEMS = ('about', 'parameters', 'state', 'data')
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """Returns a tree of any containers as path -> leaf, for storage."""
+  return {
+      jax.tree_util.keystr(key_path, simple=True, separator='.') or '.': leaf
+      for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
+  """Inverse of `flatten`, for a tree of the structure of `like`."""
+  leaves = [flat[path] for path in flatten(like)]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+  """Whether a folder is that of a run of our own."""
+  return (epath.Path(path) / _RUN_FILE).exists()
+
+
+class RunFolder:
+  """The checkpoints of one run."""
+
+  def __init__(
+      self,
+      path: str | os.PathLike[str],
+      keep: int = 1,
+      keep_best_by: str | None = None,
+      read_only: bool = False,
+  ):
+    """Opens a run folder; what is in it stays.
+
+    Args:
+      path: MODEL_DIR.
+      keep: how many of the latest checkpoints to keep.
+      keep_best_by: name of a metric whose best checkpoint is kept too; the
+        highest is best, or the lowest if the name ends in `loss`.
+      read_only: whether nothing shall be written or cleaned up.
+    """
+    self.path = epath.Path(path)
+    self._keep_best_by = keep_best_by
+    policies = checkpoint_managers
+    kept: list[Any] = [policies.LatestN(max(keep, 1))]
+    if keep_best_by:
+      kept.append(
+          policies.BestN(
+              get_metric_fn=self._score,
+              n=1,
+              keep_checkpoints_without_metrics=False,
+          )
+      )
+    self._manager = ocp.CheckpointManager(
+        self.path.resolve() / _FOLDER,
+        item_names=_ITEMS,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        ),
+    )
+
+  def _score(self, metrics: Mapping[str, float]) -> float:
+    value = metrics.get(self._keep_best_by or '', math.nan)
+    value = -value if str(self._keep_best_by).endswith('loss') else value
+    return -math.inf if math.isnan(value) else value
+
+  @property
+  def latest_step(self) -> int | None:
+    """The step of the last whole checkpoint, None if there is none."""
+    return self._manager.latest_step()
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps of all whole checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+      self,
+      step: int,
+      parameters: Mapping[str, Any],
+      state: Mapping[str, Any],
+      position: bytes,
+      about: Mapping[str, Any],
+      metrics: Mapping[str, float],
+  ) -> None:
+    """Begins to write a checkpoint; returns once its content is copied.
+
+    Args:
+      step: steps done.
+      parameters: `subset.to_arrays`, or {'dense': params}.
+      state: `flatten` of optimizer and projection state.
+      position: the data's.
+      about: what else a reader needs; JSON.
+      metrics: evaluation results of this very step, if any.
+
+    Raises:
+      UserError: this or an earlier checkpoint could not be written.
+    """
+    args = ocp.args.Composite(
+        about=ocp.args.JsonSave(dict(about)),
+        parameters=ocp.args.StandardSave(dict(parameters)),
+        state=ocp.args.StandardSave(dict(state)),
+        data=ocp.args.StandardSave(
+            {'position': np.frombuffer(position or b'\0', np.uint8)}
+        ),
+    )
+    with self._one_line():
+      self._manager.save(step, args=args, metrics=dict(metrics), force=True)
+
+  def wait(self) -> None:
+    """Waits until everything is written.
+
+    Raises:
+      UserError: something could not be.
+    """
+    with self._one_line():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  def close(self) -> None:
+    """Ends the background threads."""
+    self._manager.close()
+
+  @contextlib.contextmanager
+  def _one_line(self) -> Iterator[None]:
+    """Turns what goes wrong while writing into one line."""
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as e:
+      steps = self.steps
+      last = f'checkpoint {steps[-1]} is whole' if steps else 'there is none yet'
+      raise UserError(
+          f'cannot write a checkpoint to {self.path}: {_root(e)}; {last}'
+      ) from e
+
+  def about(self, step: int) -> dict[str, Any]:
+    """Returns what `save` was told about a checkpoint."""
+    return self._restore(step, about=ocp.args.JsonRestore())['about']
+
+  def parameters(self, step: int) -> dict[str, Any]:
+    """Returns a checkpoint's `parameters`, as NumPy arrays."""
+    args = ocp.args.StandardRestore()
+    return jax.tree.map(
+        np.asarray, self._restore(step, parameters=args)['parameters']
+    )
+
+  def state(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's state, with the shardings of `like`."""
+    args = ocp.args.StandardRestore(dict(like))
+    return self._restore(step, state=args)['state']
+
+  def position(self, step: int) -> bytes:
+    """Returns the position in the data."""
+    args = ocp.args.StandardRestore()
+    return np.asarray(
+        self._restore(step, data=args)['data']['position']
+    ).tobytes()
+
+  def _restore(self, step: int, **items: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as e:
+      raise UserError(
+          f'cannot read checkpoint {step} of {self.path}: '
+          f'{str(e).splitlines()[0]}'
+      ) from e
+
+
+def _root(error: BaseException) -> str:
+  """Returns the first line of what caused an error."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
+  """Writes what a run is, whole or not at all."""
+  path.mkdir(parents=True, exist_ok=True)
+  part = path / f'{_RUN_FILE}.part'
+  part.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + '\n')
+  part.replace(path / _RUN_FILE)
+
+
+def read_run_file(path: epath.Path) -> dict[str, Any]:
+  """Returns what `write_run_file` wrote.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  try:
+    return json.loads((path / _RUN_FILE).read_text())
+  except ValueError as e:
+    raise UserError(f'{path / _RUN_FILE} is damaged: {e}') from e
+
+
+def load_run(
+    path: str | os.PathLike[str], step: int | None = None
+) -> checkpoint_files.LoadedCheckpoint:
+  """Returns the parameters of a run's checkpoint, whole, on the host.
+
+  Args:
+    path: a run folder of our own.
+    step: which checkpoint; the last by default.
+
+  Raises:
+    UserError: there is no such checkpoint, or its seed is not to be had.
+  """
+  folder = RunFolder(path, read_only=True)
+  try:
+    if not folder.steps:
+      raise UserError(f'the run in {path} has no checkpoint yet')
+    if step is not None and step not in folder.steps:
+      raise UserError(f'{path} has no checkpoint {step}, only {folder.steps}')
+    step = folder.steps[-1] if step is None else step
+    about, parameters = folder.about(step), folder.parameters(step)
+  finally:
+    folder.close()
+  if 'dense' in parameters:
+    params = stacking.unstack_layers(parameters['dense'])
+  else:
+    seed = load_seed_of(about, f'the run in {path}')
+    params = subset_lib.apply(subset_lib.from_arrays(parameters), seed.params)
+  return checkpoint_files.LoadedCheckpoint(params=params, step=step)
+
+
+def load_seed_of(about: Mapping[str, Any], what: str) -> seeds.Seed:
+  """Loads the seed that a checkpoint refers to.
+
+  Raises:
+    UserError: it is not there, or is another one.
+  """
+  reference = about['seed']
+  try:
+    seed = seeds.load_seed(reference['path'])
+  except UserError as e:
+    raise UserError(f'the seed of {what} cannot be loaded: {e}') from e
+  if seed.fingerprint != reference['fingerprint']:
+    raise UserError(
+        f'{reference["path"]} is not the seed of {what} any more: its '
+        f'fingerprint is {seed.fingerprint[:12]}…, not '
+        f'{reference["fingerprint"][:12]}…'
+    )
+  return seed

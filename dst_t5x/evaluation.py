@@ -1,0 +1,250 @@
+"""Evaluation: teacher-forced loss, and metrics over decoded predictions."""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import time
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+import jax
+import numpy as np
+import seqio
+
+from dst_t5x import data
+from dst_t5x import losses
+from dst_t5x import partitioning
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+PyTree = Any
+Place = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+# (network, params, encoder_input_tokens, max_decode_length) -> tokens, scores
+Decoder = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass
+class Predictor:
+  """Decodes the examples of a dataset, in batches of one shape.
+
+  Attributes:
+    network: the model.
+    decoder: greedy or beam search.
+    batch_size: examples that are decoded at once.
+    max_decode_length: tokens that are decoded at most.
+    place: puts a batch on the devices.
+  """
+
+  network: nn.Module
+  decoder: Decoder
+  batch_size: int
+  max_decode_length: int
+  place: Place
+
+  def __post_init__(self) -> None:
+    self._decode = jax.jit(
+        lambda params, tokens: self.decoder(
+            self.network, params, tokens, self.max_decode_length
+        )
+    )
+    self.tokens = 0
+    self.seconds = 0.0
+
+  def __call__(
+      self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> list[tuple[int, np.ndarray]]:
+    """Returns (index, tokens) of every example, each exactly once.
+
+    Args:
+      params: the model's.
+      examples: (index, features), as seqio.Evaluator gives them.
+    """
+    start = time.perf_counter()
+    results = []
+    for indices, inputs in self._batches(examples):
+      batch = self.place({'encoder_input_tokens': inputs})
+      tokens, _ = self._decode(params, batch['encoder_input_tokens'])
+      tokens = np.asarray(tokens)[: len(indices)]
+      self.tokens += int(np.count_nonzero(tokens))
+      results.extend(zip(indices, tokens, strict=True))
+    self.seconds += time.perf_counter() - start
+    return results
+
+  def _batches(
+      self, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> Iterable[tuple[list[int], np.ndarray]]:
+    indices: list[int] = []
+    inputs: list[np.ndarray] = []
+    for index, features in examples:
+      indices.append(int(index))
+      inputs.append(np.asarray(features['encoder_input_tokens']))
+      if len(indices) == self.batch_size:
+        yield indices, np.stack(inputs)
+        indices, inputs = [], []
+    if indices:
+      # The last batch is padded to the shape that is compiled already.
+      missing = self.batch_size - len(indices)
+      yield indices, np.stack([*inputs, *[np.zeros_like(inputs[0])] * missing])
+
+
+class TaskEvaluator:
+  """Scores decoded predictions with the task's own metrics, through seqio."""
+
+  def __init__(
+      self,
+      task: str,
+      split: str,
+      lengths: Mapping[str, int],
+      predictor: Predictor,
+      output_dir: str,
+      num_examples: int | None = None,
+  ):
+    """Reads the split once and keeps it.
+
+    Args:
+      task: a registered task or mixture.
+      split: which split.
+      lengths: feature -> longest length, longer ones are cut.
+      predictor: decodes.
+      output_dir: where predictions and metrics go, as JSON lines.
+      num_examples: how many examples of each task; all by default.
+    """
+    epath.Path(output_dir).mkdir(parents=True, exist_ok=True)
+    self._predictor = predictor
+    self._evaluator = seqio.Evaluator(
+        task,
+        seqio.EncDecFeatureConverter(pack=False),
+        eval_split=split,
+        sequence_length=dict(lengths),
+        num_examples=num_examples,
+        logger_cls=[seqio.JSONLogger],
+        log_dir=output_dir,
+        async_compute_metrics=False,
+    )
+
+  def __call__(self, params: PyTree, step: int) -> dict[str, float]:
+    """Returns `task/metric` -> value, in the task's own units."""
+    if not self._evaluator.eval_tasks:
+      return {}  # No task has metrics for this split.
+
+    def predict(dataset: Any) -> list[tuple[int, np.ndarray]]:
+      return self._predictor(params, dataset.as_numpy_iterator())
+
+    future, _ = self._evaluator.evaluate(
+        compute_metrics=True, step=step, predict_fn=predict
+    )
+    return {
+        f'{task}/{name}': float(getattr(value, 'value', value))
+        for task, metrics in future.result().items()
+        for name, value in metrics.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What is evaluated, and how.
+
+  Attributes:
+    task: a registered task or mixture.
+    feature_lengths: feature -> longest length; longer examples are cut.
+    decoder: greedy or beam search, for the task's metrics.
+    split: which split.
+    batch_size: examples that are evaluated at once.
+    num_examples: how many, of each task; all by default.
+    max_decode_length: tokens decoded at most; by default as many as targets
+      may have.
+    loss: of the teacher-forced evaluation.
+  """
+
+  task: str
+  feature_lengths: Mapping[str, int]
+  decoder: Decoder
+  split: str = 'validation'
+  batch_size: int = 32
+  num_examples: int | None = None
+  max_decode_length: int | None = None
+  loss: losses.Loss = losses.Loss(z_loss=0.0)
+
+  def check(self, partitioner: partitioning.Partitioner) -> None:
+    """Reads one example, so that what is missing is missed at once.
+
+    Raises:
+      UserError: the task, the split or the data are not there.
+    """
+    data.check(self.task, self.feature_lengths, self.batch_size, self.split)
+    partitioner.check_batch_size(self.batch_size)
+    if self.num_examples is not None and self.num_examples < 1:
+      raise UserError(
+          f'EVAL_EXAMPLES must be positive; it is {self.num_examples}'
+      )
+
+  def prepare(
+      self,
+      network: nn.Module,
+      partitioner: partitioning.Partitioner,
+      output_dir: str,
+  ) -> 'Evaluator':
+    """Returns a function that evaluates parameters, again and again."""
+    return Evaluator(self, network, partitioner, output_dir)
+
+  def predictor(
+      self, network: nn.Module, partitioner: partitioning.Partitioner
+  ) -> Predictor:
+    """Returns what decodes examples."""
+    return Predictor(
+        network,
+        self.decoder,
+        self.batch_size,
+        self.max_decode_length or self.feature_lengths['targets'],
+        partitioner.place_batch,
+    )
+
+
+class Evaluator:
+  """Evaluates parameters: the loss, and the task's metrics."""
+
+  def __init__(
+      self,
+      evaluation: Evaluation,
+      network: nn.Module,
+      partitioner: partitioning.Partitioner,
+      output_dir: str,
+  ):
+    """Reads the data; see `Evaluation.prepare`."""
+    self._evaluation = evaluation
+    self._place = partitioner.place_batch
+    self._sums = jax.jit(
+        lambda params, batch: trainer_lib.forward(
+            network, evaluation.loss, params, batch
+        )
+    )
+    self._score = TaskEvaluator(
+        evaluation.task,
+        evaluation.split,
+        evaluation.feature_lengths,
+        evaluation.predictor(network, partitioner),
+        output_dir,
+        evaluation.num_examples,
+    )
+
+  def __call__(self, params: PyTree, step: int) -> dict[str, float]:
+    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`."""
+    forced = self._teacher_forced(params)
+    return {
+        f'eval/{name}': value for name, value in forced.items()
+    } | self._score(params, step)
+
+  def _teacher_forced(self, params: PyTree) -> dict[str, float]:
+    evaluation = self._evaluation
+    total = losses.Sums(*[np.float32(0)] * len(losses.Sums._fields))
+    for batch in data.eval_batches(
+        seqio.get_mixture_or_task(evaluation.task),
+        evaluation.feature_lengths,
+        evaluation.batch_size,
+        evaluation.split,
+        evaluation.num_examples,
+    ):
+      sums = jax.device_get(self._sums(params, self._place(batch)))
+      total = losses.Sums(*map(np.add, total, sums))
+    averages = trainer_lib.averages(total)
+    return {name: float(value) for name, value in averages.items()}

@@ -1,0 +1,149 @@
+"""Decodes: `python -m dst_t5x.infer --gin_file=… --gin.NAME=VALUE`.
+
+The inputs are a task's split, or a text file with one input a line.
+"""
+
+from collections.abc import Iterator, Mapping
+import itertools
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+from flax import linen as nn
+import numpy as np
+import seqio
+import tqdm
+
+from dst_t5x import data
+from dst_t5x import eval as eval_lib
+from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import parameters
+from dst_t5x import partitioning
+from dst_t5x.errors import UserError
+
+
+def infer(
+    network: nn.Module,
+    checkpoint_path: str,
+    output_dir: str,
+    task: str,
+    feature_lengths: Mapping[str, int],
+    decoder: evaluation_lib.Decoder,
+    partitioner: partitioning.Partitioner,
+    checkpoint_step: int | None = None,
+    input_file: str | None = None,
+    split: str = 'test',
+    num_examples: int | None = None,
+    batch_size: int = 32,
+) -> str:
+  """Writes a prediction for each input, as JSON lines.
+
+  Args:
+    network: the model.
+    checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
+    output_dir: where `predictions.jsonl` goes, rows in the inputs' order:
+      `{"inputs": …, "prediction": …}` and, from a split, `"targets"`.
+    task: whose vocabulary, lengths and, without a file, inputs are used.
+    feature_lengths: feature -> longest length; longer inputs are cut.
+    decoder: greedy or beam search.
+    partitioner: how devices share the work.
+    checkpoint_step: which checkpoint of a run; the last by default.
+    input_file: text, one input a line, as the task's preprocessing makes them.
+    split: of the task.
+    num_examples: how many; all by default.
+    batch_size: inputs that are decoded at once.
+
+  Returns:
+    The path of the predictions.
+
+  Raises:
+    UserError: something is missing.
+  """
+  found = data.check(task, feature_lengths, batch_size, split)
+  partitioner.check_batch_size(batch_size)
+  features = found.output_features
+  examples = (
+      _of_file(input_file, features['inputs'], feature_lengths)
+      if input_file
+      else _of_split(found, feature_lengths, split)
+  )
+  rows = list(itertools.islice(examples, num_examples))
+  if not rows:
+    raise UserError(f'{input_file or task} holds no input')
+  with partitioner.activate():
+    space = parameters.ParameterSpace(network, partitioner)
+    host_params, _ = eval_lib.load(checkpoint_path, checkpoint_step)
+    predictor = evaluation_lib.Predictor(
+        network,
+        decoder,
+        batch_size,
+        feature_lengths['targets'],
+        partitioner.place_batch,
+    )
+    bar = tqdm.tqdm(rows, unit='input', disable=None)
+    decoded = predictor(
+        space.to_devices(host_params),
+        ((i, {'encoder_input_tokens': row['tokens']})
+         for i, row in enumerate(bar)),
+    )  # fmt: skip
+  folder = epath.Path(output_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'predictions.jsonl'
+  part = folder / 'predictions.jsonl.part'
+  with part.open('w') as f:
+    for row, (_, tokens) in zip(rows, decoded, strict=True):
+      shown = {k: v for k, v in row.items() if k != 'tokens'}
+      text = features['targets'].vocabulary.decode(tokens.tolist())
+      line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
+      f.write(line + '\n')
+  part.replace(path)
+  logging.info('%d predictions in %s', len(rows), path)
+  return str(path)
+
+
+def _fit(tokens: list[int], feature: seqio.Feature, length: int) -> np.ndarray:
+  """Returns int32 [length]: cut, ended, and padded as seqio does it."""
+  if feature.add_eos:
+    tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
+  tokens = tokens[:length]
+  return np.array(tokens + [0] * (length - len(tokens)), np.int32)
+
+
+def _of_file(
+    path: str, feature: seqio.Feature, lengths: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+  try:
+    lines = epath.Path(path).read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'cannot read INPUT_FILE {path}: {e}') from e
+  for line in lines:
+    tokens = feature.vocabulary.encode(line)
+    yield {'inputs': line, 'tokens': _fit(tokens, feature, lengths['inputs'])}
+
+
+def _of_split(
+    task: data.Task, lengths: Mapping[str, int], split: str
+) -> Iterator[dict[str, Any]]:
+  for member in data.tasks_of(task):
+    dataset = member.get_dataset(
+        dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
+    )
+    feature = member.output_features['inputs']
+    for example in dataset.as_numpy_iterator():
+      texts = {
+          name: example[f'{name}_pretokenized'].decode()
+          for name in ('inputs', 'targets')
+          if f'{name}_pretokenized' in example
+      }
+      tokens = [int(t) for t in example['inputs']]
+      if tokens and feature.add_eos and tokens[-1] == feature.vocabulary.eos_id:
+        tokens = tokens[:-1]
+      yield texts | {'tokens': _fit(tokens, feature, lengths['inputs'])}
+
+
+if __name__ == '__main__':
+  from dst_t5x import config
+  from dst_t5x import infer as this
+
+  config.run(this.infer)

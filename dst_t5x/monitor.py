@@ -1,0 +1,172 @@
+"""What is said while training: metrics, the subset, progress, and trouble."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import math
+import os
+import re
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from dst_t5x import config
+from dst_t5x import projection as projection_lib
+from dst_t5x import reports
+from dst_t5x import silos
+from dst_t5x import summaries
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+PyTree = Any
+
+
+class Monitor:
+  """Collects the metrics of steps and reports them now and then."""
+
+  def __init__(
+      self,
+      folder: str | os.PathLike[str],
+      projection: projection_lib.Projection,
+      state: trainer_lib.TrainState,
+      seed: PyTree,
+      steps: int,
+  ):
+    """Opens the files.
+
+    Args:
+      folder: MODEL_DIR.
+      projection: says what the subset is counted by.
+      state: before the first step.
+      seed: θ⁰ on the devices, or ().
+      steps: of the whole run.
+    """
+    first_step = int(state.step)
+    self._summaries = summaries.Summaries(folder, first_step)
+    self._summaries.text(
+        first_step, {'config': f'```\n{config.operative_config()}\n```'}
+    )
+    self._progress = summaries.Progress(first_step, steps)
+    self._window: list[dict[str, jax.Array]] = []
+    self._unchecked: tuple[int, jax.Array] | None = None
+    self._subset = (
+        SubsetMonitor(projection, state, seed)
+        if isinstance(projection, projection_lib.SubsetProjection)
+        else None
+    )
+
+  def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step.
+
+    Raises:
+      UserError: the loss of the step before is not finite. Looking at this
+        step's would make the device wait for us.
+    """
+    self.check()
+    self._unchecked = (step, metrics['loss'])
+    self._window.append(metrics)
+    self._progress.advance()
+
+  def check(self) -> None:
+    """Raises UserError if the last step's loss is not finite."""
+    if self._unchecked is None:
+      return
+    step, loss = self._unchecked
+    self._unchecked = None
+    if not math.isfinite(float(loss)):
+      raise UserError(
+          f'the loss is {float(loss)} at step {step}: lower the learning rate, '
+          'or look at the data; the checkpoints before it are intact'
+      )
+
+  def log(self, step: int, state: trainer_lib.TrainState) -> None:
+    """Writes the metrics since the last call."""
+    self.check()
+    window = jax.device_get(self._window)
+    self._window = []
+    values = {
+        f'train/{name}': float(np.mean([w[name] for w in window]))
+        for name in window[-1]
+        if name not in (*reports.NORMS, 'target_tokens')
+    } | {f'train/{name}': float(window[-1][name]) for name in reports.NORMS}
+    if self._subset is not None:
+      values |= self._subset.report(state)
+    shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
+    rate = self._progress.report(shown)
+    tokens = np.mean([w['target_tokens'] for w in window])
+    values['speed/steps_per_second'] = rate
+    values['speed/target_tokens_per_second'] = rate * float(tokens)
+    self._summaries.scalars(step, values)
+
+  def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+    """Writes the results of an evaluation."""
+    self._summaries.scalars(step, results)
+    logging.info(
+        'evaluation at step %d: %s',
+        step,
+        '  '.join(f'{name} {value:.4g}' for name, value in results.items()),
+    )
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Takes what happens inside out of the rate of steps."""
+    self.check()
+    self._progress.pause()
+    yield
+    self._progress.restart()
+
+  def close(self) -> None:
+    """Writes everything out and closes the files."""
+    self._progress.close()
+    self._summaries.flush()
+    self._summaries.close()
+
+
+class SubsetMonitor:
+  """How large the subset is, where it is, how it churns."""
+
+  def __init__(
+      self,
+      projection: projection_lib.SubsetProjection,
+      state: trainer_lib.TrainState,
+      seed: PyTree,
+  ):
+    """Remembers the subset of `state`.
+
+    Args:
+      projection: its silos are reported by module.
+      state: before the first step.
+      seed: θ⁰.
+    """
+    layout = projection.layout(state.params)
+    self._modules = [module_of(name) for name in layout.names]
+    self._seed = seed
+    self._free = jax.jit(reports.pack_free)(state.params, seed)
+    self._report = jax.jit(
+        lambda params, seed, before: reports.subset_report(
+            layout, params, seed, before
+        )
+    )
+
+  def report(self, state: trainer_lib.TrainState) -> dict[str, float]:
+    """Returns free parameters, churn since the last report, thresholds."""
+    counts, self._free = self._report(state.params, self._seed, self._free)
+    free, new = jax.device_get((counts['free'], counts['new']))
+    thresholds = np.asarray(state.projection_state.thresholds)
+    distances = thresholds.view(np.float32).astype(np.float64)
+    total = int(free.sum())
+    values = {
+        'free/total': float(total),
+        'free/churn': float(new.sum()) / total if total else math.nan,
+    }
+    for module in sorted(set(self._modules)):
+      of_module = np.array([name == module for name in self._modules])
+      values[f'free/{module}'] = float(free[of_module].sum())
+      values[f'threshold/{module}'] = float(distances[of_module].mean())
+    return values
+
+
+def module_of(silo: str) -> str:
+  """Returns a silo's module, whatever the layer: `encoder/attention`."""
+  return re.sub(rf'{silos.STACK}_\d+/', '', silo)

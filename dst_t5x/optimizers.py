@@ -1,0 +1,151 @@
+"""AdaFactor as T5X runs it, from Optax, and learning-rate schedules."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from dst_t5x import silos
+from dst_t5x.errors import UserError, nearest
+
+PyTree = Any
+
+_DECAYS = ('constant', 'linear', 'cosine', 'rsqrt')
+
+
+def schedule(
+    base: float,
+    warmup_steps: int = 0,
+    decay: str = 'constant',
+    decay_steps: int | None = None,
+) -> optax.Schedule:
+  """Returns the learning rate as a function of the step.
+
+  Args:
+    base: the highest learning rate.
+    warmup_steps: steps over which it rises linearly from 0 to `base`.
+    decay: what follows: `constant`; `linear` or `cosine` to 0 at
+      `decay_steps`; `rsqrt`, base · √(warmup_steps / step), as T5 was
+      pretrained (warmup_steps of 1 if there is no warm-up).
+    decay_steps: the step at which `linear` and `cosine` reach 0, counted from
+      the start of this run, warm-up included.
+
+  Raises:
+    UserError: an unknown decay, or one that lacks its number of steps.
+  """
+  if base < 0:
+    raise UserError(f'the learning rate must not be negative; it is {base}')
+  if decay not in _DECAYS:
+    raise UserError(
+        f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
+    )
+  if decay in ('linear', 'cosine'):
+    if decay_steps is None or decay_steps <= warmup_steps:
+      raise UserError(
+          f'{decay} decay needs decay_steps above warmup_steps; they are '
+          f'{decay_steps} and {warmup_steps}'
+      )
+    rest = decay_steps - warmup_steps
+  after: Mapping[str, Callable[[], optax.Schedule]] = {
+      'constant': lambda: optax.schedules.constant_schedule(base),
+      'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
+      'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
+      'rsqrt': lambda: _rsqrt(base, max(warmup_steps, 1)),
+  }
+  if not warmup_steps:
+    return after[decay]()
+  warmup = optax.schedules.linear_schedule(0.0, base, warmup_steps)
+  return optax.schedules.join_schedules(
+      [warmup, after[decay]()], [warmup_steps]
+  )
+
+
+def _rsqrt(base: float, start: int) -> optax.Schedule:
+  return lambda step: base * jax.lax.rsqrt((step + start) / start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An Optax transformation and the learning rate that it follows.
+
+  Attributes:
+    transformation: gradients -> updates.
+    learning_rate: step -> learning rate, for the reports.
+  """
+
+  transformation: optax.GradientTransformation
+  learning_rate: optax.Schedule
+
+
+def adafactor(
+    learning_rate: optax.Schedule,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = True,
+    momentum: float | None = None,
+    weight_decay_rate: float | None = None,
+) -> Optimizer:
+  """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
+
+  Stacked tensors are treated layer by layer, so that a scanned network trains
+  as an unscanned one does.
+
+  Args:
+    learning_rate: step -> learning rate, relative to each tensor's scale.
+    decay_rate: exponent of the second moments' decay, 1 − t^−decay_rate.
+    clipping_threshold: RMS at which a tensor's update is clipped.
+    min_dim_size_to_factor: smaller second moments are not factored.
+    multiply_by_parameter_scale: whether an update is scaled by its tensor's
+      RMS.
+    momentum: decay of the first moment; none by default.
+    weight_decay_rate: share of the weights that is subtracted in each step.
+  """
+  inner = optax.adafactor(
+      learning_rate=learning_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      decay_rate=decay_rate,
+      multiply_by_parameter_scale=multiply_by_parameter_scale,
+      clipping_threshold=clipping_threshold,
+      momentum=momentum,
+      weight_decay_rate=weight_decay_rate,
+  )
+  return Optimizer(_by_layer(inner), learning_rate)
+
+
+def _by_layer(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Applies `inner` to every layer of stacked tensors on its own."""
+  vmapped = optax.GradientTransformation(
+      jax.vmap(inner.init), jax.vmap(inner.update)
+  )
+
+  def labels(params: PyTree) -> PyTree:
+    def label(key_path: Any, leaf: jax.Array) -> str:
+      path = silos.path_of(key_path)
+      stacked, _ = silos.slice_paths(path, leaf.shape)
+      # Encoder and decoder may differ in depth: one group for each stack.
+      return f'stack_{path.split("/")[0]}' if stacked else 'rest'
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+  def transformations(params: PyTree) -> optax.GradientTransformation:
+    names = sorted(set(jax.tree.leaves(labels(params))))
+    if names == ['rest']:
+      return inner
+    return optax.partition(
+        {name: inner if name == 'rest' else vmapped for name in names}, labels
+    )
+
+  def init(params: PyTree) -> PyTree:
+    return transformations(params).init(params)
+
+  def update(
+      updates: PyTree, state: PyTree, params: PyTree | None = None
+  ) -> tuple[PyTree, PyTree]:
+    return transformations(updates).update(updates, state, params)
+
+  return optax.GradientTransformation(init, update)

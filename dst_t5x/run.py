@@ -1,0 +1,322 @@
+"""A run and its folder: identity, seed, resumption, checkpoints, results.
+
+    MODEL_DIR/
+      run.json          what the run is: its configuration and its seed
+      config.gin        every parameter that gin supplied, defaults included
+      checkpoints/      see `checkpoints`
+      metrics.jsonl     all metrics, a row a report; events.…: the same for
+                        TensorBoard
+      evaluation/       predictions, as JSON lines
+      last.dst          the subset after the last step
+"""
+
+from collections.abc import Callable, Mapping
+import os
+import re
+from typing import Any, Self
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dst_t5x
+from dst_t5x import checkpoints
+from dst_t5x import config
+from dst_t5x import parameters
+from dst_t5x import partitioning
+from dst_t5x import seeds
+from dst_t5x import stacking
+from dst_t5x import subset as subset_lib
+from dst_t5x import summaries as summaries_lib
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+PyTree = Any
+
+SUBSET_FILE = 'last.dst'
+# Bindings that may differ between two calls for the same run: they change
+# nothing of what is computed in a step.
+_MAY_CHANGE = re.compile(
+    r'\.train\.(model_dir|initial_checkpoint_path)$'
+    r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
+)
+
+
+class Run:
+  """One training run; a context manager that closes its files."""
+
+  def __init__(
+      self,
+      model_dir: str | os.PathLike[str],
+      trainer: trainer_lib.Trainer,
+      partitioner: partitioning.Partitioner,
+      keep: int = 1,
+      keep_best_by: str | None = None,
+  ):
+    """Opens the folder, which may hold an interrupted run.
+
+    Args:
+      model_dir: MODEL_DIR.
+      trainer: its projection says what is saved.
+      partitioner: where parameters live.
+      keep: see `checkpoints.RunFolder`.
+      keep_best_by: likewise.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    self.path = epath.Path(model_dir)
+    self.eval_dir = os.fspath(self.path / 'evaluation')
+    self.space = parameters.ParameterSpace(trainer.network, partitioner)
+    # θ⁰ on the devices, or () where the projection has no need of it.
+    self.seed: PyTree = ()
+    self._trainer = trainer
+    self._partitioner = partitioner
+    self._reference: dict[str, Any] | None = None
+    self._params: PyTree = None  # θ⁰ on the host.
+    self._identity: dict[str, Any] = {}
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      probe = self.path / '.writable'
+      probe.write_text('')
+      probe.unlink()
+    except OSError as e:
+      raise UserError(f'MODEL_DIR {self.path} cannot be written to: {e}') from e
+    self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self._folder.close()
+
+  def claim(self, binary: Callable[..., Any]) -> None:
+    """Checks that the folder is empty or this very run's.
+
+    Args:
+      binary: what gin configured.
+
+    Raises:
+      UserError: the folder's run had another configuration.
+    """
+    self._identity = {
+        name: value
+        for name, value in config.bindings(binary).items()
+        if not _MAY_CHANGE.search(name)
+    }
+    if not checkpoints.is_run(self.path):
+      return
+    before = checkpoints.read_run_file(self.path)['config']
+    for name in sorted(before.keys() | self._identity.keys()):
+      old, new = before.get(name), self._identity.get(name)
+      if old != new:
+        raise UserError(
+            f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
+            'go on with that, or choose another MODEL_DIR'
+        )
+
+  def load_seed(
+      self, path: str | None, from_scratch: bool, random_seed: int
+  ) -> None:
+    """Loads θ⁰, or makes random parameters where that is asked for.
+
+    Args:
+      path: INITIAL_CHECKPOINT_PATH.
+      from_scratch: whether there is no seed, on purpose.
+      random_seed: of the random parameters.
+
+    Raises:
+      UserError: there is no seed, it is not for this network, or it is not
+        the one that the folder's run started from.
+    """
+    constrains = self._trainer.projection.constrains
+    if from_scratch and constrains:
+      raise UserError(
+          'a subset is tuned on a pretrained seed: use gin/runs/finetune.gin '
+          'and set INITIAL_CHECKPOINT_PATH'
+      )
+    if from_scratch:
+      logging.info('training from scratch, random seed %d', random_seed)
+      self._params = lambda: self.space.initialize(random_seed)
+    elif not path:
+      raise UserError(
+          'no seed: set INITIAL_CHECKPOINT_PATH, or use gin/runs/pretrain.gin '
+          'to train from random parameters'
+      )
+    else:
+      seed = seeds.load_seed(path)
+      self._reference = {'path': str(path), 'fingerprint': seed.fingerprint}
+      seeds.check_matches(seed.params, self.space.unstacked_shapes)
+      self._params = seed.params
+    self._check_seed()
+    if constrains:
+      self.seed = self.space.to_devices(self._params)
+      self._log_budget()
+
+  def _check_seed(self) -> None:
+    """Compares the seed with that of the folder's run; else claims it."""
+    if checkpoints.is_run(self.path):
+      before = checkpoints.read_run_file(self.path)['seed']
+      if (before or {}).get('fingerprint') != (self._reference or {}).get(
+          'fingerprint'
+      ):
+        raise UserError(
+            f'the run in MODEL_DIR {self.path} started from another seed, '
+            f'{before and before["path"]}: go on with that, or choose another '
+            'MODEL_DIR'
+        )
+    checkpoints.write_run_file(
+        self.path,
+        {
+            'config': self._identity,
+            'seed': self._reference,
+            'version': dst_t5x.__version__,
+        },
+    )
+    (self.path / 'config.gin').write_text(config.operative_config())
+
+  def _log_budget(self) -> None:
+    projection = self._trainer.projection
+    layout = projection.layout(self.space.shapes)
+    free = sum(layout.budgets(projection.epsilon))
+    logging.info(
+        'budget: %d of %d parameters are free, in %d silos',
+        free,
+        layout.size,
+        len(layout.names),
+    )
+
+  def begin(self) -> tuple[trainer_lib.TrainState, None]:
+    """Returns the state at the seed, and the start of the data."""
+    params = self._params
+    params = params() if callable(params) else self.space.to_devices(params)
+    init = jax.jit(self._trainer.init, out_shardings=self._state_shardings())
+    state = init(params)
+    self._forget_seed()
+    return state, None
+
+  def resume(self) -> tuple[trainer_lib.TrainState, bytes] | None:
+    """Returns state and data position of the last checkpoint, if any."""
+    step = self._folder.latest_step
+    if step is None:
+      return None
+    saved = self._folder.parameters(step)
+    if 'dense' in saved:
+      params = stacking.unstack_layers(saved['dense'])
+    else:
+      subset = subset_lib.from_arrays(saved)
+      params = subset_lib.apply(subset, self._params)
+    shardings = self._state_shardings()
+    abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        abstract,
+        shardings,
+    )
+    changing = like._replace(step=(), params=())
+    restored = checkpoints.unflatten(
+        changing, self._folder.state(step, checkpoints.flatten(changing))
+    )
+    state = restored._replace(
+        step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
+        params=self.space.to_devices(params),
+    )
+    self._forget_seed()
+    logging.info('resumed %s at step %d', self.path, step)
+    return state, self._folder.position(step)
+
+  def _forget_seed(self) -> None:
+    """Frees the host's copy where no subset has to be told from it."""
+    if not self._trainer.projection.constrains:
+      self._params = None
+
+  def _state_shardings(self) -> trainer_lib.TrainState:
+    abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
+    return self._partitioner.like_parameters(
+        abstract, self.space.shapes, self.space.shardings
+    )
+
+  def save(
+      self,
+      step: int,
+      state: trainer_lib.TrainState,
+      position: bytes | None,
+      results: Mapping[str, float],
+  ) -> None:
+    """Begins to write a checkpoint; training may go on meanwhile.
+
+    Args:
+      step: steps done.
+      state: the training state.
+      position: the data's.
+      results: of the evaluation at this step, if there was one.
+
+    Raises:
+      UserError: it cannot be written, or parameters are not finite.
+    """
+    saved: dict[str, Any]
+    if self._trainer.projection.constrains:
+      saved = subset_lib.to_arrays(self._subset(state))
+      if not np.isfinite(saved['values'].astype(np.float32)).all():
+        raise UserError(
+            f'a parameter is not finite after step {step}; nothing was saved'
+        )
+    else:
+      saved = {'dense': state.params}
+    changing = state._replace(step=(), params=())
+    # The next step overwrites these arrays while they are being written.
+    saved, changing = jax.tree.map(_copy, (saved, changing))
+    self._folder.save(
+        step,
+        saved,
+        checkpoints.flatten(changing),
+        position or b'',
+        self._about(step),
+        results,
+    )
+
+  def _subset(self, state: trainer_lib.TrainState) -> subset_lib.Subset:
+    return subset_lib.extract(state.params, self._params)
+
+  def _about(self, step: int) -> dict[str, Any]:
+    return {
+        'step': step,
+        'seed': self._reference,
+        'epsilon': getattr(self._trainer.projection, 'epsilon', None),
+        'parameters': self.space.size,
+        'version': dst_t5x.__version__,
+    }
+
+  def finish(
+      self, step: int, state: trainer_lib.TrainState
+  ) -> dict[str, float]:
+    """Waits for the last checkpoint, writes the subset file.
+
+    Returns:
+      The metrics of the last evaluation.
+    """
+    self._folder.wait()
+    if self._trainer.projection.constrains:
+      subset = self._subset(state)
+      size = subset_lib.save(self.path / SUBSET_FILE, subset, self._about(step))
+      logging.info(
+          'subset: %d parameters, %d bytes, %s',
+          subset.size,
+          size,
+          self.path / SUBSET_FILE,
+      )
+    return self.last_results()
+
+  def last_results(self) -> dict[str, float]:
+    """Returns the metrics of the last evaluation."""
+    rows = summaries_lib.read_metrics(self.path)
+    results = [row for row in rows if 'eval/loss' in row]
+    return results[-1] if results else {}
+
+
+def _copy(x: Any) -> Any:
+  return jnp.copy(x) if isinstance(x, jax.Array) else x

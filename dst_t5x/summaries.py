@@ -1,0 +1,132 @@
+"""Where the numbers of a run go: TensorBoard, JSON lines, and the terminal."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+import sys
+import time
+from typing import TextIO
+
+from absl import logging
+from clu import metric_writers
+from etils import epath
+import tqdm
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Summaries:
+  """Writes metrics of a run, in the background where that takes time."""
+
+  def __init__(self, folder: str | os.PathLike[str], first_step: int = 0):
+    """Opens the files.
+
+    Args:
+      folder: MODEL_DIR.
+      first_step: the step that a resumed run starts at; what an interrupted
+        run wrote beyond it is dropped, since it will be written again.
+    """
+    self._path = epath.Path(folder) / METRICS_FILE
+    rows = read_metrics(folder)
+    kept = [row for row in rows if row['step'] <= first_step]
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    self._tensorboard = metric_writers.AsyncWriter(
+        metric_writers.SummaryWriter(os.fspath(folder))
+    )
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes numbers; those that are NaN were not measured."""
+    known = {k: float(v) for k, v in values.items() if not math.isnan(v)}
+    self._tensorboard.write_scalars(step, known)
+    with self._path.open('a') as f:
+      f.write(json.dumps({'step': step} | known) + '\n')
+
+  def text(self, step: int, texts: Mapping[str, str]) -> None:
+    """Writes Markdown texts to TensorBoard."""
+    self._tensorboard.write_texts(step, dict(texts))
+
+  def flush(self) -> None:
+    """Waits until everything is on disk."""
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Ends the background thread."""
+    self._tensorboard.close()
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
+  """Returns the rows that `Summaries` wrote; a torn last line is left out."""
+  path = epath.Path(folder) / METRICS_FILE
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      logging.warning('%s: left out a torn line', path)
+  return rows
+
+
+class Progress:
+  """A bar on a terminal, plain lines elsewhere; rate and remaining time."""
+
+  def __init__(self, first_step: int, steps: int, stream: TextIO = sys.stderr):
+    """Starts the clock.
+
+    Args:
+      first_step: steps that are done already.
+      steps: steps in all.
+      stream: where to show it.
+    """
+    self._steps = steps
+    self._done = first_step
+    self._since = (first_step, time.perf_counter())
+    self._bar = (
+        tqdm.tqdm(total=steps, initial=first_step, unit='step', file=stream)
+        if stream.isatty()
+        else None
+    )
+
+  def advance(self) -> None:
+    """Counts one step."""
+    self._done += 1
+    if self._bar is not None:
+      self._bar.update()
+
+  def pause(self) -> None:
+    """Takes what follows out of the rate, until `restart`."""
+    self._paused = time.perf_counter()
+
+  def restart(self) -> None:
+    """Ends a pause."""
+    step, since = self._since
+    self._since = (step, since + time.perf_counter() - self._paused)
+
+  def report(self, values: Mapping[str, float]) -> float:
+    """Shows a few numbers; returns steps per second since the last report."""
+    step, since = self._since
+    now = time.perf_counter()
+    rate = (self._done - step) / max(now - since, 1e-9)
+    self._since = (self._done, now)
+    text = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(text)
+    else:
+      left = (self._steps - self._done) / max(rate, 1e-9)
+      logging.info(
+          'step %d of %d  %s  %.3g steps/s  %s left',
+          self._done,
+          self._steps,
+          text,
+          rate,
+          tqdm.tqdm.format_interval(left),
+      )
+    return rate
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,174 @@
+"""Trains: `python -m dst_t5x.train --gin_file=… --gin.NAME=VALUE`.
+
+From a gin file to the step: gin binds `train`, which runs `Trainer.train_step`
+for each batch. What a run leaves behind is the business of `run.Run`.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from dst_t5x import data
+from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import monitor as monitor_lib
+from dst_t5x import partitioning
+from dst_t5x import run as run_lib
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainData:
+  """What is trained on.
+
+  Attributes:
+    task: a registered seqio task or mixture.
+    feature_lengths: feature -> pieces per row; longer examples are cut.
+    batch_size: rows of a batch, over all devices.
+    pack: whether short examples share a row.
+  """
+
+  task: str
+  feature_lengths: Mapping[str, int]
+  batch_size: int
+  pack: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When to do what, in steps of this run.
+
+  Attributes:
+    train_steps: how many steps to train.
+    log_period: steps between two rows of training metrics.
+    eval_period: steps between two evaluations; the last step is evaluated too.
+    checkpoint_period: steps between two checkpoints; the last step is saved
+      too, and with `keep_best_by` every step that is evaluated.
+    keep: how many of the latest checkpoints to keep.
+    keep_best_by: name of the metric whose best checkpoint is kept too.
+  """
+
+  train_steps: int
+  log_period: int = 10
+  eval_period: int = 500
+  checkpoint_period: int = 500
+  keep: int = 1
+  keep_best_by: str | None = None
+
+  def __post_init__(self) -> None:
+    for name in ('train_steps', 'log_period', 'eval_period', 'keep',
+                 'checkpoint_period'):  # fmt: skip
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise UserError(
+            f'{name.upper()} must be a positive whole number; it is {value!r}'
+        )
+
+  def logs(self, step: int) -> bool:
+    """Whether training metrics are written after this step."""
+    return step % self.log_period == 0 or step == self.train_steps
+
+  def evaluates(self, step: int) -> bool:
+    """Whether an evaluation follows this step."""
+    return step % self.eval_period == 0 or step == self.train_steps
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is made after this step."""
+    return (
+        step % self.checkpoint_period == 0
+        or step == self.train_steps
+        or (self.keep_best_by is not None and self.evaluates(step))
+    )
+
+
+def train(
+    model_dir: str,
+    trainer: trainer_lib.Trainer,
+    train_data: TrainData,
+    evaluation: evaluation_lib.Evaluation,
+    plan: Plan,
+    partitioner: partitioning.Partitioner,
+    initial_checkpoint_path: str | None = None,
+    from_scratch: bool = False,
+    random_seed: int = 0,
+) -> dict[str, float]:
+  """Trains, evaluates and saves; continues where an earlier call was killed.
+
+  Args:
+    model_dir: the run's folder.
+    trainer: network, optimizer, projection and loss.
+    train_data: what is trained on.
+    evaluation: what is evaluated.
+    plan: when to do what.
+    partitioner: how devices share the work.
+    initial_checkpoint_path: the seed, θ⁰, in any format of `seeds`.
+    from_scratch: start from random parameters instead.
+    random_seed: of initialisation, data order and dropout.
+
+  Returns:
+    The metrics of the last evaluation.
+
+  Raises:
+    UserError: something is missing, contradictory, or went wrong for a reason
+      outside of the program.
+  """
+  task = data.check(
+      train_data.task, train_data.feature_lengths, train_data.batch_size
+  )
+  partitioner.check_batch_size(train_data.batch_size)
+  evaluation.check(partitioner)
+  with partitioner.activate(), run_lib.Run(
+      model_dir, trainer, partitioner, plan.keep, plan.keep_best_by
+  ) as run:
+    run.claim(train)
+    run.load_seed(initial_checkpoint_path, from_scratch, random_seed)
+    state, position = run.resume() or run.begin()
+    step = int(state.step)
+    if step >= plan.train_steps:
+      logging.info('nothing left to train: step %d is done', step)
+      return run.finish(step, state)
+    evaluate = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
+    train_step = jax.jit(trainer.train_step, donate_argnums=0)
+    dropout_key = jax.random.key(random_seed)
+    monitor = monitor_lib.Monitor(
+        run.path, trainer.projection, state, run.seed, plan.train_steps
+    )
+    with contextlib.closing(monitor), data.TrainIterator(
+        task,
+        train_data.feature_lengths,
+        train_data.batch_size,
+        seed=random_seed,
+        pack=train_data.pack,
+        step=step,
+        position=position,
+        save_after=plan.saves,
+        place=partitioner.place_batch,
+    ) as batches:
+      while step < plan.train_steps:
+        step, batch, position = next(batches)
+        state, metrics = train_step(
+            state, run.seed, batch, dropout_key, jnp.asarray(plan.logs(step))
+        )
+        monitor.record(step, metrics)
+        if plan.logs(step):
+          monitor.log(step, state)
+        results: dict[str, float] = {}
+        if plan.evaluates(step):
+          with monitor.paused():
+            results = evaluate(state.params, step)
+          monitor.evaluated(step, results)
+        if plan.saves(step):
+          with monitor.paused():
+            run.save(step, state, position, results)
+    return run.finish(step, state)
+
+
+if __name__ == '__main__':
+  from dst_t5x import config
+  from dst_t5x import train as train_module
+
+  config.run(train_module.train)
