@@ -125,7 +125,7 @@ def read_file(
   gin_config._IMPORTS.update(known.imports)
 
 
-def read_flag(name: str, value: str, origins: Origins) -> None:
+def read_flag(name: str, value: str, origins: Origins, binary: Any) -> None:
   """Reads `--gin.NAME=VALUE` into gin's configuration.
 
   Args:
@@ -133,13 +133,14 @@ def read_flag(name: str, value: str, origins: Origins) -> None:
       missing).
     value: a gin literal; a bare word or path is taken as a string.
     origins: where each binding stands; completed here.
+    binary: gin's reference to what will be called.
 
   Raises:
     UserError: the name is unknown or the value makes no sense.
   """
   flag = f'--gin.{name}'
   text = f'{name} = {_literal(flag, value)}'
-  with gin_names.names(gin_names.FlagNames()) as known:
+  with gin_names.names(gin_names.FlagNames(binary)) as known:
     for statement, _ in _statements(text, flag):
       with _located(flag):
         origin = Origin(Author.COMMAND_LINE, flag)

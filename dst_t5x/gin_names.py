@@ -53,8 +53,12 @@ class FlagNames(FileNames):
   `--gin.DECODER=@decoding.BeamSearch()` must find what no file has named yet.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, binary: Any) -> None:
     super().__init__()
+    references = gin_config.iterate_references(gin_config._CONFIG)
+    self._in_use = {selector for _, selector in gin_config._CONFIG}
+    self._in_use |= {found.configurable.selector for found in references}
+    self._in_use.add(binary.configurable.selector)
     self._enable_dynamic_registration()
     for statement in sorted(gin_config._IMPORTS, key=lambda s: s.module):
       if not statement.module.startswith('__gin__'):
@@ -63,6 +67,10 @@ class FlagNames(FileNames):
   def get_configurable(self, selector: str) -> Any:
     """Returns what the selector names, registered if need be."""
     known = gin_config._REGISTRY.matching_selectors(selector)
+    # Other packages register much that this configuration does not mention.
+    in_use = self._in_use.intersection(known)
+    if len(in_use) == 1:
+      return gin_config._REGISTRY[in_use.pop()]
     if known or selector.split('.')[0] not in self._symbol_table:
       return _registered(selector)
     return super().get_configurable(selector)

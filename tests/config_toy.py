@@ -9,18 +9,18 @@ LIMIT = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class ToyMethod:
   epsilon: float
   distance: str = 'absolute'
 
 
-class Network:
+class ToyNetwork:
   def __init__(self, layers: int = 2, inner: Any = None):
     self.layers = layers
     self.inner = inner
 
 
-def schedule(base: float = 1.0) -> float:
+def rate(base: float = 1.0) -> float:
   return base
 
 
@@ -30,7 +30,12 @@ def registered(rate: float = 1.0) -> float:
   return rate
 
 
-def train(
+def shared(steps: int = 1) -> dict[str, Any]:
+  """A name that another module has too."""
+  return dict(locals())
+
+
+def fit(
   model_dir: str,
   steps: int = 10,
   method: Any = None,
@@ -41,6 +46,6 @@ def train(
   return dict(locals())
 
 
-def evaluate(network: Any, steps: int = 1) -> dict[str, Any]:
+def score(network: Any, steps: int = 1) -> dict[str, Any]:
   """Returns what gin gave it."""
   return dict(locals())

@@ -1,5 +1,6 @@
 """Gin configuration: what is bound, and every mistake that it must report."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from dst_t5x.errors import UserError
 _IMPORTS = 'from __gin__ import dynamic_registration\nimport config_toy\n'
 _RUN = """
   MODEL_DIR = %gin.REQUIRED
-  METHOD = @config_toy.Method()
+  METHOD = @config_toy.ToyMethod()
   EPSILON = 0.5
-  config_toy.Method.epsilon = %EPSILON
-  config_toy.train:
+  config_toy.ToyMethod.epsilon = %EPSILON
+  config_toy.fit:
     model_dir = %MODEL_DIR
     method = %METHOD
 """
@@ -44,7 +45,7 @@ def package(tmp_path, monkeypatch):
   return tmp_path / 'package'
 
 
-def _error(*argv, binary=config_toy.train):
+def _error(*argv, binary=config_toy.fit):
   """The one line that the arguments end in."""
   with pytest.raises(UserError) as raised:
     config.parse(argv, binary)
@@ -56,13 +57,13 @@ def _error(*argv, binary=config_toy.train):
 class TestWhatIsBound:
   def test_files_and_flags(self, write):
     binary = config.parse(
-      [write(_RUN), '--gin.MODEL_DIR=/tmp/x', '--gin.train.steps=7'],
-      config_toy.train,
+      [write(_RUN), '--gin.MODEL_DIR=/tmp/x', '--gin.fit.steps=7'],
+      config_toy.fit,
     )
     assert binary() == {
       'model_dir': '/tmp/x',
       'steps': 7,
-      'method': config_toy.Method(epsilon=0.5),
+      'method': config_toy.ToyMethod(epsilon=0.5),
       'network': None,
       'extras': None,
     }
@@ -70,17 +71,17 @@ class TestWhatIsBound:
   def test_later_files_override_and_flags_override_all(self, write):
     files = [
       write(_RUN),
-      write('EPSILON = 0.25\nconfig_toy.train.steps = 3', 'second.gin'),
+      write('EPSILON = 0.25\nconfig_toy.fit.steps = 3', 'second.gin'),
     ]
-    flags = ['--gin.MODEL_DIR=x', '--gin.train.steps=4']
-    result = config.parse([*flags, *files], config_toy.train)()
+    flags = ['--gin.MODEL_DIR=x', '--gin.fit.steps=4']
+    result = config.parse([*flags, *files], config_toy.fit)()
     assert result['method'].epsilon == 0.25
     assert result['steps'] == 4
 
   def test_a_second_parse_knows_nothing_of_the_first(self, write):
     argv = [write(_RUN), '--gin.MODEL_DIR=x']
-    config.parse([*argv, '--gin.EPSILON=0.125'], config_toy.train)()
-    again = config.parse(argv, config_toy.train)()
+    config.parse([*argv, '--gin.EPSILON=0.125'], config_toy.fit)()
+    again = config.parse(argv, config_toy.fit)()
     assert again['method'].epsilon == 0.5
 
   @pytest.mark.parametrize(
@@ -108,30 +109,44 @@ class TestWhatIsBound:
     ],
   )
   def test_values_of_flags(self, text, value):
-    argv = ['--gin.train.model_dir=x', f'--gin.train.extras={text}']
-    assert config.parse(argv, config_toy.train)()['extras'] == value
+    argv = ['--gin.fit.model_dir=x', f'--gin.fit.extras={text}']
+    assert config.parse(argv, config_toy.fit)()['extras'] == value
 
   def test_a_flag_may_refer_to_what_no_file_has_named(self, write):
     argv = [
       write(_RUN),
       '--gin.MODEL_DIR=x',
-      '--gin.train.extras=[@config_toy.schedule()]',
-      '--gin.config_toy.schedule.base=3.0',
+      '--gin.fit.extras=[@config_toy.rate()]',
+      '--gin.config_toy.rate.base=3.0',
     ]
-    assert config.parse(argv, config_toy.train)()['extras'] == [3.0]
+    assert config.parse(argv, config_toy.fit)()['extras'] == [3.0]
+
+  def test_a_flag_means_what_is_in_use_if_a_name_is_shared(
+    self, tmp_path, monkeypatch
+  ):
+    (tmp_path / 'toy_twin.py').write_text('def shared(steps=1): return steps')
+    monkeypatch.syspath_prepend(tmp_path)
+    twin = importlib.import_module('toy_twin')
+    flag = '--gin.shared.steps=3'
+    assert config.parse([flag], twin.shared)() == 3
+    assert config.parse([flag], config_toy.shared)() == {'steps': 3}
+    assert _error(flag) == (
+      "--gin.shared.steps: 'shared' may be any of config_toy.shared, "
+      'toy_twin.shared'
+    )
 
   def test_scopes(self, write):
     file = write("""
-      config_toy.train:
+      config_toy.fit:
         model_dir = 'x'
-        network = @outer/config_toy.Network()
-        extras = {'rate': (@config_toy.schedule(), @b/config_toy.schedule())}
-      config_toy.Network.inner = @config_toy.schedule()
-      outer/config_toy.schedule.base = 5.0
-      b/config_toy.schedule.base = 7.0
+        network = @outer/config_toy.ToyNetwork()
+        extras = {'rate': (@config_toy.rate(), @b/config_toy.rate())}
+      config_toy.ToyNetwork.inner = @config_toy.rate()
+      outer/config_toy.rate.base = 5.0
+      b/config_toy.rate.base = 7.0
     """)
-    flag = '--gin.outer/Network.layers=9'
-    result = config.parse([file, flag], config_toy.train)()
+    flag = '--gin.outer/ToyNetwork.layers=9'
+    result = config.parse([file, flag], config_toy.fit)()
     assert result['network'].layers == 9
     assert result['network'].inner == 5.0
     assert result['extras'] == {'rate': (1.0, 7.0)}
@@ -139,7 +154,7 @@ class TestWhatIsBound:
   def test_include(self, write, tmp_path):
     write(_RUN, 'base.gin')
     file = write(f"include '{tmp_path}/base.gin'\nEPSILON = 0.75")
-    result = config.parse([file, '--gin.MODEL_DIR=x'], config_toy.train)()
+    result = config.parse([file, '--gin.MODEL_DIR=x'], config_toy.fit)()
     assert result['method'].epsilon == 0.75
 
   def test_files_of_the_package_are_found_anywhere(
@@ -149,61 +164,61 @@ class TestWhatIsBound:
       _IMPORTS + "include 'gin/base.gin'\nUNUSED = 1\n"
     )
     (package / 'gin' / 'base.gin').write_text(
-      _IMPORTS + 'config_toy.train.model_dir = %MODEL_DIR\n'
+      _IMPORTS + 'config_toy.fit.model_dir = %MODEL_DIR\n'
     )
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
     argv = ['--gin_file=gin/run.gin', '--gin.MODEL_DIR=x']
-    assert config.parse(argv, config_toy.train)()['model_dir'] == 'x'
+    assert config.parse(argv, config_toy.fit)()['model_dir'] == 'x'
 
 
 class TestBindings:
   def test_flat_sorted_and_resolved(self, write):
     argv = [
       write(_RUN),
-      write('a/config_toy.schedule.base = 2.0', 'second.gin'),
+      write('a/config_toy.rate.base = 2.0', 'second.gin'),
       '--gin.MODEL_DIR=x',
-      '--gin.train.extras={"k": [%EPSILON, @a/config_toy.schedule]}',
+      '--gin.fit.extras={"k": [%EPSILON, @a/config_toy.rate]}',
     ]
-    config.parse(argv, config_toy.train)
-    found = config.bindings(config_toy.train)
+    config.parse(argv, config_toy.fit)
+    found = config.bindings(config_toy.fit)
     assert found == {
-      'a/config_toy.schedule.base': '2.0',
-      'config_toy.Method.epsilon': '0.5',
-      'config_toy.train.extras': "{'k': [0.5, @a/config_toy.schedule]}",
-      'config_toy.train.method': '@config_toy.Method()',
-      'config_toy.train.model_dir': "'x'",
+      'a/config_toy.rate.base': '2.0',
+      'config_toy.ToyMethod.epsilon': '0.5',
+      'config_toy.fit.extras': "{'k': [0.5, @a/config_toy.rate]}",
+      'config_toy.fit.method': '@config_toy.ToyMethod()',
+      'config_toy.fit.model_dir': "'x'",
     }
     assert list(found) == sorted(found)
 
   def test_what_is_out_of_reach_or_overridden_is_left_out(self, write):
     file = write("""
-      config_toy.train.model_dir = 'x'
-      config_toy.train.network = @a/config_toy.Network()
-      config_toy.Network.layers = 1
-      a/config_toy.Network.layers = 2
-      METHOD = @config_toy.Method()
-      config_toy.Method.epsilon = 0.5
-      config_toy.train.extras = %METHOD
-      config_toy.train.extras = None
+      config_toy.fit.model_dir = 'x'
+      config_toy.fit.network = @a/config_toy.ToyNetwork()
+      config_toy.ToyNetwork.layers = 1
+      a/config_toy.ToyNetwork.layers = 2
+      METHOD = @config_toy.ToyMethod()
+      config_toy.ToyMethod.epsilon = 0.5
+      config_toy.fit.extras = %METHOD
+      config_toy.fit.extras = None
     """)
     with pytest.raises(UserError, match='METHOD is not used'):
-      config.parse([file], config_toy.train)
-    assert config.bindings(config_toy.train) == {
-      'a/config_toy.Network.layers': '2',
-      'config_toy.train.extras': 'None',
-      'config_toy.train.model_dir': "'x'",
-      'config_toy.train.network': '@a/config_toy.Network()',
+      config.parse([file], config_toy.fit)
+    assert config.bindings(config_toy.fit) == {
+      'a/config_toy.ToyNetwork.layers': '2',
+      'config_toy.fit.extras': 'None',
+      'config_toy.fit.model_dir': "'x'",
+      'config_toy.fit.network': '@a/config_toy.ToyNetwork()',
     }
 
   def test_operative_config_can_be_parsed_again(self, write, tmp_path):
-    config.parse([write(_RUN), '--gin.MODEL_DIR=x'], config_toy.train)()
+    config.parse([write(_RUN), '--gin.MODEL_DIR=x'], config_toy.fit)()
     text = config.operative_config()
-    assert 'config_toy.train.steps = 10' in text
+    assert 'config_toy.fit.steps = 10' in text
     assert 'EPSILON = 0.5' in text
     again = write(text, 'operative.gin', imports='')
-    result = config.parse([again], config_toy.train)()
-    assert result['method'] == config_toy.Method(epsilon=0.5)
+    result = config.parse([again], config_toy.fit)()
+    assert result['method'] == config_toy.ToyMethod(epsilon=0.5)
 
 
 class TestUnknownNames:
@@ -211,30 +226,30 @@ class TestUnknownNames:
     ('line', 'expected'),
     [
       (
-        'config_toi.train.steps = 1',
-        "'config_toi' of 'config_toi.train' is not imported here; did you "
+        'config_toi.fit.steps = 1',
+        "'config_toi' of 'config_toi.fit' is not imported here; did you "
         "mean 'config_toy'?",
       ),
       (
-        'config_toy.trian.steps = 1',
-        "there is no 'config_toy.trian': no 'trian'; did you mean 'train'?",
+        'config_toy.fti.steps = 1',
+        "there is no 'config_toy.fti': no 'fti'; did you mean 'fit'?",
       ),
       (
-        'config_toy.train.stesp = 1',
-        "config_toy.train has no parameter 'stesp'; did you mean 'steps'?",
+        'config_toy.fit.stesp = 1',
+        "config_toy.fit has no parameter 'stesp'; did you mean 'steps'?",
       ),
       (
-        'config_toy.train.network = @config_toy.Netwrok()',
-        "there is no 'config_toy.Netwrok': no 'Netwrok'; did you mean "
-        "'Network'?",
+        'config_toy.fit.network = @config_toy.ToyNetwrok()',
+        "there is no 'config_toy.ToyNetwrok': no 'ToyNetwrok'; did you mean "
+        "'ToyNetwork'?",
       ),
       (
-        'config_toy.train.extras = [1, {"a": @config_toy.Netwrok}]',
-        "there is no 'config_toy.Netwrok': no 'Netwrok'; did you mean "
-        "'Network'?",
+        'config_toy.fit.extras = [1, {"a": @config_toy.ToyNetwrok}]',
+        "there is no 'config_toy.ToyNetwrok': no 'ToyNetwrok'; did you mean "
+        "'ToyNetwork'?",
       ),
       (
-        'config_toy.train.extras = @config_toy.LIMIT',
+        'config_toy.fit.extras = @config_toy.LIMIT',
         "'config_toy.LIMIT' is neither a function nor a class",
       ),
       (
@@ -259,26 +274,27 @@ class TestUnknownNames:
     monkeypatch.syspath_prepend(tmp_path)
     file = write('import toy_with_bug')
     with pytest.raises(ImportError, match='toy_with_bug') as raised:
-      config.parse([file], config_toy.train)
+      config.parse([file], config_toy.fit)
     assert isinstance(raised.value.__cause__, NameError)
 
   def test_in_an_included_file(self, write, tmp_path):
-    write('config_toy.train.stesp = 1', 'inner.gin')
+    write('config_toy.fit.stesp = 1', 'inner.gin')
     message = _error(write(f"include '{tmp_path}/inner.gin'"))
-    assert message.startswith(f'{tmp_path}/inner.gin:3: config_toy.train ')
+    assert message.startswith(f'{tmp_path}/inner.gin:3: config_toy.fit ')
     assert 'user.gin' not in message
 
   @pytest.mark.parametrize(
     ('flag', 'expected'),
     [
       (
-        '--gin.train.stesp=1',
-        "train has no parameter 'stesp'; did you mean 'steps'?",
+        '--gin.fit.stesp=1',
+        "fit has no parameter 'stesp'; did you mean 'steps'?",
       ),
-      ('--gin.trian.steps=1', "there is no 'trian'; did you mean 'train'?"),
+      ('--gin.fti.steps=1', "there is no 'fti'; did you mean 'fit'?"),
       (
-        '--gin.METHOD=@config_toy.Mehtod()',
-        "there is no 'config_toy.Mehtod': no 'Mehtod'; did you mean 'Method'?",
+        '--gin.METHOD=@config_toy.ToyMehtod()',
+        "there is no 'config_toy.ToyMehtod': no 'ToyMehtod'; did you mean "
+        "'ToyMethod'?",
       ),
     ],
   )
@@ -315,11 +331,11 @@ class TestUnused:
 
   def test_macro_on_the_command_line_that_is_for_another_binary(self, package):
     (package / 'gin' / 'run.gin').write_text(
-      f'{_IMPORTS}{textwrap.dedent(_RUN)}config_toy.evaluate.network = 1\n'
+      f'{_IMPORTS}{textwrap.dedent(_RUN)}config_toy.score.network = 1\n'
     )
     argv = ['--gin_file=gin/run.gin']
-    assert config.parse(argv, config_toy.evaluate)()['network'] == 1
-    message = _error(*argv, '--gin.EPSILON=0.1', binary=config_toy.evaluate)
+    assert config.parse(argv, config_toy.score)()['network'] == 1
+    message = _error(*argv, '--gin.EPSILON=0.1', binary=config_toy.score)
     assert message == 'EPSILON is not used by this configuration'
 
   def test_misspelt_name_is_reported_before_the_missing_value(self, write):
@@ -329,35 +345,37 @@ class TestUnused:
     )
 
   def test_binding_in_a_file(self, write, tmp_path):
-    file = write(_RUN + '  config_toy.Network.layers = 3\n')
+    file = write(_RUN + '  config_toy.ToyNetwork.layers = 3\n')
     assert _error(file, '--gin.MODEL_DIR=x') == (
       f'{tmp_path}/user.gin:11: nothing in this configuration refers to '
-      'Network, so layers would have no effect'
+      'ToyNetwork, so layers would have no effect'
     )
 
   def test_binding_in_a_scope_that_nothing_enters(self, write):
-    file = write(_RUN + '  other/config_toy.Method.distance = "relative"\n')
+    file = write(_RUN + '  other/config_toy.ToyMethod.distance = "relative"\n')
     message = _error(file, '--gin.MODEL_DIR=x')
-    assert 'refers to other/Method, so distance' in message
+    assert 'refers to other/ToyMethod, so distance' in message
 
   def test_binding_on_the_command_line(self, write):
     argv = [
       write(_RUN),
       '--gin.MODEL_DIR=x',
-      '--gin.config_toy.Network.layers=3',
+      '--gin.config_toy.ToyNetwork.layers=3',
     ]
-    assert _error(*argv).startswith('--gin.config_toy.Network.layers: nothing')
+    assert _error(*argv).startswith(
+      '--gin.config_toy.ToyNetwork.layers: nothing'
+    )
 
   def test_binding_that_only_an_unused_macro_reaches(self, package, write):
     shipped = package / 'gin' / 'method.gin'
-    shipped.write_text(_IMPORTS + 'METHOD = @config_toy.Method()\n')
+    shipped.write_text(_IMPORTS + 'METHOD = @config_toy.ToyMethod()\n')
     argv = [
       f'--gin_file={shipped}',
-      write('config_toy.Method.epsilon = 1.0\nconfig_toy.evaluate.network = 1'),
+      write('config_toy.ToyMethod.epsilon = 1.0\nconfig_toy.score.network = 1'),
     ]
-    config.parse(argv, config_toy.evaluate)
-    with pytest.raises(UserError, match='refers to Method, so'):
-      config.parse([*argv, '--gin.Method.epsilon=2.0'], config_toy.evaluate)
+    config.parse(argv, config_toy.score)
+    with pytest.raises(UserError, match='refers to ToyMethod, so'):
+      config.parse([*argv, '--gin.ToyMethod.epsilon=2.0'], config_toy.score)
 
   def test_macro_in_a_file(self, write, tmp_path):
     file = write(_RUN + '  EPSILN = 3\n')
@@ -368,27 +386,27 @@ class TestUnused:
 
   def test_macro_and_binding_in_a_file_of_the_package(self, package):
     (package / 'gin' / 'run.gin').write_text(
-      _IMPORTS + 'UNUSED = 1\nconfig_toy.Network.layers = 1\n'
+      _IMPORTS + 'UNUSED = 1\nconfig_toy.ToyNetwork.layers = 1\n'
     )
-    argv = ['--gin_file=gin/run.gin', '--gin.train.model_dir=x']
-    assert config.parse(argv, config_toy.train)()['model_dir'] == 'x'
+    argv = ['--gin_file=gin/run.gin', '--gin.fit.model_dir=x']
+    assert config.parse(argv, config_toy.fit)()['model_dir'] == 'x'
 
 
 class TestMissing:
   @pytest.mark.parametrize(
     ('lines', 'flag'),
     [
-      ('A = %gin.REQUIRED\nconfig_toy.train.model_dir = %A', '--gin.A'),
-      ('config_toy.train.model_dir = %UNDEFINED', '--gin.UNDEFINED'),
-      ('config_toy.train.model_dir = [{"x": (%IN,)}]', '--gin.IN'),
+      ('A = %gin.REQUIRED\nconfig_toy.fit.model_dir = %A', '--gin.A'),
+      ('config_toy.fit.model_dir = %UNDEFINED', '--gin.UNDEFINED'),
+      ('config_toy.fit.model_dir = [{"x": (%IN,)}]', '--gin.IN'),
       (
-        'config_toy.train.model_dir = %gin.REQUIRED',
-        '--gin.train.model_dir',
+        'config_toy.fit.model_dir = %gin.REQUIRED',
+        '--gin.fit.model_dir',
       ),
-      ('config_toy.train.steps = 3', '--gin.train.model_dir'),
+      ('config_toy.fit.steps = 3', '--gin.fit.model_dir'),
       (
-        'config_toy.train.model_dir = @a/config_toy.Method()',
-        '--gin.a/Method.epsilon',
+        'config_toy.fit.model_dir = @a/config_toy.ToyMethod()',
+        '--gin.a/ToyMethod.epsilon',
       ),
     ],
   )
@@ -396,10 +414,10 @@ class TestMissing:
     file = write(lines)
     assert _error(file) == f'values are missing: set {flag}=…'
     value = "'x'" if 'epsilon' not in flag else '1.0'
-    config.parse([file, f'{flag}={value}'], config_toy.train)()
+    config.parse([file, f'{flag}={value}'], config_toy.fit)()
 
   def test_all_at_once(self, write):
-    file = write(_RUN + '  config_toy.train.extras = (%MORE, %MODEL_DIR)\n')
+    file = write(_RUN + '  config_toy.fit.extras = (%MORE, %MODEL_DIR)\n')
     assert _error(file) == (
       'values are missing: set --gin.MODEL_DIR=… --gin.MORE=…'
     )
@@ -407,21 +425,21 @@ class TestMissing:
   def test_out_of_reach(self, package):
     (package / 'gin' / 'method.gin').write_text(
       _IMPORTS
-      + 'EPSILON = %gin.REQUIRED\nconfig_toy.Method.epsilon = %EPSILON\n'
+      + 'EPSILON = %gin.REQUIRED\nconfig_toy.ToyMethod.epsilon = %EPSILON\n'
     )
-    argv = ['--gin_file=gin/method.gin', '--gin.train.model_dir=x']
-    config.parse(argv, config_toy.train)()
+    argv = ['--gin_file=gin/method.gin', '--gin.fit.model_dir=x']
+    config.parse(argv, config_toy.fit)()
 
   def test_a_reference_that_is_not_called_may_lack_arguments(self, write):
     file = write("""
-      config_toy.train.model_dir = 'x'
-      config_toy.train.method = @config_toy.Method
+      config_toy.fit.model_dir = 'x'
+      config_toy.fit.method = @config_toy.ToyMethod
     """)
-    method = config.parse([file], config_toy.train)()['method']
+    method = config.parse([file], config_toy.fit)()['method']
     assert method(epsilon=1.0).epsilon == 1.0
 
   def test_macros_in_a_circle(self, write):
-    file = write('A = %B\nB = [%A]\nconfig_toy.train.model_dir = %A')
+    file = write('A = %B\nB = [%A]\nconfig_toy.fit.model_dir = %A')
     assert _error(file) == 'the macro A refers to itself'
 
 
@@ -433,8 +451,8 @@ class TestSyntax:
       ('A = bare', 3),
       ('\n\nA = [1, 2', None),
       ('A 1', 3),
-      ('config_toy.train:\nsteps = 3', None),
-      ('config_toy.train:\n  steps = 3\n    method = 4', None),
+      ('config_toy.fit:\nsteps = 3', None),
+      ('config_toy.fit:\n  steps = 3\n    method = 4', None),
       ("A = 'unfinished", 3),
     ],
   )
@@ -447,12 +465,12 @@ class TestSyntax:
   @pytest.mark.parametrize(
     ('flag', 'expected'),
     [
-      ('--gin.train.extras=', '--gin.train.extras has no value'),
-      ('--gin.train.extras=true', 'write True'),
-      ('--gin.train.extras=[1, 2', 'not a gin value'),
-      ('--gin.train.extras=1,000', 'not a gin value'),
-      ('--gin.train.extras=%', 'not a gin value'),
-      ("--gin.train.extras='x", 'not a gin value'),
+      ('--gin.fit.extras=', '--gin.fit.extras has no value'),
+      ('--gin.fit.extras=true', 'write True'),
+      ('--gin.fit.extras=[1, 2', 'not a gin value'),
+      ('--gin.fit.extras=1,000', 'not a gin value'),
+      ('--gin.fit.extras=%', 'not a gin value'),
+      ("--gin.fit.extras='x", 'not a gin value'),
       ('--gin.a b=1', '--gin.a b: '),
       ('--gin.=1', '--gin.: '),
     ],
@@ -538,6 +556,6 @@ class TestRun:
 
 
 def test_what_its_own_module_registers_counts_as_used():
-  argv = ['--gin.train.model_dir=x', '--gin.registered.rate=2.0']
-  config.parse(argv, config_toy.train)()
+  argv = ['--gin.fit.model_dir=x', '--gin.registered.rate=2.0']
+  config.parse(argv, config_toy.fit)()
   assert config_toy.registered() == 2.0

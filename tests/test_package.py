@@ -102,7 +102,7 @@ def test_metadata(built, repository):
   (path,) = (built / 'unpacked').glob('*.dist-info/METADATA')
   metadata = email.message_from_string(path.read_text(encoding='utf-8'))
   assert metadata['Version'] == dst_t5x.__version__
-  assert metadata['Requires-Python'] == '<3.14,>=3.11'
+  assert set(metadata['Requires-Python'].split(',')) == {'>=3.11', '<3.14'}
   assert metadata['License-Expression'] == 'Apache-2.0'
   readme = (repository / 'README.md').read_text(encoding='utf-8')
   assert metadata.get_payload().strip() == readme.strip()
