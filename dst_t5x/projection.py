@@ -8,6 +8,7 @@ seed's, bit for bit.
     params, state = projection.apply(new_params, seed_params, state)
 """
 
+import collections
 from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, NamedTuple, Protocol
@@ -153,8 +154,8 @@ class SubsetProjection:
     cut, state = self._search(layout, new, seed, state)
     kept = []
     for leaf, a, b in zip(layout.leaves, new, seed, strict=True):
-      keep = _is_kept(self._keys(leaf, layout, a, b), leaf, cut)
       # A select, never an added difference: p + (s - p) misses s's bits.
+      keep = self._keep(leaf, layout, cut, a, b)
       kept.append(jnp.where(keep.reshape(a.shape), a, b))
     return jax.tree.unflatten(tree, kept), state
 
@@ -193,6 +194,21 @@ class SubsetProjection:
         passes=passes,
     )
 
+  def _keep(
+      self,
+      leaf: silo_lib.Leaf,
+      layout: silo_lib.Layout,
+      cut: thresholds.Cut,
+      new: jax.Array,
+      seed: jax.Array,
+  ) -> jax.Array:
+    """Returns bool [slices, …]: which components stay free."""
+    threshold, before, offsets = _of_slices(leaf, cut.threshold, cut.before)
+    keys = self._keys(leaf, layout, new, seed)
+    threshold = _columns(threshold, keys.ndim)
+    early = _positions(offsets, keys.shape) < _columns(before, keys.ndim)
+    return (keys > threshold) | ((keys == threshold) & early)
+
   def _keys(
       self,
       leaf: silo_lib.Leaf,
@@ -203,7 +219,7 @@ class SubsetProjection:
     """Returns uint32 [slices, …]: distances, ordered as integers."""
     shape = new.shape if leaf.stacked else (1, *new.shape)
     if self.distance == RANDOM:
-      positions = _positions(leaf, shape)
+      positions = _positions(jnp.asarray(leaf.offsets, jnp.uint32), shape)
       keys = [
           distances.random_scores(
               positions[i],
@@ -216,30 +232,50 @@ class SubsetProjection:
     return lax.bitcast_convert_type(distance, jnp.uint32).reshape(shape)
 
 
-def _per_slice(values: jax.Array, leaf: silo_lib.Leaf, ndim: int) -> jax.Array:
-  """Returns the silos' values as [slices, 1, …] with `ndim` axes."""
-  chosen = values[jnp.asarray(leaf.silos)]
-  return chosen.reshape((len(leaf.silos),) + (1,) * (ndim - 1))
+def _positions(offsets: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns uint32 [slices, …]: where each component is in its silo.
 
-
-def _positions(leaf: silo_lib.Leaf, shape: tuple[int, ...]) -> jax.Array:
-  """Returns uint32 [slices, …]: where each component is in its silo."""
-  position = jnp.zeros(shape, jnp.uint32)
+  Args:
+    offsets: uint32 [slices], position of each slice's first component.
+    shape: (slices, …).
+  """
+  position = _columns(offsets, len(shape))
   stride = 1
   for axis in range(len(shape) - 1, 0, -1):
     along = lax.broadcasted_iota(jnp.uint32, shape, axis)
     position = position + along * jnp.uint32(stride)
     stride *= shape[axis]
+  return position
+
+
+def _columns(values: jax.Array, ndim: int) -> jax.Array:
+  """Returns [slices] as [slices, 1, …] with `ndim` axes."""
+  return values.reshape(values.shape + (1,) * (ndim - 1))
+
+
+def _of_slices(leaf: silo_lib.Leaf, *of_silos: jax.Array) -> list[jax.Array]:
+  """Returns the values of a leaf's silos, and the offsets of its slices.
+
+  The barrier keeps them parameters of the kernels that read the tensor, so
+  that XLA compiles one kernel for each shape and not one for each tensor.
+
+  Args:
+    leaf: the tensor.
+    *of_silos: [silos, …] each.
+
+  Returns:
+    [slices, …] each, then uint32 [slices].
+  """
   offsets = jnp.asarray(leaf.offsets, jnp.uint32)
-  return position + offsets.reshape((-1,) + (1,) * (len(shape) - 1))
+  chosen = [_rows(x, leaf.silos) for x in of_silos]
+  return lax.optimization_barrier([*chosen, offsets])
 
 
-def _is_kept(keys: jax.Array, leaf: silo_lib.Leaf, cut: thresholds.Cut) -> jax.Array:
-  """Returns bool [slices, …]: which components stay free."""
-  threshold = _per_slice(cut.threshold, leaf, keys.ndim)
-  before = _per_slice(cut.before, leaf, keys.ndim)
-  positions = _positions(leaf, keys.shape)
-  return (keys > threshold) | ((keys == threshold) & (positions < before))
+def _rows(values: jax.Array, silos: Sequence[int]) -> jax.Array:
+  """Returns the rows of some silos; a single one without a gather."""
+  if len(silos) == 1:
+    return lax.slice_in_dim(values, silos[0], silos[0] + 1)
+  return values[jnp.asarray(silos)]
 
 
 def _count(
@@ -257,27 +293,35 @@ def _count(
   Returns:
     uint32 [silos, candidates]; rows of inactive silos may be too low.
   """
-  counts = jnp.zeros_like(query.candidates)
+  leaves_of = collections.defaultdict(list)
   for i, leaf in enumerate(layout.leaves):
-    ids = jnp.asarray(leaf.silos)
+    leaves_of[leaf.silos].append(i)
+  rows: dict[int, list[jax.Array]] = collections.defaultdict(list)
+  for silos, leaves in leaves_of.items():
 
-    def counted(
-        i: int = i, leaf: silo_lib.Leaf = leaf, ids: jax.Array = ids
-    ) -> jax.Array:
-      key = keys(i)
-      tie = _per_slice(query.tie, leaf, key.ndim)
-      early = jnp.where(key == tie, ~_positions(leaf, key.shape), 0)
-      return _reach(jnp.where(tie == 0, key, early), query.candidates[ids])
+    def counted(leaves: list[int] = leaves) -> jax.Array:
+      return sum(_count_leaf(layout.leaves[i], keys(i), query) for i in leaves)
 
-    def skipped(ids: jax.Array = ids) -> jax.Array:
-      return jnp.zeros_like(query.candidates[ids])
+    def skipped(silos: tuple[int, ...] = silos) -> jax.Array:
+      return jnp.zeros((len(silos), query.candidates.shape[1]), jnp.uint32)
 
     # The branch skips finished silos. It also keeps XLA from computing the
     # distances once, outside of the loop, and storing them.
-    counts = counts.at[ids].add(
-        lax.cond(jnp.any(query.active[ids]), counted, skipped)
-    )
-  return counts
+    active = jnp.any(_rows(query.active, silos))
+    counts = lax.cond(active, counted, skipped)
+    for slice_index, silo in enumerate(silos):
+      rows[silo].append(counts[slice_index])
+  return jnp.stack([sum(rows[silo]) for silo in range(len(layout.names))])
+
+
+def _count_leaf(
+    leaf: silo_lib.Leaf, keys: jax.Array, query: thresholds.Query
+) -> jax.Array:
+  """Returns uint32 [slices, candidates]: one tensor's part of the counts."""
+  tie, candidates, offsets = _of_slices(leaf, query.tie, query.candidates)
+  tie = _columns(tie, keys.ndim)
+  early = jnp.where(keys == tie, ~_positions(offsets, keys.shape), 0)
+  return _reach(jnp.where(tie == 0, keys, early), candidates)
 
 
 def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -303,5 +347,5 @@ def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
   # One reduction with several results reads the keys once. The last axis goes
   # first: XLA:CPU runs a reduction of everything on a single thread.
   rows = lax.reduce(reached, zeros, add, (keys.ndim - 1,))
-  sums = [jnp.sum(r.reshape(len(keys), -1), axis=1) for r in rows]
-  return jnp.stack(sums, axis=1)
+  stacked = jnp.stack(rows, axis=-1)
+  return jnp.sum(stacked.reshape(len(keys), -1, len(rows)), axis=1)
