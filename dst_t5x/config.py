@@ -72,7 +72,7 @@ def run(binary: Callable[..., Any]) -> None:
   if '--help' in argv or '-h' in argv:
     print(usage(binary))
     return
-  _log_quietly()
+  log_quietly()
   try:
     parse(argv, binary)()
     sys.stdout.flush()
@@ -131,12 +131,12 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
   return files, flags
 
 
-def _log_quietly() -> None:
-  """Logs to stderr: our own messages, and the warnings of all others."""
+def log_quietly() -> None:
+  """Logs to stderr: our own messages, and the errors of all others."""
   handler = python_logging.StreamHandler()
   handler.addFilter(
     lambda record: (
-      record.levelno >= python_logging.WARNING
+      record.levelno >= python_logging.ERROR
       or record.pathname.startswith(_PACKAGE)
     )
   )

@@ -64,7 +64,7 @@ class Partitioner:
   @contextlib.contextmanager
   def activate(self) -> Any:
     """Makes the network's logical axis names mean this mesh."""
-    with self.mesh, nn_partitioning.axis_rules(RULES):
+    with jax.set_mesh(self.mesh), nn_partitioning.axis_rules(RULES):
       yield
 
   def check_batch_size(self, batch_size: int) -> None:

@@ -17,7 +17,6 @@ test split, as in the paper's table.
 """
 
 from collections.abc import Mapping, Sequence
-import decimal
 import re
 from typing import Any
 
@@ -85,8 +84,12 @@ def _to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 def _normalize(number: str) -> str:
   """Returns the canonical form: `$1,080.` is 1080, `3.0` is 3."""
-  value = decimal.Decimal(number.replace('$', '').replace(',', ''))
-  return f'{value:f}'.rstrip('0').rstrip('.') if value % 1 else f'{value:.0f}'
+  # No arithmetic: a model may write a number of any length.
+  sign, digits = re.match(r'(-?)(.*)', re.sub(r'[$,]', '', number)).groups()
+  whole, _, decimals = digits.partition('.')
+  decimals = decimals.rstrip('0')
+  canonical = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
+  return canonical if canonical == '0' else sign + canonical
 
 
 def extract_strict(text: str) -> str | None:
