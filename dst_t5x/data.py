@@ -185,11 +185,7 @@ def _examples(
     try_in_mem_cache=False,
   )
   converter = seqio.EncDecFeatureConverter(pack=pack)
-  dataset = converter(dataset, task_feature_lengths=lengths)
-  # Positions hold counters instead of elements wherever they can.
-  options = tf.data.Options()
-  options.experimental_symbolic_checkpoint = True
-  return dataset.with_options(options)
+  return converter(dataset, task_feature_lengths=lengths)
 
 
 def _keep_features(dataset: tf.data.Dataset) -> tf.data.Dataset:
