@@ -35,8 +35,8 @@ _ITEMS = ('about', 'parameters', 'state', 'data')
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Returns a tree of any containers as path -> leaf, for storage."""
   return {
-      jax.tree_util.keystr(key_path, simple=True, separator='.') or '.': leaf
-      for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(key_path, simple=True, separator='.') or '.': leaf
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
@@ -55,11 +55,11 @@ class RunFolder:
   """The checkpoints of one run."""
 
   def __init__(
-      self,
-      path: str | os.PathLike[str],
-      keep: int = 1,
-      keep_best_by: str | None = None,
-      read_only: bool = False,
+    self,
+    path: str | os.PathLike[str],
+    keep: int = 1,
+    keep_best_by: str | None = None,
+    read_only: bool = False,
   ):
     """Opens a run folder; what is in it stays.
 
@@ -76,21 +76,21 @@ class RunFolder:
     kept: list[Any] = [policies.LatestN(max(keep, 1))]
     if keep_best_by:
       kept.append(
-          policies.BestN(
-              get_metric_fn=self._score,
-              n=1,
-              keep_checkpoints_without_metrics=False,
-          )
+        policies.BestN(
+          get_metric_fn=self._score,
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        )
       )
     self._manager = ocp.CheckpointManager(
-        self.path.resolve() / _FOLDER,
-        item_names=_ITEMS,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            enable_async_checkpointing=not read_only,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-        ),
+      self.path.resolve() / _FOLDER,
+      item_names=_ITEMS,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        enable_async_checkpointing=not read_only,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+      ),
     )
 
   def _score(self, metrics: Mapping[str, float]) -> float:
@@ -109,13 +109,13 @@ class RunFolder:
     return sorted(self._manager.all_steps())
 
   def save(
-      self,
-      step: int,
-      parameters: Mapping[str, Any],
-      state: Mapping[str, Any],
-      position: bytes,
-      about: Mapping[str, Any],
-      metrics: Mapping[str, float],
+    self,
+    step: int,
+    parameters: Mapping[str, Any],
+    state: Mapping[str, Any],
+    position: bytes,
+    about: Mapping[str, Any],
+    metrics: Mapping[str, float],
   ) -> None:
     """Begins to write a checkpoint; returns once its content is copied.
 
@@ -131,12 +131,12 @@ class RunFolder:
       UserError: this or an earlier checkpoint could not be written.
     """
     args = ocp.args.Composite(
-        about=ocp.args.JsonSave(dict(about)),
-        parameters=ocp.args.StandardSave(dict(parameters)),
-        state=ocp.args.StandardSave(dict(state)),
-        data=ocp.args.StandardSave(
-            {'position': np.frombuffer(position or b'\0', np.uint8)}
-        ),
+      about=ocp.args.JsonSave(dict(about)),
+      parameters=ocp.args.StandardSave(dict(parameters)),
+      state=ocp.args.StandardSave(dict(state)),
+      data=ocp.args.StandardSave(
+        {'position': np.frombuffer(position or b'\0', np.uint8)}
+      ),
     )
     with self._one_line():
       self._manager.save(step, args=args, metrics=dict(metrics), force=True)
@@ -162,9 +162,11 @@ class RunFolder:
       yield
     except (OSError, ValueError, RuntimeError) as e:
       steps = self.steps
-      last = f'checkpoint {steps[-1]} is whole' if steps else 'there is none yet'
+      last = (
+        f'checkpoint {steps[-1]} is whole' if steps else 'there is none yet'
+      )
       raise UserError(
-          f'cannot write a checkpoint to {self.path}: {_root(e)}; {last}'
+        f'cannot write a checkpoint to {self.path}: {_root(e)}; {last}'
       ) from e
 
   def about(self, step: int) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class RunFolder:
     """Returns a checkpoint's `parameters`, as NumPy arrays."""
     args = ocp.args.StandardRestore()
     return jax.tree.map(
-        np.asarray, self._restore(step, parameters=args)['parameters']
+      np.asarray, self._restore(step, parameters=args)['parameters']
     )
 
   def state(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +189,7 @@ class RunFolder:
     """Returns the position in the data."""
     args = ocp.args.StandardRestore()
     return np.asarray(
-        self._restore(step, data=args)['data']['position']
+      self._restore(step, data=args)['data']['position']
     ).tobytes()
 
   def _restore(self, step: int, **items: Any) -> Any:
@@ -195,8 +197,8 @@ class RunFolder:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as e:
       raise UserError(
-          f'cannot read checkpoint {step} of {self.path}: '
-          f'{str(e).splitlines()[0]}'
+        f'cannot read checkpoint {step} of {self.path}: '
+        f'{str(e).splitlines()[0]}'
       ) from e
 
 
@@ -228,7 +230,7 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
 
 
 def load_run(
-    path: str | os.PathLike[str], step: int | None = None
+  path: str | os.PathLike[str], step: int | None = None
 ) -> checkpoint_files.LoadedCheckpoint:
   """Returns the parameters of a run's checkpoint, whole, on the host.
 
@@ -270,8 +272,8 @@ def load_seed_of(about: Mapping[str, Any], what: str) -> seeds.Seed:
     raise UserError(f'the seed of {what} cannot be loaded: {e}') from e
   if seed.fingerprint != reference['fingerprint']:
     raise UserError(
-        f'{reference["path"]} is not the seed of {what} any more: its '
-        f'fingerprint is {seed.fingerprint[:12]}…, not '
-        f'{reference["fingerprint"][:12]}…'
+      f'{reference["path"]} is not the seed of {what} any more: its '
+      f'fingerprint is {seed.fingerprint[:12]}…, not '
+      f'{reference["fingerprint"][:12]}…'
     )
   return seed

@@ -18,9 +18,7 @@ from dst_t5x import seeds
 from dst_t5x.errors import UserError
 
 
-def load(
-    path: str, step: int | None = None
-) -> tuple[parameters.PyTree, int]:
+def load(path: str, step: int | None = None) -> tuple[parameters.PyTree, int]:
   """Returns parameters and step of a run's checkpoint, or of a seed.
 
   Args:
@@ -40,12 +38,12 @@ def load(
 
 
 def evaluate(
-    network: nn.Module,
-    checkpoint_path: str,
-    output_dir: str,
-    evaluation: evaluation_lib.Evaluation,
-    partitioner: partitioning.Partitioner,
-    checkpoint_step: int | None = None,
+  network: nn.Module,
+  checkpoint_path: str,
+  output_dir: str,
+  evaluation: evaluation_lib.Evaluation,
+  partitioner: partitioning.Partitioner,
+  checkpoint_step: int | None = None,
 ) -> dict[str, float]:
   """Evaluates a checkpoint once.
 
@@ -74,16 +72,16 @@ def evaluate(
   folder = epath.Path(output_dir)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'results.json').write_text(
-      json.dumps(
-          {
-              'checkpoint': os.fspath(checkpoint_path),
-              'step': step,
-              'split': evaluation.split,
-          }
-          | results,
-          indent=2,
-      )
-      + '\n'
+    json.dumps(
+      {
+        'checkpoint': os.fspath(checkpoint_path),
+        'step': step,
+        'split': evaluation.split,
+      }
+      | results,
+      indent=2,
+    )
+    + '\n'
   )
   return results
 

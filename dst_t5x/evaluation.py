@@ -43,15 +43,15 @@ class Predictor:
 
   def __post_init__(self) -> None:
     self._decode = jax.jit(
-        lambda params, tokens: self.decoder(
-            self.network, params, tokens, self.max_decode_length
-        )
+      lambda params, tokens: self.decoder(
+        self.network, params, tokens, self.max_decode_length
+      )
     )
     self.tokens = 0
     self.seconds = 0.0
 
   def __call__(
-      self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+    self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
   ) -> list[tuple[int, np.ndarray]]:
     """Returns (index, tokens) of every example, each exactly once.
 
@@ -71,7 +71,7 @@ class Predictor:
     return results
 
   def _batches(
-      self, examples: Iterable[tuple[int, Mapping[str, Any]]]
+    self, examples: Iterable[tuple[int, Mapping[str, Any]]]
   ) -> Iterable[tuple[list[int], np.ndarray]]:
     indices: list[int] = []
     inputs: list[np.ndarray] = []
@@ -91,13 +91,13 @@ class TaskEvaluator:
   """Scores decoded predictions with the task's own metrics, through seqio."""
 
   def __init__(
-      self,
-      task: str,
-      split: str,
-      lengths: Mapping[str, int],
-      predictor: Predictor,
-      output_dir: str,
-      num_examples: int | None = None,
+    self,
+    task: str,
+    split: str,
+    lengths: Mapping[str, int],
+    predictor: Predictor,
+    output_dir: str,
+    num_examples: int | None = None,
   ):
     """Reads the split once and keeps it.
 
@@ -112,14 +112,14 @@ class TaskEvaluator:
     epath.Path(output_dir).mkdir(parents=True, exist_ok=True)
     self._predictor = predictor
     self._evaluator = seqio.Evaluator(
-        task,
-        seqio.EncDecFeatureConverter(pack=False),
-        eval_split=split,
-        sequence_length=dict(lengths),
-        num_examples=num_examples,
-        logger_cls=[seqio.JSONLogger],
-        log_dir=output_dir,
-        async_compute_metrics=False,
+      task,
+      seqio.EncDecFeatureConverter(pack=False),
+      eval_split=split,
+      sequence_length=dict(lengths),
+      num_examples=num_examples,
+      logger_cls=[seqio.JSONLogger],
+      log_dir=output_dir,
+      async_compute_metrics=False,
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
@@ -131,12 +131,12 @@ class TaskEvaluator:
       return self._predictor(params, dataset.as_numpy_iterator())
 
     future, _ = self._evaluator.evaluate(
-        compute_metrics=True, step=step, predict_fn=predict
+      compute_metrics=True, step=step, predict_fn=predict
     )
     return {
-        f'{task}/{name}': float(getattr(value, 'value', value))
-        for task, metrics in future.result().items()
-        for name, value in metrics.items()
+      f'{task}/{name}': float(getattr(value, 'value', value))
+      for task, metrics in future.result().items()
+      for name, value in metrics.items()
     }
 
 
@@ -175,28 +175,28 @@ class Evaluation:
     partitioner.check_batch_size(self.batch_size)
     if self.num_examples is not None and self.num_examples < 1:
       raise UserError(
-          f'EVAL_EXAMPLES must be positive; it is {self.num_examples}'
+        f'EVAL_EXAMPLES must be positive; it is {self.num_examples}'
       )
 
   def prepare(
-      self,
-      network: nn.Module,
-      partitioner: partitioning.Partitioner,
-      output_dir: str,
+    self,
+    network: nn.Module,
+    partitioner: partitioning.Partitioner,
+    output_dir: str,
   ) -> 'Evaluator':
     """Returns a function that evaluates parameters, again and again."""
     return Evaluator(self, network, partitioner, output_dir)
 
   def predictor(
-      self, network: nn.Module, partitioner: partitioning.Partitioner
+    self, network: nn.Module, partitioner: partitioning.Partitioner
   ) -> Predictor:
     """Returns what decodes examples."""
     return Predictor(
-        network,
-        self.decoder,
-        self.batch_size,
-        self.max_decode_length or self.feature_lengths['targets'],
-        partitioner.place_batch,
+      network,
+      self.decoder,
+      self.batch_size,
+      self.max_decode_length or self.feature_lengths['targets'],
+      partitioner.place_batch,
     )
 
 
@@ -204,45 +204,45 @@ class Evaluator:
   """Evaluates parameters: the loss, and the task's metrics."""
 
   def __init__(
-      self,
-      evaluation: Evaluation,
-      network: nn.Module,
-      partitioner: partitioning.Partitioner,
-      output_dir: str,
+    self,
+    evaluation: Evaluation,
+    network: nn.Module,
+    partitioner: partitioning.Partitioner,
+    output_dir: str,
   ):
     """Reads the data; see `Evaluation.prepare`."""
     self._evaluation = evaluation
     self._place = partitioner.place_batch
     self._sums = jax.jit(
-        lambda params, batch: trainer_lib.forward(
-            network, evaluation.loss, params, batch
-        )
+      lambda params, batch: trainer_lib.forward(
+        network, evaluation.loss, params, batch
+      )
     )
     self._score = TaskEvaluator(
-        evaluation.task,
-        evaluation.split,
-        evaluation.feature_lengths,
-        evaluation.predictor(network, partitioner),
-        output_dir,
-        evaluation.num_examples,
+      evaluation.task,
+      evaluation.split,
+      evaluation.feature_lengths,
+      evaluation.predictor(network, partitioner),
+      output_dir,
+      evaluation.num_examples,
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
     """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`."""
     forced = self._teacher_forced(params)
     return {
-        f'eval/{name}': value for name, value in forced.items()
+      f'eval/{name}': value for name, value in forced.items()
     } | self._score(params, step)
 
   def _teacher_forced(self, params: PyTree) -> dict[str, float]:
     evaluation = self._evaluation
     total = losses.Sums(*[np.float32(0)] * len(losses.Sums._fields))
     for batch in data.eval_batches(
-        seqio.get_mixture_or_task(evaluation.task),
-        evaluation.feature_lengths,
-        evaluation.batch_size,
-        evaluation.split,
-        evaluation.num_examples,
+      seqio.get_mixture_or_task(evaluation.task),
+      evaluation.feature_lengths,
+      evaluation.batch_size,
+      evaluation.split,
+      evaluation.num_examples,
     ):
       sums = jax.device_get(self._sums(params, self._place(batch)))
       total = losses.Sums(*map(np.add, total, sums))

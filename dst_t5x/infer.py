@@ -24,18 +24,18 @@ from dst_t5x.errors import UserError
 
 
 def infer(
-    network: nn.Module,
-    checkpoint_path: str,
-    output_dir: str,
-    task: str,
-    feature_lengths: Mapping[str, int],
-    decoder: evaluation_lib.Decoder,
-    partitioner: partitioning.Partitioner,
-    checkpoint_step: int | None = None,
-    input_file: str | None = None,
-    split: str = 'test',
-    num_examples: int | None = None,
-    batch_size: int = 32,
+  network: nn.Module,
+  checkpoint_path: str,
+  output_dir: str,
+  task: str,
+  feature_lengths: Mapping[str, int],
+  decoder: evaluation_lib.Decoder,
+  partitioner: partitioning.Partitioner,
+  checkpoint_step: int | None = None,
+  input_file: str | None = None,
+  split: str = 'test',
+  num_examples: int | None = None,
+  batch_size: int = 32,
 ) -> str:
   """Writes a prediction for each input, as JSON lines.
 
@@ -64,9 +64,9 @@ def infer(
   partitioner.check_batch_size(batch_size)
   features = found.output_features
   examples = (
-      _of_file(input_file, features['inputs'], feature_lengths)
-      if input_file
-      else _of_split(found, feature_lengths, split)
+    _of_file(input_file, features['inputs'], feature_lengths)
+    if input_file
+    else _of_split(found, feature_lengths, split)
   )
   rows = list(itertools.islice(examples, num_examples))
   if not rows:
@@ -75,11 +75,11 @@ def infer(
     space = parameters.ParameterSpace(network, partitioner)
     host_params, _ = eval_lib.load(checkpoint_path, checkpoint_step)
     predictor = evaluation_lib.Predictor(
-        network,
-        decoder,
-        batch_size,
-        feature_lengths['targets'],
-        partitioner.place_batch,
+      network,
+      decoder,
+      batch_size,
+      feature_lengths['targets'],
+      partitioner.place_batch,
     )
     bar = tqdm.tqdm(rows, unit='input', disable=None)
     decoded = predictor(
@@ -111,7 +111,7 @@ def _fit(tokens: list[int], feature: seqio.Feature, length: int) -> np.ndarray:
 
 
 def _of_file(
-    path: str, feature: seqio.Feature, lengths: Mapping[str, int]
+  path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
   try:
     lines = epath.Path(path).read_text().splitlines()
@@ -123,18 +123,18 @@ def _of_file(
 
 
 def _of_split(
-    task: data.Task, lengths: Mapping[str, int], split: str
+  task: data.Task, lengths: Mapping[str, int], split: str
 ) -> Iterator[dict[str, Any]]:
   for member in data.tasks_of(task):
     dataset = member.get_dataset(
-        dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
+      dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
     )
     feature = member.output_features['inputs']
     for example in dataset.as_numpy_iterator():
       texts = {
-          name: example[f'{name}_pretokenized'].decode()
-          for name in ('inputs', 'targets')
-          if f'{name}_pretokenized' in example
+        name: example[f'{name}_pretokenized'].decode()
+        for name in ('inputs', 'targets')
+        if f'{name}_pretokenized' in example
       }
       tokens = [int(t) for t in example['inputs']]
       if tokens and feature.add_eos and tokens[-1] == feature.vocabulary.eos_id:

@@ -45,8 +45,8 @@ class Loss:
     factor = self.loss_normalizing_factor
     if isinstance(factor, str) and factor not in _NORMALIZERS:
       raise UserError(
-          f'no loss_normalizing_factor {factor!r}'
-          f'{nearest(factor, _NORMALIZERS)} (known: {_NORMALIZERS})'
+        f'no loss_normalizing_factor {factor!r}'
+        f'{nearest(factor, _NORMALIZERS)} (known: {_NORMALIZERS})'
       )
 
   def weights(self, batch: dict[str, jax.Array]) -> jax.Array:
@@ -84,7 +84,7 @@ class Loss:
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
     # A masked sum: its gradient is no scatter over [batch, length, vocab].
     target_logits = jnp.sum(
-        jnp.where(vocabulary == targets[..., None], logits, 0.0), axis=-1
+      jnp.where(vocabulary == targets[..., None], logits, 0.0), axis=-1
     )
     cross_entropy = log_z - target_logits
     z_loss = self.z_loss * jnp.square(log_z)
@@ -94,15 +94,15 @@ class Loss:
     real = batch['decoder_loss_weights'].astype(jnp.float32)
     correct = jnp.argmax(logits, axis=-1) == targets
     return Sums(
-        loss=jnp.sum((smoothed + z_loss) * self.weights(batch)),
-        z_loss=jnp.sum(z_loss * real),
-        cross_entropy=jnp.sum(cross_entropy * real),
-        correct=jnp.sum(correct * real),
-        tokens=jnp.sum(real),
+      loss=jnp.sum((smoothed + z_loss) * self.weights(batch)),
+      z_loss=jnp.sum(z_loss * real),
+      cross_entropy=jnp.sum(cross_entropy * real),
+      correct=jnp.sum(correct * real),
+      tokens=jnp.sum(real),
     )
 
   def _smooth(
-      self, logits: jax.Array, log_z: jax.Array, cross_entropy: jax.Array
+    self, logits: jax.Array, log_z: jax.Array, cross_entropy: jax.Array
   ) -> jax.Array:
     """Label smoothing with T5X's constant, so that a perfect guess costs 0."""
     others = logits.shape[-1] - 1

@@ -26,12 +26,12 @@ class Monitor:
   """Collects the metrics of steps and reports them now and then."""
 
   def __init__(
-      self,
-      folder: str | os.PathLike[str],
-      projection: projection_lib.Projection,
-      state: trainer_lib.TrainState,
-      seed: PyTree,
-      steps: int,
+    self,
+    folder: str | os.PathLike[str],
+    projection: projection_lib.Projection,
+    state: trainer_lib.TrainState,
+    seed: PyTree,
+    steps: int,
   ):
     """Opens the files.
 
@@ -45,15 +45,15 @@ class Monitor:
     first_step = int(state.step)
     self._summaries = summaries.Summaries(folder, first_step)
     self._summaries.text(
-        first_step, {'config': f'```\n{config.operative_config()}\n```'}
+      first_step, {'config': f'```\n{config.operative_config()}\n```'}
     )
     self._progress = summaries.Progress(first_step, steps)
     self._window: list[dict[str, jax.Array]] = []
     self._unchecked: tuple[int, jax.Array] | None = None
     self._subset = (
-        SubsetMonitor(projection, state, seed)
-        if isinstance(projection, projection_lib.SubsetProjection)
-        else None
+      SubsetMonitor(projection, state, seed)
+      if isinstance(projection, projection_lib.SubsetProjection)
+      else None
     )
 
   def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -76,8 +76,8 @@ class Monitor:
     self._unchecked = None
     if not math.isfinite(float(loss)):
       raise UserError(
-          f'the loss is {float(loss)} at step {step}: lower the learning rate, '
-          'or look at the data; the checkpoints before it are intact'
+        f'the loss is {float(loss)} at step {step}: lower the learning rate, '
+        'or look at the data; the checkpoints before it are intact'
       )
 
   def log(self, step: int, state: trainer_lib.TrainState) -> None:
@@ -86,9 +86,9 @@ class Monitor:
     window = jax.device_get(self._window)
     self._window = []
     values = {
-        f'train/{name}': float(np.mean([w[name] for w in window]))
-        for name in window[-1]
-        if name not in (*reports.NORMS, 'target_tokens')
+      f'train/{name}': float(np.mean([w[name] for w in window]))
+      for name in window[-1]
+      if name not in (*reports.NORMS, 'target_tokens')
     } | {f'train/{name}': float(window[-1][name]) for name in reports.NORMS}
     if self._subset is not None:
       values |= self._subset.report(state)
@@ -103,9 +103,9 @@ class Monitor:
     """Writes the results of an evaluation."""
     self._summaries.scalars(step, results)
     logging.info(
-        'evaluation at step %d: %s',
-        step,
-        '  '.join(f'{name} {value:.4g}' for name, value in results.items()),
+      'evaluation at step %d: %s',
+      step,
+      '  '.join(f'{name} {value:.4g}' for name, value in results.items()),
     )
 
   @contextlib.contextmanager
@@ -127,10 +127,10 @@ class SubsetMonitor:
   """How large the subset is, where it is, how it churns."""
 
   def __init__(
-      self,
-      projection: projection_lib.SubsetProjection,
-      state: trainer_lib.TrainState,
-      seed: PyTree,
+    self,
+    projection: projection_lib.SubsetProjection,
+    state: trainer_lib.TrainState,
+    seed: PyTree,
   ):
     """Remembers the subset of `state`.
 
@@ -144,9 +144,9 @@ class SubsetMonitor:
     self._seed = seed
     self._free = jax.jit(reports.pack_free)(state.params, seed)
     self._report = jax.jit(
-        lambda params, seed, before: reports.subset_report(
-            layout, params, seed, before
-        )
+      lambda params, seed, before: reports.subset_report(
+        layout, params, seed, before
+      )
     )
 
   def report(self, state: trainer_lib.TrainState) -> dict[str, float]:
@@ -157,8 +157,8 @@ class SubsetMonitor:
     distances = thresholds.view(np.float32).astype(np.float64)
     total = int(free.sum())
     values = {
-        'free/total': float(total),
-        'free/churn': float(new.sum()) / total if total else math.nan,
+      'free/total': float(total),
+      'free/churn': float(new.sum()) / total if total else math.nan,
     }
     for module in sorted(set(self._modules)):
       of_module = np.array([name == module for name in self._modules])

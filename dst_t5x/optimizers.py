@@ -16,10 +16,10 @@ _DECAYS = ('constant', 'linear', 'cosine', 'rsqrt')
 
 
 def schedule(
-    base: float,
-    warmup_steps: int = 0,
-    decay: str = 'constant',
-    decay_steps: int | None = None,
+  base: float,
+  warmup_steps: int = 0,
+  decay: str = 'constant',
+  decay_steps: int | None = None,
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the step.
 
@@ -39,26 +39,26 @@ def schedule(
     raise UserError(f'the learning rate must not be negative; it is {base}')
   if decay not in _DECAYS:
     raise UserError(
-        f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
+      f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
     )
   if decay in ('linear', 'cosine'):
     if decay_steps is None or decay_steps <= warmup_steps:
       raise UserError(
-          f'{decay} decay needs decay_steps above warmup_steps; they are '
-          f'{decay_steps} and {warmup_steps}'
+        f'{decay} decay needs decay_steps above warmup_steps; they are '
+        f'{decay_steps} and {warmup_steps}'
       )
     rest = decay_steps - warmup_steps
   after: Mapping[str, Callable[[], optax.Schedule]] = {
-      'constant': lambda: optax.schedules.constant_schedule(base),
-      'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
-      'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
-      'rsqrt': lambda: _rsqrt(base, max(warmup_steps, 1)),
+    'constant': lambda: optax.schedules.constant_schedule(base),
+    'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
+    'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
+    'rsqrt': lambda: _rsqrt(base, max(warmup_steps, 1)),
   }
   if not warmup_steps:
     return after[decay]()
   warmup = optax.schedules.linear_schedule(0.0, base, warmup_steps)
   return optax.schedules.join_schedules(
-      [warmup, after[decay]()], [warmup_steps]
+    [warmup, after[decay]()], [warmup_steps]
   )
 
 
@@ -80,13 +80,13 @@ class Optimizer:
 
 
 def adafactor(
-    learning_rate: optax.Schedule,
-    decay_rate: float = 0.8,
-    clipping_threshold: float = 1.0,
-    min_dim_size_to_factor: int = 128,
-    multiply_by_parameter_scale: bool = True,
-    momentum: float | None = None,
-    weight_decay_rate: float | None = None,
+  learning_rate: optax.Schedule,
+  decay_rate: float = 0.8,
+  clipping_threshold: float = 1.0,
+  min_dim_size_to_factor: int = 128,
+  multiply_by_parameter_scale: bool = True,
+  momentum: float | None = None,
+  weight_decay_rate: float | None = None,
 ) -> Optimizer:
   """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
 
@@ -104,23 +104,23 @@ def adafactor(
     weight_decay_rate: share of the weights that is subtracted in each step.
   """
   inner = optax.adafactor(
-      learning_rate=learning_rate,
-      min_dim_size_to_factor=min_dim_size_to_factor,
-      decay_rate=decay_rate,
-      multiply_by_parameter_scale=multiply_by_parameter_scale,
-      clipping_threshold=clipping_threshold,
-      momentum=momentum,
-      weight_decay_rate=weight_decay_rate,
+    learning_rate=learning_rate,
+    min_dim_size_to_factor=min_dim_size_to_factor,
+    decay_rate=decay_rate,
+    multiply_by_parameter_scale=multiply_by_parameter_scale,
+    clipping_threshold=clipping_threshold,
+    momentum=momentum,
+    weight_decay_rate=weight_decay_rate,
   )
   return Optimizer(_by_layer(inner), learning_rate)
 
 
 def _by_layer(
-    inner: optax.GradientTransformation,
+  inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
   """Applies `inner` to every layer of stacked tensors on its own."""
   vmapped = optax.GradientTransformation(
-      jax.vmap(inner.init), jax.vmap(inner.update)
+    jax.vmap(inner.init), jax.vmap(inner.update)
   )
 
   def labels(params: PyTree) -> PyTree:
@@ -137,14 +137,14 @@ def _by_layer(
     if names == ['rest']:
       return inner
     return optax.partition(
-        {name: inner if name == 'rest' else vmapped for name in names}, labels
+      {name: inner if name == 'rest' else vmapped for name in names}, labels
     )
 
   def init(params: PyTree) -> PyTree:
     return transformations(params).init(params)
 
   def update(
-      updates: PyTree, state: PyTree, params: PyTree | None = None
+    updates: PyTree, state: PyTree, params: PyTree | None = None
   ) -> tuple[PyTree, PyTree]:
     return transformations(updates).update(updates, state, params)
 

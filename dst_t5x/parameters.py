@@ -21,9 +21,7 @@ class ParameterSpace:
     shardings: tree of shardings.
   """
 
-  def __init__(
-      self, network: nn.Module, partitioner: partitioning.Partitioner
-  ):
+  def __init__(self, network: nn.Module, partitioner: partitioning.Partitioner):
     """Works out shapes and shardings; allocates nothing."""
     self._network = network
     variables = jax.eval_shape(self._init, jax.random.key(0))
@@ -47,7 +45,7 @@ class ParameterSpace:
   def initialize(self, random_seed: int) -> PyTree:
     """Returns random parameters, for pretraining from scratch."""
     init = jax.jit(
-        lambda key: self._init(key)['params'], out_shardings=self.shardings
+      lambda key: self._init(key)['params'], out_shardings=self.shardings
     )
     return init(jax.random.key(random_seed))
 
@@ -67,7 +65,7 @@ class ParameterSpace:
     # A copy of its own: XLA:CPU may share memory with a host array, and the
     # training step gives its inputs away.
     return jax.jit(
-        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings
+      lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings
     )(placed)
 
   @property

@@ -18,16 +18,16 @@ PyTree = Any
 DATA, MODEL = 'data', 'model'
 # T5X's standard rules for one-dimensional parameter and activation sharding.
 RULES = (
-    ('batch', DATA),
-    ('vocab', MODEL),
-    ('mlp', MODEL),
-    ('heads', MODEL),
-    ('joined_kv', MODEL),
-    ('embed', None),
-    ('kv', None),
-    ('length', None),
-    ('relpos_buckets', None),
-    ('layers', None),
+  ('batch', DATA),
+  ('vocab', MODEL),
+  ('mlp', MODEL),
+  ('heads', MODEL),
+  ('joined_kv', MODEL),
+  ('embed', None),
+  ('kv', None),
+  ('length', None),
+  ('relpos_buckets', None),
+  ('layers', None),
 )
 
 
@@ -49,17 +49,15 @@ class Partitioner:
     devices = jax.device_count()
     if self.model_parallelism < 1 or devices % self.model_parallelism:
       raise UserError(
-          f'{devices} device(s) cannot be divided into groups of '
-          f'model_parallelism = {self.model_parallelism}'
+        f'{devices} device(s) cannot be divided into groups of '
+        f'model_parallelism = {self.model_parallelism}'
       )
 
   @property
   def mesh(self) -> Mesh:
     """The mesh, with axes `data` and `model`."""
     devices = np.asarray(jax.devices())
-    return Mesh(
-        devices.reshape(-1, self.model_parallelism), (DATA, MODEL)
-    )
+    return Mesh(devices.reshape(-1, self.model_parallelism), (DATA, MODEL))
 
   @contextlib.contextmanager
   def activate(self) -> Any:
@@ -72,8 +70,8 @@ class Partitioner:
     groups = jax.device_count() // self.model_parallelism
     if batch_size % groups:
       raise UserError(
-          f'BATCH_SIZE = {batch_size} is not a multiple of the {groups} '
-          'groups of devices that split it'
+        f'BATCH_SIZE = {batch_size} is not a multiple of the {groups} '
+        'groups of devices that split it'
       )
 
   @property
@@ -92,7 +90,7 @@ class Partitioner:
     return _plain(shardings)
 
   def like_parameters(
-      self, tree: PyTree, params: PyTree, shardings: PyTree
+    self, tree: PyTree, params: PyTree, shardings: PyTree
   ) -> PyTree:
     """Returns shardings for what goes with the parameters.
 
@@ -104,12 +102,12 @@ class Partitioner:
       shardings: their shardings.
     """
     known: Mapping[str, tuple[tuple[int, ...], NamedSharding]] = {
-        _path(key_path): (leaf.shape, sharding)
-        for (key_path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(shardings),
-            strict=True,
-        )
+      _path(key_path): (leaf.shape, sharding)
+      for (key_path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(shardings),
+        strict=True,
+      )
     }
 
     def sharding(key_path: Any, leaf: Any) -> NamedSharding:
@@ -125,8 +123,8 @@ class Partitioner:
     """Puts this process's part of a batch on its devices."""
     sharding = NamedSharding(self.mesh, PartitionSpec(DATA))
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
+      name: jax.make_array_from_process_local_data(sharding, value)
+      for name, value in batch.items()
     }
 
 

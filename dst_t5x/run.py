@@ -1,13 +1,13 @@
 """A run and its folder: identity, seed, resumption, checkpoints, results.
 
-    MODEL_DIR/
-      run.json          what the run is: its configuration and its seed
-      config.gin        every parameter that gin supplied, defaults included
-      checkpoints/      see `checkpoints`
-      metrics.jsonl     all metrics, a row a report; events.…: the same for
-                        TensorBoard
-      evaluation/       predictions, as JSON lines
-      last.dst          the subset after the last step
+MODEL_DIR/
+  run.json          what the run is: its configuration and its seed
+  config.gin        every parameter that gin supplied, defaults included
+  checkpoints/      see `checkpoints`
+  metrics.jsonl     all metrics, a row a report; events.…: the same for
+                    TensorBoard
+  evaluation/       predictions, as JSON lines
+  last.dst          the subset after the last step
 """
 
 from collections.abc import Callable, Mapping
@@ -39,8 +39,8 @@ SUBSET_FILE = 'last.dst'
 # Bindings that may differ between two calls for the same run: they change
 # nothing of what is computed in a step.
 _MAY_CHANGE = re.compile(
-    r'\.train\.(model_dir|initial_checkpoint_path)$'
-    r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
+  r'\.train\.(model_dir|initial_checkpoint_path)$'
+  r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
 )
 
 
@@ -48,12 +48,12 @@ class Run:
   """One training run; a context manager that closes its files."""
 
   def __init__(
-      self,
-      model_dir: str | os.PathLike[str],
-      trainer: trainer_lib.Trainer,
-      partitioner: partitioning.Partitioner,
-      keep: int = 1,
-      keep_best_by: str | None = None,
+    self,
+    model_dir: str | os.PathLike[str],
+    trainer: trainer_lib.Trainer,
+    partitioner: partitioning.Partitioner,
+    keep: int = 1,
+    keep_best_by: str | None = None,
   ):
     """Opens the folder, which may hold an interrupted run.
 
@@ -102,9 +102,9 @@ class Run:
       UserError: the folder's run had another configuration.
     """
     self._identity = {
-        name: value
-        for name, value in config.bindings(binary).items()
-        if not _MAY_CHANGE.search(name)
+      name: value
+      for name, value in config.bindings(binary).items()
+      if not _MAY_CHANGE.search(name)
     }
     if not checkpoints.is_run(self.path):
       return
@@ -113,12 +113,12 @@ class Run:
       old, new = before.get(name), self._identity.get(name)
       if old != new:
         raise UserError(
-            f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
-            'go on with that, or choose another MODEL_DIR'
+          f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
+          'go on with that, or choose another MODEL_DIR'
         )
 
   def load_seed(
-      self, path: str | None, from_scratch: bool, random_seed: int
+    self, path: str | None, from_scratch: bool, random_seed: int
   ) -> None:
     """Loads θ⁰, or makes random parameters where that is asked for.
 
@@ -134,16 +134,16 @@ class Run:
     constrains = self._trainer.projection.constrains
     if from_scratch and constrains:
       raise UserError(
-          'a subset is tuned on a pretrained seed: use gin/runs/finetune.gin '
-          'and set INITIAL_CHECKPOINT_PATH'
+        'a subset is tuned on a pretrained seed: use gin/runs/finetune.gin '
+        'and set INITIAL_CHECKPOINT_PATH'
       )
     if from_scratch:
       logging.info('training from scratch, random seed %d', random_seed)
       self._params = lambda: self.space.initialize(random_seed)
     elif not path:
       raise UserError(
-          'no seed: set INITIAL_CHECKPOINT_PATH, or use gin/runs/pretrain.gin '
-          'to train from random parameters'
+        'no seed: set INITIAL_CHECKPOINT_PATH, or use gin/runs/pretrain.gin '
+        'to train from random parameters'
       )
     else:
       seed = seeds.load_seed(path)
@@ -160,20 +160,20 @@ class Run:
     if checkpoints.is_run(self.path):
       before = checkpoints.read_run_file(self.path)['seed']
       if (before or {}).get('fingerprint') != (self._reference or {}).get(
-          'fingerprint'
+        'fingerprint'
       ):
         raise UserError(
-            f'the run in MODEL_DIR {self.path} started from another seed, '
-            f'{before and before["path"]}: go on with that, or choose another '
-            'MODEL_DIR'
+          f'the run in MODEL_DIR {self.path} started from another seed, '
+          f'{before and before["path"]}: go on with that, or choose another '
+          'MODEL_DIR'
         )
     checkpoints.write_run_file(
-        self.path,
-        {
-            'config': self._identity,
-            'seed': self._reference,
-            'version': dst_t5x.__version__,
-        },
+      self.path,
+      {
+        'config': self._identity,
+        'seed': self._reference,
+        'version': dst_t5x.__version__,
+      },
     )
     (self.path / 'config.gin').write_text(config.operative_config())
 
@@ -182,10 +182,10 @@ class Run:
     layout = projection.layout(self.space.shapes)
     free = sum(layout.budgets(projection.epsilon))
     logging.info(
-        'budget: %d of %d parameters are free, in %d silos',
-        free,
-        layout.size,
-        len(layout.names),
+      'budget: %d of %d parameters are free, in %d silos',
+      free,
+      layout.size,
+      len(layout.names),
     )
 
   def begin(self) -> tuple[trainer_lib.TrainState, None]:
@@ -211,19 +211,19 @@ class Run:
     shardings = self._state_shardings()
     abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
     like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        abstract,
-        shardings,
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      abstract,
+      shardings,
     )
     changing = like._replace(step=(), params=())
     restored = checkpoints.unflatten(
-        changing, self._folder.state(step, checkpoints.flatten(changing))
+      changing, self._folder.state(step, checkpoints.flatten(changing))
     )
     state = restored._replace(
-        step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
-        params=self.space.to_devices(params),
+      step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
+      params=self.space.to_devices(params),
     )
     self._forget_seed()
     logging.info('resumed %s at step %d', self.path, step)
@@ -237,15 +237,15 @@ class Run:
   def _state_shardings(self) -> trainer_lib.TrainState:
     abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
     return self._partitioner.like_parameters(
-        abstract, self.space.shapes, self.space.shardings
+      abstract, self.space.shapes, self.space.shardings
     )
 
   def save(
-      self,
-      step: int,
-      state: trainer_lib.TrainState,
-      position: bytes | None,
-      results: Mapping[str, float],
+    self,
+    step: int,
+    state: trainer_lib.TrainState,
+    position: bytes | None,
+    results: Mapping[str, float],
   ) -> None:
     """Begins to write a checkpoint; training may go on meanwhile.
 
@@ -263,7 +263,7 @@ class Run:
       saved = subset_lib.to_arrays(self._subset(state))
       if not np.isfinite(saved['values'].astype(np.float32)).all():
         raise UserError(
-            f'a parameter is not finite after step {step}; nothing was saved'
+          f'a parameter is not finite after step {step}; nothing was saved'
         )
     else:
       saved = {'dense': state.params}
@@ -271,12 +271,12 @@ class Run:
     # The next step overwrites these arrays while they are being written.
     saved, changing = jax.tree.map(_copy, (saved, changing))
     self._folder.save(
-        step,
-        saved,
-        checkpoints.flatten(changing),
-        position or b'',
-        self._about(step),
-        results,
+      step,
+      saved,
+      checkpoints.flatten(changing),
+      position or b'',
+      self._about(step),
+      results,
     )
 
   def _subset(self, state: trainer_lib.TrainState) -> subset_lib.Subset:
@@ -284,15 +284,15 @@ class Run:
 
   def _about(self, step: int) -> dict[str, Any]:
     return {
-        'step': step,
-        'seed': self._reference,
-        'epsilon': getattr(self._trainer.projection, 'epsilon', None),
-        'parameters': self.space.size,
-        'version': dst_t5x.__version__,
+      'step': step,
+      'seed': self._reference,
+      'epsilon': getattr(self._trainer.projection, 'epsilon', None),
+      'parameters': self.space.size,
+      'version': dst_t5x.__version__,
     }
 
   def finish(
-      self, step: int, state: trainer_lib.TrainState
+    self, step: int, state: trainer_lib.TrainState
   ) -> dict[str, float]:
     """Waits for the last checkpoint, writes the subset file.
 
@@ -304,10 +304,10 @@ class Run:
       subset = self._subset(state)
       size = subset_lib.save(self.path / SUBSET_FILE, subset, self._about(step))
       logging.info(
-          'subset: %d parameters, %d bytes, %s',
-          subset.size,
-          size,
-          self.path / SUBSET_FILE,
+        'subset: %d parameters, %d bytes, %s',
+        subset.size,
+        size,
+        self.path / SUBSET_FILE,
       )
     return self.last_results()
 

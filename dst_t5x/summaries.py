@@ -33,7 +33,7 @@ class Summaries:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self._tensorboard = metric_writers.AsyncWriter(
-        metric_writers.SummaryWriter(os.fspath(folder))
+      metric_writers.SummaryWriter(os.fspath(folder))
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -85,9 +85,9 @@ class Progress:
     self._done = first_step
     self._since = (first_step, time.perf_counter())
     self._bar = (
-        tqdm.tqdm(total=steps, initial=first_step, unit='step', file=stream)
-        if stream.isatty()
-        else None
+      tqdm.tqdm(total=steps, initial=first_step, unit='step', file=stream)
+      if stream.isatty()
+      else None
     )
 
   def advance(self) -> None:
@@ -117,12 +117,12 @@ class Progress:
     else:
       left = (self._steps - self._done) / max(rate, 1e-9)
       logging.info(
-          'step %d of %d  %s  %.3g steps/s  %s left',
-          self._done,
-          self._steps,
-          text,
-          rate,
-          tqdm.tqdm.format_interval(left),
+        'step %d of %d  %s  %.3g steps/s  %s left',
+        self._done,
+        self._steps,
+        text,
+        rate,
+        tqdm.tqdm.format_interval(left),
       )
     return rate
 

@@ -65,7 +65,7 @@ class Plan:
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise UserError(
-            f'{name.upper()} must be a positive whole number; it is {value!r}'
+          f'{name.upper()} must be a positive whole number; it is {value!r}'
         )
 
   def logs(self, step: int) -> bool:
@@ -79,22 +79,22 @@ class Plan:
   def saves(self, step: int) -> bool:
     """Whether a checkpoint is made after this step."""
     return (
-        step % self.checkpoint_period == 0
-        or step == self.train_steps
-        or (self.keep_best_by is not None and self.evaluates(step))
+      step % self.checkpoint_period == 0
+      or step == self.train_steps
+      or (self.keep_best_by is not None and self.evaluates(step))
     )
 
 
 def train(
-    model_dir: str,
-    trainer: trainer_lib.Trainer,
-    train_data: TrainData,
-    evaluation: evaluation_lib.Evaluation,
-    plan: Plan,
-    partitioner: partitioning.Partitioner,
-    initial_checkpoint_path: str | None = None,
-    from_scratch: bool = False,
-    random_seed: int = 0,
+  model_dir: str,
+  trainer: trainer_lib.Trainer,
+  train_data: TrainData,
+  evaluation: evaluation_lib.Evaluation,
+  plan: Plan,
+  partitioner: partitioning.Partitioner,
+  initial_checkpoint_path: str | None = None,
+  from_scratch: bool = False,
+  random_seed: int = 0,
 ) -> dict[str, float]:
   """Trains, evaluates and saves; continues where an earlier call was killed.
 
@@ -117,13 +117,16 @@ def train(
       outside of the program.
   """
   task = data.check(
-      train_data.task, train_data.feature_lengths, train_data.batch_size
+    train_data.task, train_data.feature_lengths, train_data.batch_size
   )
   partitioner.check_batch_size(train_data.batch_size)
   evaluation.check(partitioner)
-  with partitioner.activate(), run_lib.Run(
+  with (
+    partitioner.activate(),
+    run_lib.Run(
       model_dir, trainer, partitioner, plan.keep, plan.keep_best_by
-  ) as run:
+    ) as run,
+  ):
     run.claim(train)
     run.load_seed(initial_checkpoint_path, from_scratch, random_seed)
     state, position = run.resume() or run.begin()
@@ -135,9 +138,11 @@ def train(
     train_step = jax.jit(trainer.train_step, donate_argnums=0)
     dropout_key = jax.random.key(random_seed)
     monitor = monitor_lib.Monitor(
-        run.path, trainer.projection, state, run.seed, plan.train_steps
+      run.path, trainer.projection, state, run.seed, plan.train_steps
     )
-    with contextlib.closing(monitor), data.TrainIterator(
+    with (
+      contextlib.closing(monitor),
+      data.TrainIterator(
         task,
         train_data.feature_lengths,
         train_data.batch_size,
@@ -147,11 +152,12 @@ def train(
         position=position,
         save_after=plan.saves,
         place=partitioner.place_batch,
-    ) as batches:
+      ) as batches,
+    ):
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-            state, run.seed, batch, dropout_key, jnp.asarray(plan.logs(step))
+          state, run.seed, batch, dropout_key, jnp.asarray(plan.logs(step))
         )
         monitor.record(step, metrics)
         if plan.logs(step):

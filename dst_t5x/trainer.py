@@ -60,19 +60,19 @@ class Trainer:
   def init(self, params: PyTree) -> TrainState:
     """Returns the state before the first step, at the seed `params`."""
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=self.optimizer.transformation.init(params),
-        projection_state=self.projection.init(params),
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=self.optimizer.transformation.init(params),
+      projection_state=self.projection.init(params),
     )
 
   def train_step(
-      self,
-      state: TrainState,
-      seed: PyTree,
-      batch: Batch,
-      dropout_key: jax.Array,
-      report: jax.Array,
+    self,
+    state: TrainState,
+    seed: PyTree,
+    batch: Batch,
+    dropout_key: jax.Array,
+    report: jax.Array,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the paper's Algorithm 1.
 
@@ -90,39 +90,37 @@ class Trainer:
     key = jax.random.fold_in(dropout_key, state.step)
     gradients, sums = self._gradients(state.params, batch, key)
     updates, opt_state = self.optimizer.transformation.update(
-        gradients, state.opt_state, state.params
+      gradients, state.opt_state, state.params
     )
     new_params = optax.apply_updates(state.params, updates)
     params, projection_state = self.projection.apply(
-        new_params, seed, state.projection_state
+      new_params, seed, state.projection_state
     )
     metrics = self._metrics(sums, state.step) | lax.cond(
-        report,
-        lambda: reports.norms(gradients, state.params, params, seed),
-        lambda: dict.fromkeys(reports.NORMS, jnp.float32(jnp.nan)),
+      report,
+      lambda: reports.norms(gradients, state.params, params, seed),
+      lambda: dict.fromkeys(reports.NORMS, jnp.float32(jnp.nan)),
     )
-    next_state = TrainState(
-        state.step + 1, params, opt_state, projection_state
-    )
+    next_state = TrainState(state.step + 1, params, opt_state, projection_state)
     return next_state, metrics
 
   def _metrics(
-      self, sums: losses.Sums, step: jax.Array
+    self, sums: losses.Sums, step: jax.Array
   ) -> dict[str, jax.Array]:
     learning_rate = self.optimizer.learning_rate(step)
     return averages(sums) | {
-        'learning_rate': jnp.asarray(learning_rate, jnp.float32),
-        'target_tokens': sums.tokens,
+      'learning_rate': jnp.asarray(learning_rate, jnp.float32),
+      'target_tokens': sums.tokens,
     }
 
   def _gradients(
-      self, params: PyTree, batch: Batch, key: jax.Array
+    self, params: PyTree, batch: Batch, key: jax.Array
   ) -> tuple[PyTree, losses.Sums]:
     """Returns the gradient of the normalized loss, and the loss's sums."""
     normalizer = self.loss.normalizer(batch)
 
     def loss(
-        params: PyTree, part: Batch, key: jax.Array
+      params: PyTree, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, losses.Sums]:
       sums = forward(self.network, self.loss, params, part, key)
       return sums.loss / normalizer, sums
@@ -137,29 +135,29 @@ class Trainer:
       return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(
-            gradient, params, jax.tree.map(lambda x: x[0], parts), key
-        ),
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(
+        gradient, params, jax.tree.map(lambda x: x[0], parts), key
+      ),
     )
     return lax.scan(add, zeros, (parts, keys))[0]
 
   def _split(self, x: jax.Array) -> jax.Array:
     if x.shape[0] % self.microbatches:
       raise UserError(
-          f'BATCH_SIZE = {x.shape[0]} is not a multiple of '
-          f'microbatches = {self.microbatches}'
+        f'BATCH_SIZE = {x.shape[0]} is not a multiple of '
+        f'microbatches = {self.microbatches}'
       )
     # Neighbours go to different parts, so that every device has its share.
     return x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
 
 
 def forward(
-    network: nn.Module,
-    loss: losses.Loss,
-    params: PyTree,
-    batch: Batch,
-    dropout_key: jax.Array | None = None,
+  network: nn.Module,
+  loss: losses.Loss,
+  params: PyTree,
+  batch: Batch,
+  dropout_key: jax.Array | None = None,
 ) -> losses.Sums:
   """Returns the teacher-forced loss summed over a batch.
 
@@ -171,16 +169,16 @@ def forward(
     dropout_key: None for no dropout.
   """
   logits = network.apply(
-      {'params': params},
-      batch['encoder_input_tokens'],
-      batch['decoder_input_tokens'],
-      batch['decoder_target_tokens'],
-      encoder_segment_ids=batch.get('encoder_segment_ids'),
-      decoder_segment_ids=batch.get('decoder_segment_ids'),
-      encoder_positions=batch.get('encoder_positions'),
-      decoder_positions=batch.get('decoder_positions'),
-      enable_dropout=dropout_key is not None,
-      rngs=None if dropout_key is None else {'dropout': dropout_key},
+    {'params': params},
+    batch['encoder_input_tokens'],
+    batch['decoder_input_tokens'],
+    batch['decoder_target_tokens'],
+    encoder_segment_ids=batch.get('encoder_segment_ids'),
+    decoder_segment_ids=batch.get('decoder_segment_ids'),
+    encoder_positions=batch.get('encoder_positions'),
+    decoder_positions=batch.get('decoder_positions'),
+    enable_dropout=dropout_key is not None,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
   )
   return loss.sums(logits, batch)
 
@@ -189,7 +187,7 @@ def averages(sums: losses.Sums) -> dict[str, jax.Array]:
   """Returns loss and accuracy per real target token."""
   tokens = jnp.maximum(sums.tokens, 1.0)
   return {
-      'loss': sums.cross_entropy / tokens,
-      'z_loss': sums.z_loss / tokens,
-      'accuracy': sums.correct / tokens,
+    'loss': sums.cross_entropy / tokens,
+    'z_loss': sums.z_loss / tokens,
+    'accuracy': sums.correct / tokens,
   }
