@@ -60,7 +60,7 @@ class RunFolder:
     keep: int = 1,
     keep_best_by: str | None = None,
     read_only: bool = False,
-  ):
+  ) -> None:
     """Opens a run folder; what is in it stays.
 
     Args:
@@ -135,7 +135,7 @@ class RunFolder:
       parameters=ocp.args.StandardSave(dict(parameters)),
       state=ocp.args.StandardSave(dict(state)),
       data=ocp.args.StandardSave(
-        {'position': np.frombuffer(position or b'\0', np.uint8)}
+        {'position': np.frombuffer(position, np.uint8)}
       ),
     )
     with self._one_line():
@@ -152,8 +152,20 @@ class RunFolder:
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Ends the background threads."""
-    self._manager.close()
+    """Waits until everything is written, and ends the background threads.
+
+    Raises:
+      UserError: something could not be written.
+    """
+    with self._one_line():
+      self._manager.close()
+
+  @property
+  def what_is_whole(self) -> str:
+    """Which checkpoint there is, for messages."""
+    if self.latest_step is None:
+      return 'there is no checkpoint yet'
+    return f'checkpoint {self.latest_step} is whole'
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:
@@ -161,12 +173,9 @@ class RunFolder:
     try:
       yield
     except (OSError, ValueError, RuntimeError) as e:
-      steps = self.steps
-      last = (
-        f'checkpoint {steps[-1]} is whole' if steps else 'there is none yet'
-      )
       raise UserError(
-        f'cannot write a checkpoint to {self.path}: {_root(e)}; {last}'
+        f'cannot write a checkpoint to {self.path}: {_root(e)}; '
+        f'{self.what_is_whole}'
       ) from e
 
   def about(self, step: int) -> dict[str, Any]:
@@ -223,10 +232,14 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
   Raises:
     UserError: the file is damaged.
   """
+  file = path / _RUN_FILE
   try:
-    return json.loads((path / _RUN_FILE).read_text())
-  except ValueError as e:
-    raise UserError(f'{path / _RUN_FILE} is damaged: {e}') from e
+    content = json.loads(file.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f'{file} is damaged: {e}') from e
+  if not isinstance(content, dict) or not {'config', 'seed'} <= content.keys():
+    raise UserError(f'{file} is damaged: it does not say what the run is')
+  return content
 
 
 def load_run(

@@ -8,6 +8,7 @@ is checked before the binary is called: see `parse`.
 """
 
 from collections.abc import Callable, Sequence
+import gc
 import logging as python_logging
 import os
 import pathlib
@@ -73,18 +74,24 @@ def run(binary: Callable[..., Any]) -> None:
     print(usage(binary))
     return
   log_quietly()
+  status: str | int = 0
   try:
     parse(argv, binary)()
     sys.stdout.flush()
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.
-    sys.exit(f'error: {str(error).splitlines()[0]}')
+    status = f'error: {str(error).splitlines()[0]}'
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
-    sys.exit(130)
+    status = 130
   except BrokenPipeError:  # Whoever read our output has seen enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(141)
+    status = 141
+  if status:
+    # By now the exception's frames are gone, and with them what TensorFlow may
+    # hang on if it outlives the interpreter.
+    gc.collect()
+    sys.exit(status)
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ import zipfile
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
+from absl import logging
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -38,6 +39,8 @@ seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
 Batch = Mapping[str, np.ndarray]
 Task: TypeAlias = seqio.Task | seqio.Mixture
 FEATURES = ('inputs', 'targets')
+# Begins a position that is the number of batches, not the pipeline's state.
+_COUNT = b'batches '
 
 
 class TrainItem(NamedTuple):
@@ -265,10 +268,15 @@ class TrainIterator:
     """
     dataset = _examples(task, feature_lengths, split, pack, seed)
     dataset = dataset.batch(batch_size, drop_remainder=True)
+    if position is not None and position.startswith(_COUNT):
+      # tf.data reads and drops them: the order is always the same.
+      dataset = dataset.skip(int(position.removeprefix(_COUNT)))
+      position = None
     self._source = iter(dataset)
     if position is not None:
       _restore(self._source, position)
     self._step = step
+    self._only_counted = False
     self._save_after = save_after
     self._place = place
     self._items: queue.Queue[TrainItem | BaseException] = queue.Queue(prefetch)
@@ -300,6 +308,8 @@ class TrainIterator:
     """Ends the thread; iterating afterwards stops at once."""
     self._closed.set()
     self._thread.join()
+    # Now: a Python function in the pipeline must not outlive the interpreter.
+    self._source = iter(())
 
   def _produce(self) -> None:
     try:
@@ -308,13 +318,26 @@ class TrainIterator:
         batch = {name: rows.numpy() for name, rows in features.items()}
         # The pipeline stands right behind this batch only until the next one.
         wanted = self._save_after(self._step)
-        position = _position(self._source) if wanted else None
+        position = self._position() if wanted else None
         self._put(TrainItem(self._step, self._place(batch), position))
         if self._closed.is_set():
           return
       raise UserError('the training data ended, though it should repeat')
     except BaseException as error:
       self._put(error)
+
+  def _position(self) -> bytes:
+    """Returns the pipeline's state, or how many batches it has given."""
+    if not self._only_counted:
+      try:
+        return _position(self._source)
+      except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
+        self._only_counted = True
+        logging.warning(
+          'TensorFlow cannot save the state of this input pipeline (a Python '
+          'function is part of it): to resume, all batches are read again'
+        )
+    return _COUNT + str(self._step).encode()
 
   def _put(self, item: TrainItem | BaseException) -> None:
     while not self._closed.is_set():

@@ -60,7 +60,7 @@ class Predictor:
       examples: (index, features), as seqio.Evaluator gives them.
     """
     start = time.perf_counter()
-    results = []
+    results: list[tuple[int, np.ndarray]] = []
     for indices, inputs in self._batches(examples):
       batch = self.place({'encoder_input_tokens': inputs})
       tokens, _ = self._decode(params, batch['encoder_input_tokens'])
@@ -98,7 +98,7 @@ class TaskEvaluator:
     predictor: Predictor,
     output_dir: str,
     num_examples: int | None = None,
-  ):
+  ) -> None:
     """Reads the split once and keeps it.
 
     Args:
@@ -163,7 +163,9 @@ class Evaluation:
   batch_size: int = 32
   num_examples: int | None = None
   max_decode_length: int | None = None
-  loss: losses.Loss = losses.Loss(z_loss=0.0)
+  loss: losses.Loss = dataclasses.field(
+    default_factory=lambda: losses.Loss(z_loss=0.0)
+  )
 
   def check(self, partitioner: partitioning.Partitioner) -> None:
     """Reads one example, so that what is missing is missed at once.
@@ -209,7 +211,7 @@ class Evaluator:
     network: nn.Module,
     partitioner: partitioning.Partitioner,
     output_dir: str,
-  ):
+  ) -> None:
     """Reads the data; see `Evaluation.prepare`."""
     self._evaluation = evaluation
     self._place = partitioner.place_batch
@@ -236,15 +238,17 @@ class Evaluator:
 
   def _teacher_forced(self, params: PyTree) -> dict[str, float]:
     evaluation = self._evaluation
-    total = losses.Sums(*[np.float32(0)] * len(losses.Sums._fields))
-    for batch in data.eval_batches(
+    batches = data.eval_batches(
       seqio.get_mixture_or_task(evaluation.task),
       evaluation.feature_lengths,
       evaluation.batch_size,
       evaluation.split,
       evaluation.num_examples,
-    ):
-      sums = jax.device_get(self._sums(params, self._place(batch)))
-      total = losses.Sums(*map(np.add, total, sums))
+    )
+    sums = [
+      jax.device_get(self._sums(params, self._place(batch)))
+      for batch in batches
+    ]
+    total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = trainer_lib.averages(total)
     return {name: float(value) for name, value in averages.items()}

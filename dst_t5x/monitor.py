@@ -32,7 +32,7 @@ class Monitor:
     state: trainer_lib.TrainState,
     seed: PyTree,
     steps: int,
-  ):
+  ) -> None:
     """Opens the files.
 
     Args:
@@ -131,7 +131,7 @@ class SubsetMonitor:
     projection: projection_lib.SubsetProjection,
     state: trainer_lib.TrainState,
     seed: PyTree,
-  ):
+  ) -> None:
     """Remembers the subset of `state`.
 
     Args:

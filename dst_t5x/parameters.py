@@ -21,7 +21,9 @@ class ParameterSpace:
     shardings: tree of shardings.
   """
 
-  def __init__(self, network: nn.Module, partitioner: partitioning.Partitioner):
+  def __init__(
+    self, network: nn.Module, partitioner: partitioning.Partitioner
+  ) -> None:
     """Works out shapes and shardings; allocates nothing."""
     self._network = network
     variables = jax.eval_shape(self._init, jax.random.key(0))

@@ -8,7 +8,9 @@ from typing import Any
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from dst_t5x.errors import UserError

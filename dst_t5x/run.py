@@ -11,6 +11,7 @@ MODEL_DIR/
 """
 
 from collections.abc import Callable, Mapping
+import fcntl
 import os
 import re
 from typing import Any, Self
@@ -19,13 +20,13 @@ from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import dst_t5x
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
 from dst_t5x import subset as subset_lib
@@ -54,7 +55,7 @@ class Run:
     partitioner: partitioning.Partitioner,
     keep: int = 1,
     keep_best_by: str | None = None,
-  ):
+  ) -> None:
     """Opens the folder, which may hold an interrupted run.
 
     Args:
@@ -65,7 +66,7 @@ class Run:
       keep_best_by: likewise.
 
     Raises:
-      UserError: the folder cannot be written to.
+      UserError: the folder cannot be written to, or another process is at it.
     """
     self.path = epath.Path(model_dir)
     self.eval_dir = os.fspath(self.path / 'evaluation')
@@ -77,20 +78,43 @@ class Run:
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host.
     self._identity: dict[str, Any] = {}
+    self._finite = jax.jit(_all_finite)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      probe = self.path / '.writable'
-      probe.write_text('')
-      probe.unlink()
+      self._lock = (self.path / '.lock').open('w')
     except OSError as e:
       raise UserError(f'MODEL_DIR {self.path} cannot be written to: {e}') from e
+    self._keep_others_out()
     self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
+
+  def _keep_others_out(self) -> None:
+    """Locks the folder for as long as this process lives, however it ends."""
+    if '://' in os.fspath(self.path):
+      return  # Object stores know no locks.
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(
+        f'another process trains in MODEL_DIR {self.path}: wait until it has '
+        'ended, or choose another MODEL_DIR'
+      ) from e
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *unused: Any) -> None:
-    self._folder.close()
+  def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+    try:
+      self._folder.close()
+    except UserError:
+      if error is None:
+        raise
+    finally:
+      self._lock.close()
+    if isinstance(error, OSError):  # A full disk, most likely.
+      raise UserError(
+        f'cannot write to MODEL_DIR {self.path}: {error}; '
+        f'{self._folder.what_is_whole}'
+      ) from error
 
   def claim(self, binary: Callable[..., Any]) -> None:
     """Checks that the folder is empty or this very run's.
@@ -179,6 +203,8 @@ class Run:
 
   def _log_budget(self) -> None:
     projection = self._trainer.projection
+    if not isinstance(projection, projection_lib.SubsetProjection):
+      return
     layout = projection.layout(self.space.shapes)
     free = sum(layout.budgets(projection.epsilon))
     logging.info(
@@ -217,11 +243,12 @@ class Run:
       abstract,
       shardings,
     )
-    changing = like._replace(step=(), params=())
+    changing = _changing(like)
     restored = checkpoints.unflatten(
       changing, self._folder.state(step, checkpoints.flatten(changing))
     )
-    state = restored._replace(
+    state = trainer_lib.TrainState(
+      **restored,
       step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
       params=self.space.to_devices(params),
     )
@@ -258,23 +285,25 @@ class Run:
     Raises:
       UserError: it cannot be written, or parameters are not finite.
     """
+    assert position is not None, 'the data was not told of this step'
+    # A finite loss may precede parameters that are not.
+    if not self._finite(state):
+      raise UserError(
+        f'a parameter is not finite after step {step}: lower the learning '
+        f'rate, or look at the data; {self._folder.what_is_whole}'
+      )
     saved: dict[str, Any]
     if self._trainer.projection.constrains:
       saved = subset_lib.to_arrays(self._subset(state))
-      if not np.isfinite(saved['values'].astype(np.float32)).all():
-        raise UserError(
-          f'a parameter is not finite after step {step}; nothing was saved'
-        )
     else:
       saved = {'dense': state.params}
-    changing = state._replace(step=(), params=())
     # The next step overwrites these arrays while they are being written.
-    saved, changing = jax.tree.map(_copy, (saved, changing))
+    saved, changing = jax.tree.map(_copy, (saved, _changing(state)))
     self._folder.save(
       step,
       saved,
       checkpoints.flatten(changing),
-      position or b'',
+      position,
       self._about(step),
       results,
     )
@@ -316,6 +345,19 @@ class Run:
     rows = summaries_lib.read_metrics(self.path)
     results = [row for row in rows if 'eval/loss' in row]
     return results[-1] if results else {}
+
+
+def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:
+  """Returns what else a checkpoint holds, besides parameters and step."""
+  return {
+    'opt_state': state.opt_state,
+    'projection_state': state.projection_state,
+  }
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(finite))
 
 
 def _copy(x: Any) -> Any:

@@ -19,7 +19,9 @@ METRICS_FILE = 'metrics.jsonl'
 class Summaries:
   """Writes metrics of a run, in the background where that takes time."""
 
-  def __init__(self, folder: str | os.PathLike[str], first_step: int = 0):
+  def __init__(
+    self, folder: str | os.PathLike[str], first_step: int = 0
+  ) -> None:
     """Opens the files.
 
     Args:
@@ -73,7 +75,9 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
 class Progress:
   """A bar on a terminal, plain lines elsewhere; rate and remaining time."""
 
-  def __init__(self, first_step: int, steps: int, stream: TextIO = sys.stderr):
+  def __init__(
+    self, first_step: int, steps: int, stream: TextIO = sys.stderr
+  ) -> None:
     """Starts the clock.
 
     Args:

@@ -18,7 +18,7 @@ from dst_t5x import monitor as monitor_lib
 from dst_t5x import partitioning
 from dst_t5x import run as run_lib
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,14 @@ class Plan:
       or step == self.train_steps
       or (self.keep_best_by is not None and self.evaluates(step))
     )
+
+  def check_results(self, results: Mapping[str, float]) -> None:
+    """Raises UserError if an evaluation lacks the metric of `keep_best_by`."""
+    if self.keep_best_by is not None and self.keep_best_by not in results:
+      raise UserError(
+        f'KEEP_BEST_BY: no metric {self.keep_best_by!r}'
+        f'{nearest(self.keep_best_by, results)} (known: {sorted(results)})'
+      )
 
 
 def train(
@@ -167,6 +175,7 @@ def train(
           with monitor.paused():
             results = evaluate(state.params, step)
           monitor.evaluated(step, results)
+          plan.check_results(results)
         if plan.saves(step):
           with monitor.paused():
             run.save(step, state, position, results)

@@ -54,7 +54,7 @@ class Trainer:
   network: nn.Module
   optimizer: optimizers.Optimizer
   projection: projection_lib.Projection
-  loss: losses.Loss = losses.Loss()
+  loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: int = 1
 
   def init(self, params: PyTree) -> TrainState:
@@ -168,7 +168,7 @@ def forward(
     batch: its features, each [batch, length].
     dropout_key: None for no dropout.
   """
-  logits = network.apply(
+  logits: Any = network.apply(
     {'params': params},
     batch['encoder_input_tokens'],
     batch['decoder_input_tokens'],
