@@ -28,7 +28,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dst_t5x.errors import UserError, nearest
+from dst_t5x.errors import UserError, check_positive, nearest
 from dst_t5x.tasks import vocabulary
 
 # TensorFlow only reads data; the accelerators are JAX's.
@@ -61,7 +61,7 @@ def check(
   name: str,
   feature_lengths: Mapping[str, int],
   batch_size: int,
-  split: str = 'train',
+  split: str | None = 'train',
 ) -> Task:
   """Returns the task or mixture called `name`, known to be usable.
 
@@ -72,13 +72,12 @@ def check(
     name: of a registered seqio task or mixture.
     feature_lengths: pieces per example, `{'inputs': …, 'targets': …}`.
     batch_size: examples (packed ones where packing is on) of a batch.
-    split: the split to be read.
+    split: the split to be read; None if only the vocabulary is needed.
 
   Raises:
     UserError: what is missing or wrong, and the remedy.
   """
-  if batch_size <= 0:
-    raise UserError(f'BATCH_SIZE is {batch_size}; it must be positive')
+  check_positive('BATCH_SIZE', batch_size)
   task = _find(name)
   for feature in FEATURES:
     if feature not in task.output_features:
@@ -92,6 +91,8 @@ def check(
         f' it is {dict(feature_lengths)}'
       )
     vocabulary.check(task.output_features[feature].vocabulary)
+  if split is None:
+    return task
   for member in tasks_of(task):
     _check_prepared(member)
   members = [m for m in tasks_of(task) if split in m.splits]

@@ -1,7 +1,9 @@
 """The one exception that a user's mistake raises."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import difflib
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,3 +14,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'x'?` for the nearest known name, or nothing."""
   matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f'; did you mean {matches[0]!r}?' if matches else ''
+
+
+def check_positive(name: str, value: Any) -> None:
+  """Raises UserError unless the value is a positive whole number."""
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise UserError(f'{name} must be a positive whole number; it is {value!r}')
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+  """Raises UserError where files cannot be written: no space, no permission."""
+  try:
+    yield
+  except OSError as e:
+    raise UserError(f'cannot write to {what}: {e}') from e

@@ -15,7 +15,7 @@ from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import seeds
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, writing
 
 
 def load(path: str, step: int | None = None) -> tuple[parameters.PyTree, int]:
@@ -59,9 +59,13 @@ def evaluate(
     The metrics.
 
   Raises:
-    UserError: the checkpoint, the task or the data are not there.
+    UserError: the checkpoint, the task or the data are not there, or the
+      folder cannot be written to.
   """
   evaluation.check(partitioner)
+  folder = epath.Path(output_dir)
+  with writing(f'EVAL_OUTPUT_DIR {folder}'):
+    folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
     space = parameters.ParameterSpace(network, partitioner)
     host_params, step = load(checkpoint_path, checkpoint_step)
@@ -69,20 +73,13 @@ def evaluate(
     results = evaluation.prepare(network, partitioner, output_dir)(params, step)
   for name, value in results.items():
     logging.info('%s: %.6g', name, value)
-  folder = epath.Path(output_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'results.json').write_text(
-    json.dumps(
-      {
-        'checkpoint': os.fspath(checkpoint_path),
-        'step': step,
-        'split': evaluation.split,
-      }
-      | results,
-      indent=2,
-    )
-    + '\n'
-  )
+  report = {
+    'checkpoint': os.fspath(checkpoint_path),
+    'step': step,
+    'split': evaluation.split,
+  } | results
+  with writing(f'EVAL_OUTPUT_DIR {folder}'):
+    (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
   return results
 
 

@@ -15,7 +15,7 @@ from dst_t5x import data
 from dst_t5x import losses
 from dst_t5x import partitioning
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.errors import UserError
+from dst_t5x.errors import check_positive
 
 PyTree = Any
 Place = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
@@ -171,14 +171,14 @@ class Evaluation:
     """Reads one example, so that what is missing is missed at once.
 
     Raises:
-      UserError: the task, the split or the data are not there.
+      UserError: the task, the split or the data are not there, or a number
+        makes no sense.
     """
+    check_positive('EVAL_BATCH_SIZE', self.batch_size)
+    if self.num_examples is not None:
+      check_positive('EVAL_EXAMPLES', self.num_examples)
     data.check(self.task, self.feature_lengths, self.batch_size, self.split)
-    partitioner.check_batch_size(self.batch_size)
-    if self.num_examples is not None and self.num_examples < 1:
-      raise UserError(
-        f'EVAL_EXAMPLES must be positive; it is {self.num_examples}'
-      )
+    partitioner.check_batch_size(self.batch_size, 'EVAL_BATCH_SIZE')
 
   def prepare(
     self,

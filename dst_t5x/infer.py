@@ -3,7 +3,7 @@
 The inputs are a task's split, or a text file with one input a line.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import json
 from typing import Any
@@ -20,7 +20,7 @@ from dst_t5x import eval as eval_lib
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, check_positive, writing
 
 
 def infer(
@@ -60,8 +60,13 @@ def infer(
   Raises:
     UserError: something is missing.
   """
-  found = data.check(task, feature_lengths, batch_size, split)
-  partitioner.check_batch_size(batch_size)
+  check_positive('INFER_BATCH_SIZE', batch_size)
+  if num_examples is not None:
+    check_positive('INFER_EXAMPLES', num_examples)
+  partitioner.check_batch_size(batch_size, 'INFER_BATCH_SIZE')
+  found = data.check(
+    task, feature_lengths, batch_size, None if input_file else split
+  )
   features = found.output_features
   examples = (
     _of_file(input_file, features['inputs'], feature_lengths)
@@ -71,6 +76,9 @@ def infer(
   rows = list(itertools.islice(examples, num_examples))
   if not rows:
     raise UserError(f'{input_file or task} holds no input')
+  folder = epath.Path(output_dir)
+  with writing(f'INFER_OUTPUT_DIR {folder}'):
+    folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
     space = parameters.ParameterSpace(network, partitioner)
     host_params, _ = eval_lib.load(checkpoint_path, checkpoint_step)
@@ -87,59 +95,56 @@ def infer(
         ((i, {'encoder_input_tokens': row['tokens']})
          for i, row in enumerate(bar)),
     )  # fmt: skip
-  folder = epath.Path(output_dir)
-  folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'predictions.jsonl'
   part = folder / 'predictions.jsonl.part'
-  with part.open('w') as f:
-    for row, (_, tokens) in zip(rows, decoded, strict=True):
-      shown = {k: v for k, v in row.items() if k != 'tokens'}
-      text = features['targets'].vocabulary.decode(tokens.tolist())
-      line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
-      f.write(line + '\n')
-  part.replace(path)
+  with writing(f'INFER_OUTPUT_DIR {folder}'):
+    with part.open('w') as f:
+      for row, (_, tokens) in zip(rows, decoded, strict=True):
+        shown = {k: v for k, v in row.items() if k != 'tokens'}
+        text = features['targets'].vocabulary.decode(tokens.tolist())
+        line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
+        f.write(line + '\n')
+    part.replace(path)
   logging.info('%d predictions in %s', len(rows), path)
   return str(path)
 
 
-def _fit(tokens: list[int], feature: seqio.Feature, length: int) -> np.ndarray:
-  """Returns int32 [length]: cut, ended, and padded as seqio does it."""
-  if feature.add_eos:
-    tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-  tokens = tokens[:length]
-  return np.array(tokens + [0] * (length - len(tokens)), np.int32)
+def _pad(tokens: Sequence[int], length: int) -> np.ndarray:
+  """Returns int32 [length]: padded with zeros."""
+  return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
 
 
 def _of_file(
   path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
   try:
-    lines = epath.Path(path).read_text().splitlines()
+    text = epath.Path(path).read_text()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'cannot read INPUT_FILE {path}: {e}') from e
-  for line in lines:
+  length = lengths['inputs']
+  # Not splitlines: some questions contain exotic separators.
+  for line in text.removesuffix('\n').split('\n') if text else ():
     tokens = feature.vocabulary.encode(line)
-    yield {'inputs': line, 'tokens': _fit(tokens, feature, lengths['inputs'])}
+    if feature.add_eos:
+      tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
+    yield {'inputs': line, 'tokens': _pad(tokens[:length], length)}
 
 
 def _of_split(
   task: data.Task, lengths: Mapping[str, int], split: str
 ) -> Iterator[dict[str, Any]]:
-  for member in data.tasks_of(task):
+  for member in (m for m in data.tasks_of(task) if split in m.splits):
     dataset = member.get_dataset(
       dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
     )
-    feature = member.output_features['inputs']
     for example in dataset.as_numpy_iterator():
       texts = {
         name: example[f'{name}_pretokenized'].decode()
         for name in ('inputs', 'targets')
         if f'{name}_pretokenized' in example
       }
-      tokens = [int(t) for t in example['inputs']]
-      if tokens and feature.add_eos and tokens[-1] == feature.vocabulary.eos_id:
-        tokens = tokens[:-1]
-      yield texts | {'tokens': _fit(tokens, feature, lengths['inputs'])}
+      # Cut and ended as the task does it: just as they are evaluated.
+      yield texts | {'tokens': _pad(example['inputs'], lengths['inputs'])}
 
 
 if __name__ == '__main__':

@@ -48,6 +48,14 @@ class Loss:
         f'no loss_normalizing_factor {factor!r}'
         f'{nearest(factor, _NORMALIZERS)} (known: {_NORMALIZERS})'
       )
+    if isinstance(factor, int | float) and not factor > 0:
+      raise UserError(
+        f'LOSS_NORMALIZING_FACTOR must be above 0; it is {factor}'
+      )
+    if not 0 <= self.label_smoothing < 1:
+      raise UserError(
+        f'LABEL_SMOOTHING must be in [0, 1); it is {self.label_smoothing}'
+      )
 
   def weights(self, batch: dict[str, jax.Array]) -> jax.Array:
     """Returns float32 [batch, length]: the weight of each token's loss."""

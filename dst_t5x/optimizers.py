@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -33,10 +34,16 @@ def schedule(
       the start of this run, warm-up included.
 
   Raises:
-    UserError: an unknown decay, or one that lacks its number of steps.
+    UserError: a number that makes no sense, an unknown decay, or one that
+      lacks its number of steps.
   """
-  if base < 0:
-    raise UserError(f'the learning rate must not be negative; it is {base}')
+  if not isinstance(base, int | float) or not 0 <= base < math.inf:
+    raise UserError(f'LEARNING_RATE must not be negative; it is {base!r}')
+  if not isinstance(warmup_steps, int) or warmup_steps < 0:
+    raise UserError(
+      'LEARNING_RATE_WARMUP_STEPS must be a whole number, 0 for none; it is '
+      f'{warmup_steps!r}'
+    )
   if decay not in _DECAYS:
     raise UserError(
       f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'

@@ -67,12 +67,12 @@ class Partitioner:
     with jax.set_mesh(self.mesh), nn_partitioning.axis_rules(RULES):
       yield
 
-  def check_batch_size(self, batch_size: int) -> None:
+  def check_batch_size(self, batch_size: int, name: str = 'BATCH_SIZE') -> None:
     """Raises UserError if a batch cannot be split evenly."""
     groups = jax.device_count() // self.model_parallelism
     if batch_size % groups:
       raise UserError(
-        f'BATCH_SIZE = {batch_size} is not a multiple of the {groups} '
+        f'{name} = {batch_size} is not a multiple of the {groups} '
         'groups of devices that split it'
       )
 

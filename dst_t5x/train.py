@@ -18,7 +18,7 @@ from dst_t5x import monitor as monitor_lib
 from dst_t5x import partitioning
 from dst_t5x import run as run_lib
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.errors import UserError, nearest
+from dst_t5x.errors import UserError, check_positive, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,7 @@ class Plan:
   def __post_init__(self) -> None:
     for name in ('train_steps', 'log_period', 'eval_period', 'keep',
                  'checkpoint_period'):  # fmt: skip
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise UserError(
-          f'{name.upper()} must be a positive whole number; it is {value!r}'
-        )
+      check_positive(name.upper(), getattr(self, name))
 
   def logs(self, step: int) -> bool:
     """Whether training metrics are written after this step."""
@@ -128,6 +124,7 @@ def train(
     train_data.task, train_data.feature_lengths, train_data.batch_size
   )
   partitioner.check_batch_size(train_data.batch_size)
+  trainer.check_batch_size(train_data.batch_size)
   evaluation.check(partitioner)
   with (
     partitioner.activate(),

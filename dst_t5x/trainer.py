@@ -16,7 +16,7 @@ from dst_t5x import losses
 from dst_t5x import optimizers
 from dst_t5x import projection as projection_lib
 from dst_t5x import reports
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, check_positive
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -56,6 +56,17 @@ class Trainer:
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: int = 1
+
+  def __post_init__(self) -> None:
+    check_positive('MICROBATCHES', self.microbatches)
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises UserError if a batch cannot be split evenly."""
+    if batch_size % self.microbatches:
+      raise UserError(
+        f'BATCH_SIZE = {batch_size} is not a multiple of '
+        f'MICROBATCHES = {self.microbatches}'
+      )
 
   def init(self, params: PyTree) -> TrainState:
     """Returns the state before the first step, at the seed `params`."""
@@ -143,11 +154,6 @@ class Trainer:
     return lax.scan(add, zeros, (parts, keys))[0]
 
   def _split(self, x: jax.Array) -> jax.Array:
-    if x.shape[0] % self.microbatches:
-      raise UserError(
-        f'BATCH_SIZE = {x.shape[0]} is not a multiple of '
-        f'microbatches = {self.microbatches}'
-      )
     # Neighbours go to different parts, so that every device has its share.
     return x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
 

@@ -223,7 +223,7 @@ def test_evaluation_of_some_examples():
   ('changes', 'message'),
   [
     ({'name': 'toy_dada'}, r"'toy_dada'.*did you mean 'toy_data'"),
-    ({'batch_size': 0}, 'BATCH_SIZE is 0'),
+    ({'batch_size': 0}, 'BATCH_SIZE must be a positive'),
     ({'split': 'test'}, r"no split 'test'.*'train', 'validation'"),
     ({'name': 'toy_targets'}, "no feature 'inputs'"),
     ({'name': 'toy_empty'}, 'toy_empty.* has no example'),
