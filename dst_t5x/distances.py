@@ -40,9 +40,9 @@ def inverse_relative(new: jax.Array, seed: jax.Array) -> jax.Array:
 
 
 DISTANCES: Mapping[str, Distance] = {
-    'absolute': absolute,
-    'relative': relative,
-    'inverse_relative': inverse_relative,
+  'absolute': absolute,
+  'relative': relative,
+  'inverse_relative': inverse_relative,
 }
 
 

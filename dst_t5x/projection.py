@@ -5,12 +5,30 @@ One step of Dynamic Subset Tuning is an ordinary optimizer step followed by
 farthest from the seed stay as they are (Eq. 6, 7); all others become the
 seed's, bit for bit.
 
-    params, state = projection.apply(new_params, seed_params, state)
+In any JAX loop, here Optax's AdaFactor on a toy:
+
+>>> import optax
+>>> seed = {'mlp': {'kernel': jnp.arange(1.0, 201.0).reshape(10, 20)}}
+>>> optimizer, projection = optax.adafactor(0.1), SubsetProjection(epsilon=0.02)
+>>> @jax.jit
+... def step(params, optimizer_state, state):
+...   gradients = jax.grad(lambda p: jnp.sum(p['mlp']['kernel'] ** 2))(params)
+...   updates, optimizer_state = optimizer.update(
+...       gradients, optimizer_state, params)
+...   params = optax.apply_updates(params, updates)
+...   params, state = projection.apply(params, seed, state)
+...   return params, optimizer_state, state
+>>> carry = seed, optimizer.init(seed), projection.init(seed)
+>>> for _ in range(3):
+...   carry = step(*carry)
+>>> int(jnp.sum(carry[0]['mlp']['kernel'] != seed['mlp']['kernel']))
+4
 """
 
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
 import zlib
 
@@ -40,7 +58,7 @@ class Projection(Protocol):
     """Returns the state before the first step."""
 
   def apply(
-      self, new_params: PyTree, seed_params: PyTree, state: PyTree
+    self, new_params: PyTree, seed_params: PyTree, state: PyTree
   ) -> tuple[PyTree, PyTree]:
     """Returns the projected parameters and the next state."""
 
@@ -57,7 +75,7 @@ class NoProjection:
     return ()
 
   def apply(
-      self, new_params: PyTree, seed_params: PyTree, state: tuple[()]
+    self, new_params: PyTree, seed_params: PyTree, state: tuple[()]
   ) -> tuple[PyTree, tuple[()]]:
     """Returns the parameters as they are."""
     del seed_params
@@ -113,8 +131,8 @@ class SubsetProjection:
     known = [*distances.DISTANCES, RANDOM]
     if self.distance not in known:
       raise UserError(
-          f'no distance {self.distance!r}{nearest(self.distance, known)} '
-          f'(known: {sorted(known)})'
+        f'no distance {self.distance!r}{nearest(self.distance, known)} '
+        f'(known: {sorted(known)})'
       )
 
   def layout(self, params: PyTree) -> silo_lib.Layout:
@@ -125,13 +143,13 @@ class SubsetProjection:
     """Returns the state before the first step."""
     silos = len(self.layout(seed_params).names)
     return ProjectionState(
-        thresholds=jnp.zeros((silos,), jnp.uint32),
-        drift=jnp.zeros((silos,), jnp.float32),
-        passes=jnp.zeros((), jnp.uint32),
+      thresholds=jnp.zeros((silos,), jnp.uint32),
+      drift=jnp.zeros((silos,), jnp.float32),
+      passes=jnp.zeros((), jnp.uint32),
     )
 
   def apply(
-      self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components to the seed (Eq. 6, 7).
 
@@ -147,10 +165,10 @@ class SubsetProjection:
     # XLA may compute θ′ anew, with other roundings, wherever it is used. The
     # barrier makes counts and mask see the same numbers.
     new_params, seed_params = lax.optimization_barrier(
-        (new_params, seed_params)
+      (new_params, seed_params)
     )
     new, tree = jax.tree.flatten(new_params)
-    seed = tree.flatten_up_to(seed_params)
+    seed = jax.tree.leaves(seed_params)
     cut, state = self._search(layout, new, seed, state)
     kept = []
     for leaf, a, b in zip(layout.leaves, new, seed, strict=True):
@@ -160,11 +178,11 @@ class SubsetProjection:
     return jax.tree.unflatten(tree, kept), state
 
   def _search(
-      self,
-      layout: silo_lib.Layout,
-      new: Sequence[jax.Array],
-      seed: Sequence[jax.Array],
-      state: ProjectionState,
+    self,
+    layout: silo_lib.Layout,
+    new: Sequence[jax.Array],
+    seed: Sequence[jax.Array],
+    state: ProjectionState,
   ) -> tuple[thresholds.Cut, ProjectionState]:
     """Finds the cut of every silo, starting from the last step's."""
     budget = jnp.asarray(layout.budgets(self.epsilon), jnp.uint32)
@@ -173,34 +191,34 @@ class SubsetProjection:
       return self._keys(layout.leaves[i], layout, new[i], seed[i])
 
     cut, passes = thresholds.find(
-        lambda query: _count(layout, keys, query),
-        budget,
-        jnp.asarray(layout.sizes, jnp.uint32),
-        guess=state.thresholds,
-        # A threshold that stood still may yet move a little.
-        spread=jnp.maximum(state.drift, 8.0),
+      lambda query: _count(layout, keys, query),
+      budget,
+      jnp.asarray(layout.sizes, jnp.uint32),
+      guess=state.thresholds,
+      # A threshold that stood still may yet move a little.
+      spread=jnp.maximum(state.drift, 8.0),
     )
     now = cut.threshold.astype(jnp.float32)
     moved = jnp.abs(now - state.thresholds.astype(jnp.float32))
     drift = jnp.where(
-        # The first distance is that from nothing; 2²⁰ keys are 9 %.
-        state.thresholds == 0,
-        2.0**20,
-        0.7 * state.drift + 0.3 * moved,
+      # The first distance is that from nothing; 2²⁰ keys are 9 %.
+      state.thresholds == 0,
+      2.0**20,
+      0.7 * state.drift + 0.3 * moved,
     )
     return cut, ProjectionState(
-        thresholds=jnp.where(budget > 0, cut.threshold, 0),
-        drift=drift,
-        passes=passes,
+      thresholds=jnp.where(budget > 0, cut.threshold, 0),
+      drift=drift,
+      passes=passes,
     )
 
   def _keep(
-      self,
-      leaf: silo_lib.Leaf,
-      layout: silo_lib.Layout,
-      cut: thresholds.Cut,
-      new: jax.Array,
-      seed: jax.Array,
+    self,
+    leaf: silo_lib.Leaf,
+    layout: silo_lib.Layout,
+    cut: thresholds.Cut,
+    new: jax.Array,
+    seed: jax.Array,
   ) -> jax.Array:
     """Returns bool [slices, …]: which components stay free."""
     threshold, before, offsets = _of_slices(leaf, cut.threshold, cut.before)
@@ -210,22 +228,22 @@ class SubsetProjection:
     return (keys > threshold) | ((keys == threshold) & early)
 
   def _keys(
-      self,
-      leaf: silo_lib.Leaf,
-      layout: silo_lib.Layout,
-      new: jax.Array,
-      seed: jax.Array,
+    self,
+    leaf: silo_lib.Leaf,
+    layout: silo_lib.Layout,
+    new: jax.Array,
+    seed: jax.Array,
   ) -> jax.Array:
     """Returns uint32 [slices, …]: distances, ordered as integers."""
     shape = new.shape if leaf.stacked else (1, *new.shape)
     if self.distance == RANDOM:
       positions = _positions(jnp.asarray(leaf.offsets, jnp.uint32), shape)
       keys = [
-          distances.random_scores(
-              positions[i],
-              zlib.crc32(f'{self.random_seed} {layout.names[silo]}'.encode()),
-          )
-          for i, silo in enumerate(leaf.silos)
+        distances.random_scores(
+          positions[i],
+          zlib.crc32(f'{self.random_seed} {layout.names[silo]}'.encode()),
+        )
+        for i, silo in enumerate(leaf.silos)
       ]
       return jnp.stack(keys)
     distance = distances.DISTANCES[self.distance](new, seed)
@@ -279,9 +297,9 @@ def _rows(values: jax.Array, silos: Sequence[int]) -> jax.Array:
 
 
 def _count(
-    layout: silo_lib.Layout,
-    keys: Callable[[int], jax.Array],
-    query: thresholds.Query,
+  layout: silo_lib.Layout,
+  keys: Callable[[int], jax.Array],
+  query: thresholds.Query,
 ) -> jax.Array:
   """Answers a query of the search with one pass over the parameters.
 
@@ -300,7 +318,8 @@ def _count(
   for silos, leaves in leaves_of.items():
 
     def counted(leaves: list[int] = leaves) -> jax.Array:
-      return sum(_count_leaf(layout.leaves[i], keys(i), query) for i in leaves)
+      counts = [_count_leaf(layout.leaves[i], keys(i), query) for i in leaves]
+      return functools.reduce(jnp.add, counts)
 
     def skipped(silos: tuple[int, ...] = silos) -> jax.Array:
       return jnp.zeros((len(silos), query.candidates.shape[1]), jnp.uint32)
@@ -315,12 +334,13 @@ def _count(
 
 
 def _count_leaf(
-    leaf: silo_lib.Leaf, keys: jax.Array, query: thresholds.Query
+  leaf: silo_lib.Leaf, keys: jax.Array, query: thresholds.Query
 ) -> jax.Array:
   """Returns uint32 [slices, candidates]: one tensor's part of the counts."""
   tie, candidates, offsets = _of_slices(leaf, query.tie, query.candidates)
   tie = _columns(tie, keys.ndim)
-  early = jnp.where(keys == tie, ~_positions(offsets, keys.shape), 0)
+  from_first = thresholds.FIRST - _positions(offsets, keys.shape)
+  early = jnp.where(keys == tie, from_first, 0)
   return _reach(jnp.where(tie == 0, keys, early), candidates)
 
 
@@ -336,7 +356,7 @@ def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
   """
   keys = keys.reshape((*keys.shape, *([1] * (2 - keys.ndim))))
   columns = candidates.T.reshape(
-      (candidates.shape[1], len(keys)) + (1,) * (keys.ndim - 1)
+    (candidates.shape[1], len(keys)) + (1,) * (keys.ndim - 1)
   )
   reached = [(keys >= column).astype(jnp.uint32) for column in columns]
   zeros = [jnp.uint32(0)] * len(reached)

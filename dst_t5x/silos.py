@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from dst_t5x import budgets
+from dst_t5x import thresholds
 from dst_t5x.errors import UserError, nearest
 
 PyTree = Any
@@ -90,21 +91,21 @@ def path_of(key_path: Sequence[Any]) -> str:
 def slice_paths(path: str, shape: tuple[int, ...]) -> tuple[bool, list[str]]:
   """Returns whether a tensor is stacked, and the paths of its slices."""
   parts = path.split('/')
-  if STACK not in parts[:-1]:
+  if STACK not in parts[:-1] or not shape:
     return False, [path]
   i = parts.index(STACK)
   return True, [
-      '/'.join([*parts[:i], f'{STACK}_{layer}', *parts[i + 1 :]])
-      for layer in range(shape[0])
+    '/'.join([*parts[:i], f'{STACK}_{layer}', *parts[i + 1 :]])
+    for layer in range(shape[0])
   ]
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
   """Sorts `layers_2` before `layers_10`."""
   return [
-      (0, int(part)) if part.isdigit() else (1, part)
-      for part in re.split(r'(\d+)', name)
-      if part
+    (0, int(part)) if part.isdigit() else (1, part)
+    for part in re.split(r'(\d+)', name)
+    if part
   ]
 
 
@@ -120,33 +121,42 @@ def make_layout(params: PyTree, silos: str) -> Layout:
     silos, in the same order, with the same positions.
 
   Raises:
-    UserError: no such siloing, or a silo of 2³² components or more.
+    UserError: no such siloing, or a silo of 2³² − 1 components or more.
   """
   if silos not in SILOS:
     raise UserError(
-        f'no silos {silos!r}{nearest(silos, SILOS)} (known: {sorted(SILOS)})'
+      f'no silos {silos!r}{nearest(silos, SILOS)} (known: {sorted(SILOS)})'
     )
   silo_of = SILOS[silos]
-  slices = []  # (path, stacked, slice paths, components in a slice)
+  tensors: list[tuple[str, bool, list[str]]] = []
+  components: dict[str, int] = {}  # Of each slice, by its unstacked path.
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
     path = path_of(key_path)
     stacked, paths = slice_paths(path, leaf.shape)
-    shape = leaf.shape[1:] if stacked else leaf.shape
-    slices.append((path, stacked, paths, math.prod(shape)))
-  names = sorted({silo_of(p) for s in slices for p in s[2]}, key=_natural)
-  index = {name: i for i, name in enumerate(names)}
-  sizes = [0] * len(names)
-  leaves = []
-  for path, stacked, paths, size in slices:
-    ids = tuple(index[silo_of(p)] for p in paths)
-    offsets = []
-    for i in ids:
-      offsets.append(sizes[i])
-      sizes[i] += size
-    leaves.append(Leaf(path, stacked, ids, tuple(offsets)))
-  for name, size in zip(names, sizes, strict=True):
-    if size >= 2**32:
+    tensors.append((path, stacked, paths))
+    components |= dict.fromkeys(paths, math.prod(leaf.shape[int(stacked) :]))
+  sizes: dict[str, int] = {}
+  offsets: dict[str, int] = {}
+  # Not in the order of the leaves, which is another one in a stacked tree.
+  for path in sorted(components, key=_natural):
+    silo = silo_of(path)
+    offsets[path] = sizes.get(silo, 0)
+    sizes[silo] = offsets[path] + components[path]
+  names = sorted(sizes, key=_natural)
+  for name in names:
+    if sizes[name] > thresholds.FIRST:
       raise UserError(
-          f'silo {name!r} has {size} components, 2³² or more; use smaller silos'
+        f'silo {name!r} has {sizes[name]} components, 2³² − 1 or '
+        'more; use smaller silos'
       )
-  return Layout(tuple(leaves), tuple(names), tuple(sizes))
+  index = {name: i for i, name in enumerate(names)}
+  leaves = tuple(
+    Leaf(
+      path,
+      stacked,
+      silos=tuple(index[silo_of(p)] for p in paths),
+      offsets=tuple(offsets[p] for p in paths),
+    )
+    for path, stacked, paths in tensors
+  )
+  return Layout(leaves, tuple(names), tuple(sizes[name] for name in names))

@@ -18,12 +18,15 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 # How many candidates are counted in one pass over the parameters.
 CANDIDATES = 8
-NOTHING = 0xFFFFFFFF  # Above every key: a silo that frees nothing.
+NOTHING = np.uint32(0xFFFFFFFF)  # Above every key: a silo that frees nothing.
+# Positions are counted down from here, so that the earlier is the larger, as
+# the farther is among distances.
+FIRST = NOTHING - 1
 _INFINITY = 0x7F800000  # The bit pattern of float32's infinity.
-
 
 
 class Query(NamedTuple):
@@ -32,8 +35,8 @@ class Query(NamedTuple):
   Attributes:
     candidates: uint32 [silos, CANDIDATES].
     tie: uint32 [silos]. Zero: count the keys that reach each candidate. Else:
-      among the keys equal to `tie`, count those whose inverted position
-      reaches each candidate; inverted, so that the earlier is the larger.
+      among the keys equal to `tie`, count those for which `FIRST` less their
+      position in the silo reaches each candidate.
     active: bool [silos], which silos are still searched.
   """
 
@@ -48,13 +51,14 @@ Count = Callable[[Query], jax.Array]
 
 
 class Search(NamedTuple):
-  """Where the search stands; every array is [silos] but `passes`.
+  """Where the search stands; every array is [silos].
 
   The threshold lies in [low, high): more than `wanted` keys reach `low`, fewer
   reach `high`. When the bracket closes on one key that more components share
   than are wanted, the search goes on among these by position.
   """
 
+  size: jax.Array  # How many keys the silo has.
   wanted: jax.Array  # How many keys to keep, in the tie if there is one.
   low: jax.Array
   high: jax.Array
@@ -64,7 +68,6 @@ class Search(NamedTuple):
   threshold: jax.Array  # The answer of a silo that is found.
   found: jax.Array
   uniform: jax.Array  # The last pass shrank the bracket too little.
-  passes: jax.Array
 
 
 class Cut(NamedTuple):
@@ -84,23 +87,21 @@ def _start(budgets: jax.Array, sizes: jax.Array) -> Search:
   zeros = jnp.zeros_like(sizes)
   nothing = budgets == 0
   return Search(
-      wanted=jnp.maximum(budgets, 1),  # The 1 keeps logarithms finite.
-      low=zeros,
-      high=jnp.full_like(sizes, NOTHING),
-      count_low=sizes,
-      count_high=zeros,
-      tie=zeros,
-      # A budget for all components frees all that moved.
-      threshold=jnp.where(nothing, jnp.uint32(NOTHING), jnp.uint32(1)),
-      found=nothing | (budgets >= sizes),
-      uniform=jnp.zeros(sizes.shape, bool),
-      passes=jnp.zeros((), jnp.uint32),
+    size=sizes,
+    wanted=jnp.maximum(budgets, 1),  # The 1 keeps logarithms finite.
+    low=zeros,
+    high=jnp.full_like(sizes, NOTHING),
+    count_low=sizes,
+    count_high=zeros,
+    tie=zeros,
+    # A budget for all components frees all that moved.
+    threshold=jnp.where(nothing, NOTHING, jnp.uint32(1)),
+    found=nothing | (budgets >= sizes),
+    uniform=jnp.zeros(sizes.shape, bool),
   )
 
 
-def _narrow(
-    search: Search, candidates: jax.Array, counts: jax.Array
-) -> Search:
+def _narrow(search: Search, candidates: jax.Array, counts: jax.Array) -> Search:
   """Takes the counts of one pass into the bracket."""
   wanted = search.wanted[:, None]
   low, high = search.low[:, None], search.high[:, None]
@@ -110,50 +111,50 @@ def _narrow(
   below = inside & (counts < wanted)
   # Counts fall as candidates rise: those of the new bounds are the extremes.
   narrowed = search._replace(
-      low=jnp.max(jnp.where(above, candidates, low), axis=1),
-      high=jnp.min(jnp.where(below, candidates, high), axis=1),
-      count_low=jnp.min(
-          jnp.where(above, counts, search.count_low[:, None]), axis=1
-      ),
-      count_high=jnp.max(
-          jnp.where(below, counts, search.count_high[:, None]), axis=1
-      ),
+    low=jnp.max(jnp.where(above, candidates, low), axis=1),
+    high=jnp.min(jnp.where(below, candidates, high), axis=1),
+    count_low=jnp.min(
+      jnp.where(above, counts, search.count_low[:, None]), axis=1
+    ),
+    count_high=jnp.max(
+      jnp.where(below, counts, search.count_high[:, None]), axis=1
+    ),
   )
   exact = jnp.any(hit, axis=1)
   closed = narrowed.high - narrowed.low <= 1
   # Closed on zero: fewer keys moved than are wanted, and all of them fit.
   all_fit = closed & (narrowed.low == 0)
-  hit_at = jnp.min(jnp.where(hit, candidates, jnp.uint32(NOTHING)), axis=1)
+  hit_at = jnp.min(jnp.where(hit, candidates, NOTHING), axis=1)
   narrowed = narrowed._replace(
-      threshold=jnp.where(exact, hit_at, narrowed.high),
-      found=exact | all_fit,
-      uniform=narrowed.high - narrowed.low > (search.high - search.low) // 4,
+    threshold=jnp.where(exact, hit_at, narrowed.high),
+    found=exact | all_fit,
+    # Keys with gaps between them: there is nothing to interpolate.
+    uniform=(narrowed.high - narrowed.low > (search.high - search.low) // 4)
+    | (
+      (narrowed.count_low == search.count_low)
+      & (narrowed.count_high == search.count_high)
+    ),
   )
   narrowed = _break_ties(narrowed, closed & ~exact & ~all_fit)
-  result = jax.tree.map(
-      lambda old, new: jnp.where(search.found, old, new),
-      search._replace(passes=search.found),
-      narrowed._replace(passes=search.found),
-  )
-  return result._replace(passes=search.passes + 1)
+  return _where(search.found, search, narrowed)
 
 
 def _break_ties(search: Search, closed: jax.Array) -> Search:
   """Starts the search by position where the bracket closed on one key."""
-  fresh = search._replace(
-      wanted=search.wanted - search.count_high,
-      low=jnp.zeros_like(search.low),
-      high=jnp.full_like(search.high, NOTHING),
-      count_low=search.count_low - search.count_high,
-      count_high=jnp.zeros_like(search.count_high),
-      tie=search.low,
-      passes=closed,
+  by_position = search._replace(
+    wanted=search.wanted - search.count_high,
+    low=FIRST - search.size,
+    high=jnp.full_like(search.high, NOTHING),
+    count_low=search.count_low - search.count_high,
+    count_high=jnp.zeros_like(search.count_high),
+    tie=search.low,
+    uniform=jnp.zeros_like(search.uniform),
   )
-  return jax.tree.map(
-      lambda old, new: jnp.where(closed, new, old),
-      search._replace(passes=closed),
-      fresh,
-  )._replace(passes=search.passes)
+  return _where(closed, by_position, search)
+
+
+def _where(condition: jax.Array, a: Search, b: Search) -> Search:
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 # Candidates around a prediction, in expected errors of it.
@@ -163,7 +164,8 @@ _LADDER = (-3.0, -1.3, -0.6, -0.15, 0.15, 0.6, 1.3, 3.0)
 def _place(search: Search) -> jax.Array:
   """Returns [silos, CANDIDATES] the next candidates, all inside the bracket.
 
-  Log-counts are interpolated between the two sides of the bracket. The
+  Log-counts are interpolated between the two sides of the bracket; counts
+  themselves where the search is for a position. The
   expected error is that of an order statistic between two known ones; where
   the last guess did not help, candidates are spread evenly instead, so that
   the bracket shrinks at least fourfold in every other pass.
@@ -175,8 +177,12 @@ def _place(search: Search) -> jax.Array:
   count_high = jnp.maximum(search.count_high.astype(jnp.float32), 0.5)
   log_low = jnp.log1p(surplus / wanted)
   log_high = jnp.log(wanted / count_high)
-  fraction = log_low / jnp.maximum(log_low + log_high, 1e-20)
   inside = jnp.maximum(surplus + deficit, 1.0)
+  fraction = jnp.where(
+    search.tie > 0,
+    surplus / inside,
+    log_low / jnp.maximum(log_low + log_high, 1e-20),
+  )
   error = jnp.sqrt(jnp.maximum(surplus * deficit, 0.0) / inside) / inside
   ladder = jnp.asarray(_LADDER, jnp.float32)
   guided = jnp.clip(fraction[:, None] + error[:, None] * ladder, 0.0, 1.0)
@@ -193,7 +199,7 @@ def _place(search: Search) -> jax.Array:
 def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
   """Returns the candidates of the first pass, around the last threshold."""
   offsets = (spread[:, None] * jnp.asarray(_LADDER, jnp.float32)).astype(
-      jnp.int32
+    jnp.int32
   )
   around = guess.astype(jnp.int32)[:, None] + offsets
   warm = jnp.clip(around, 1, _INFINITY).astype(jnp.uint32)
@@ -202,11 +208,11 @@ def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
 
 
 def find(
-    count: Count,
-    budgets: jax.Array,
-    sizes: jax.Array,
-    guess: jax.Array,
-    spread: jax.Array,
+  count: Count,
+  budgets: jax.Array,
+  sizes: jax.Array,
+  guess: jax.Array,
+  spread: jax.Array,
 ) -> tuple[Cut, jax.Array]:
   """Finds the cut of every silo.
 
@@ -223,20 +229,25 @@ def find(
   """
   start = _start(budgets, sizes)
 
-  def not_done(carry: tuple[Search, jax.Array]) -> jax.Array:
+  def not_done(carry: tuple[Search, jax.Array, jax.Array]) -> jax.Array:
     return jnp.any(~carry[0].found)
 
-  def one_pass(carry: tuple[Search, jax.Array]) -> tuple[Search, jax.Array]:
-    search, candidates = carry
+  def one_pass(
+    carry: tuple[Search, jax.Array, jax.Array],
+  ) -> tuple[Search, jax.Array, jax.Array]:
+    search, candidates, passes = carry
     counts = count(Query(candidates, search.tie, ~search.found))
     search = _narrow(search, candidates, counts)
-    return search, _place(search)
+    return search, _place(search), passes + 1
 
   first = _first(start, guess, spread)
-  end, _ = lax.while_loop(not_done, one_pass, (start, first))
+  end, _, passes = lax.while_loop(
+    not_done, one_pass, (start, first, jnp.uint32(0))
+  )
   is_tied = end.tie > 0
   cut = Cut(
-      threshold=jnp.where(is_tied, end.tie, end.threshold),
-      before=jnp.where(is_tied, ~end.threshold + 1, jnp.uint32(NOTHING)),
+    threshold=jnp.where(is_tied, end.tie, end.threshold),
+    # FIRST - position >= threshold, solved for the position.
+    before=jnp.where(is_tied, NOTHING - end.threshold, NOTHING),
   )
-  return cut, end.passes
+  return cut, passes
