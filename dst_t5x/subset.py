@@ -14,8 +14,9 @@ import json
 import os
 from typing import Any
 
+from etils import epath
 import jax
-import ml_dtypes  # noqa: F401  NumPy learns bfloat16 from it.
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -26,6 +27,18 @@ from dst_t5x.errors import UserError
 PyTree = Any
 
 FORMAT = 'dst_t5x.subset/0'
+# All metadata go under one key: safetensors writes several in random order,
+# and equal subsets should give equal files.
+_METADATA = 'subset'
+# The library's NumPy reader knows no bfloat16.
+_DTYPES = {
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F16': np.dtype('<f2'),
+  'F32': np.dtype('<f4'),
+  'I32': np.dtype('<i4'),
+  'I64': np.dtype('<i8'),
+  'U8': np.dtype('u1'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,52 +79,83 @@ def extract(params: PyTree, seed: PyTree) -> Subset:
   Args:
     params: tree of arrays, stacked or not.
     seed: tree of arrays of the same network and dtypes, stacked or not.
+
+  Raises:
+    UserError: a tensor that the seed lacks or has in another shape or dtype.
   """
   positions, values = {}, {}
   seed_tensors = dict(_slices(seed))
   for path, new in _slices(params):
-    new = np.ascontiguousarray(new)
-    old = np.ascontiguousarray(seed_tensors[path])
-    changed = np.flatnonzero(bits(new.reshape(-1)) != bits(old.reshape(-1)))
+    old = seed_tensors.get(path)
+    if old is None or (new.shape, new.dtype) != (old.shape, old.dtype):
+      has = 'lacks it' if old is None else f'has {old.dtype}{[*old.shape]}'
+      raise UserError(
+        f'subset: {path} is {new.dtype}{[*new.shape]}, the seed {has}'
+      )
+    new, old = new.reshape(-1), old.reshape(-1)
+    changed = np.flatnonzero(bits(new) != bits(old))
     if len(changed):
       positions[path] = changed
-      values[path] = new.reshape(-1)[changed]
+      values[path] = new[changed]
   return Subset(positions, values)
 
 
 def apply(subset: Subset, seed: PyTree) -> PyTree:
-  """Returns a copy of the seed with the subset's values in their places.
+  """Returns the seed with the subset's values in their places.
 
   Args:
     subset: positions and values.
-    seed: unstacked tree of host arrays; it is not changed.
+    seed: tree of arrays, stacked or not; it is not changed.
+
+  Returns:
+    A tree like `seed`; tensors that the subset does not touch are the same
+    objects, the others are on the host.
 
   Raises:
-    UserError: a tensor that the seed lacks, another dtype, or a position
-      outside of the tensor.
+    UserError: a tensor that the seed lacks, another dtype, or positions that
+      are not ascending or not inside of the tensor.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(seed)
   left = set(subset.positions)
   result = []
   for key_path, leaf in leaves:
-    path = silos.path_of(key_path)
-    if path not in left:
+    _, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
+    if left.isdisjoint(paths):
       result.append(leaf)
       continue
-    left.discard(path)
-    where, values = subset.positions[path], subset.values[path]
-    if values.dtype != leaf.dtype:
-      raise UserError(
-          f'subset: {path} is {values.dtype}, the seed has {leaf.dtype}'
-      )
-    if len(where) and not 0 <= where.min() <= where.max() < leaf.size:
-      raise UserError(f'subset: a position of {path} is outside of the tensor')
-    tuned = np.array(leaf, copy=True).reshape(-1)
-    tuned[where] = values
-    result.append(tuned.reshape(leaf.shape))
+    tuned = np.array(leaf, order='C')
+    for path, tensor in zip(paths, tuned.reshape(len(paths), -1), strict=True):
+      if path in left:
+        left.discard(path)
+        _put(tensor, path, subset.positions[path], subset.values[path])
+    result.append(tuned)
   if left:
-    raise UserError(f'subset: the seed has no tensor {sorted(left)[0]}')
+    raise UserError(f'subset: the seed has no tensor {min(left)}')
   return jax.tree_util.tree_unflatten(tree, result)
+
+
+def _put(
+  tensor: np.ndarray, path: str, positions: np.ndarray, values: np.ndarray
+) -> None:
+  """Writes values into a flat tensor.
+
+  Raises:
+    UserError: they do not fit into it.
+  """
+  if values.dtype != tensor.dtype:
+    raise UserError(
+      f'subset: {path} is {values.dtype}, the seed has {tensor.dtype}'
+    )
+  if positions.shape != values.shape:
+    raise UserError(f'subset: {path} has not one value for each position')
+  if (np.diff(positions) <= 0).any():
+    raise UserError(f'subset: the positions of {path} are not ascending')
+  if len(positions) and not 0 <= positions[0] <= positions[-1] < tensor.size:
+    raise UserError(
+      f'subset: a position of {path} is outside of the tensor, which has '
+      f'{tensor.size} components'
+    )
+  tensor[positions] = values
 
 
 def to_arrays(subset: Subset) -> dict[str, np.ndarray]:
@@ -120,14 +164,14 @@ def to_arrays(subset: Subset) -> dict[str, np.ndarray]:
   counts = np.array([len(subset.positions[p]) for p in paths], np.int64)
   none = np.zeros(0, np.int64)
   return {
-      'paths': np.frombuffer('\n'.join(paths).encode(), np.uint8),
-      'counts': counts,
-      'positions': np.concatenate([none, *(subset.positions[p] for p in paths)]),
-      'values': (
-          np.concatenate([subset.values[p] for p in paths])
-          if paths
-          else np.zeros(0, np.float32)
-      ),
+    'paths': np.frombuffer('\n'.join(paths).encode(), np.uint8),
+    'counts': counts,
+    'positions': np.concatenate([none, *(subset.positions[p] for p in paths)]),
+    'values': (
+      np.concatenate([subset.values[p] for p in paths])
+      if paths
+      else np.zeros(0, np.float32)
+    ),
   }
 
 
@@ -135,20 +179,28 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Subset:
   """Inverse of `to_arrays`.
 
   Raises:
-    UserError: lengths that contradict each other.
+    UserError: an array is missing, or they contradict each other.
   """
-  text = bytes(np.asarray(arrays['paths'], np.uint8)).decode()
-  paths = text.split('\n') if text else []
-  counts = np.asarray(arrays['counts'])
-  positions, values = arrays['positions'], arrays['values']
-  if not len(paths) == len(counts) or not (
-      counts.sum() == len(positions) == len(values)
+  try:
+    names = ('paths', 'counts', 'positions', 'values')
+    paths, counts, positions, values = (np.asarray(arrays[n]) for n in names)
+    text = paths.astype(np.uint8).tobytes().decode()
+  except (KeyError, UnicodeDecodeError) as e:
+    raise UserError(f'subset: it is damaged: {e!r}') from e
+  tensors = text.split('\n') if text else []
+  if (
+    not len(set(tensors)) == len(tensors) == len(counts)
+    or (counts < 0).any()
+    or not counts.sum() == len(positions) == len(values)
   ):
     raise UserError('subset: its lengths contradict each other')
-  ends = np.cumsum(counts)[:-1]
+  # The part after the last end is empty.
+  ends = np.cumsum(counts)
+  where = np.split(positions.astype(np.int64), ends)[:-1]
+  what = np.split(values, ends)[:-1]
   return Subset(
-      dict(zip(paths, np.split(np.asarray(positions), ends), strict=False)),
-      dict(zip(paths, np.split(np.asarray(values), ends), strict=False)),
+    dict(zip(tensors, where, strict=True)),
+    dict(zip(tensors, what, strict=True)),
   )
 
 
@@ -156,25 +208,37 @@ def save(path: str | os.PathLike[str], subset: Subset, about: Mapping) -> int:
   """Writes a subset file, whole or not at all; returns its bytes.
 
   The file is in the safetensors format: `positions` (int32 where they fit)
-  and `values`, one after the other for all tensors, and in the metadata what
-  the subset belongs to.
+  and `values`, one after the other for all tensors, `paths` and `counts` to
+  tell them apart, and in the metadata what the subset belongs to.
 
   Args:
     path: where to; an older file is replaced.
     subset: what to write.
     about: what else a reader should know: the seed's fingerprint, ε, ….
+
+  Raises:
+    UserError: the file cannot be written.
   """
   arrays = to_arrays(subset)
   if not len(arrays['positions']) or arrays['positions'].max() < 2**31:
     arrays['positions'] = arrays['positions'].astype(np.int32)
-  metadata = {'format': FORMAT, 'about': json.dumps(dict(about), default=str)}
-  blob = safetensors.numpy.save(arrays, metadata)
-  part = f'{os.fspath(path)}.part'
-  with open(part, 'wb') as f:
-    f.write(blob)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(part, path)
+  metadata = json.dumps(
+    {'format': FORMAT, 'about': dict(about)}, default=str, sort_keys=True
+  )
+  blob = safetensors.numpy.save(arrays, {_METADATA: metadata})
+  target = epath.Path(path)
+  part = target.with_name(f'{target.name}.part')
+  try:
+    with part.open('wb') as f:
+      f.write(blob)
+      f.flush()
+      # Else a crash of the machine may leave an empty file under the name.
+      if '://' not in os.fspath(target):
+        os.fsync(f.fileno())
+    part.replace(target)
+  except OSError as e:
+    part.unlink(missing_ok=True)
+    raise UserError(f'cannot write the subset file {target}: {e}') from e
   return len(blob)
 
 
@@ -185,14 +249,23 @@ def load(path: str | os.PathLike[str]) -> tuple[Subset, dict[str, Any]]:
     The subset, and what `save` was told about it.
 
   Raises:
-    UserError: no such file, or not a subset file.
+    UserError: no such file, or not a whole subset file.
   """
   try:
-    with safetensors.safe_open(path, 'numpy') as f:
-      metadata = f.metadata() or {}
-      arrays = {name: f.get_tensor(name) for name in f.keys()}
+    blob = epath.Path(path).read_bytes()
+    tensors = dict(safetensors.deserialize(blob))
   except (OSError, safetensors.SafetensorError) as e:
     raise UserError(f'cannot read the subset file {path}: {e}') from e
-  if metadata.get('format') != FORMAT:
+  try:
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], 'little')])
+    metadata = json.loads(header['__metadata__'][_METADATA])
+    is_subset = metadata['format'] == FORMAT
+  except (KeyError, TypeError, ValueError):
+    is_subset = False
+  if not is_subset:
     raise UserError(f'{path} is not a subset file of format {FORMAT}')
-  return from_arrays(arrays), json.loads(metadata['about'])
+  arrays = {
+    name: np.frombuffer(tensor['data'], _DTYPES[tensor['dtype']])
+    for name, tensor in tensors.items()
+  }
+  return from_arrays(arrays), metadata['about']
