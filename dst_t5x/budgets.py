@@ -14,10 +14,11 @@ def check_epsilon(epsilon: float) -> Fraction:
   """
   if not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
     raise UserError(
-        f'EPSILON must be in (0, 1], the share of parameters that are free; '
-        f'it is {epsilon!r}'
+      f'EPSILON must be in (0, 1], the share of parameters that are free; '
+      f'it is {epsilon!r}'
     )
-  return Fraction(repr(epsilon))
+  # NumPy's floats say more than a number when asked for their `repr`.
+  return Fraction(repr(float(epsilon)))
 
 
 def largest_remainder(sizes: Sequence[int], epsilon: float) -> list[int]:
@@ -41,9 +42,7 @@ def largest_remainder(sizes: Sequence[int], epsilon: float) -> list[int]:
   quotas = [exact * size for size in sizes]
   budgets = [int(quota) for quota in quotas]
   missing = round(exact * sum(sizes)) - sum(budgets)
-  by_remainder = sorted(
-      range(len(sizes)), key=lambda i: budgets[i] - quotas[i]
-  )
+  by_remainder = sorted(range(len(sizes)), key=lambda i: budgets[i] - quotas[i])
   for i in by_remainder[:missing]:
     budgets[i] += 1
   return budgets

@@ -16,12 +16,12 @@ def differs(a: jax.Array, b: jax.Array) -> jax.Array:
   """Returns bool of the same shape: which components differ in their bits."""
   unsigned = jnp.dtype(f'uint{8 * a.dtype.itemsize}')
   return jax.lax.bitcast_convert_type(
-      a, unsigned
+    a, unsigned
   ) != jax.lax.bitcast_convert_type(b, unsigned)
 
 
 def norms(
-    gradients: PyTree, old_params: PyTree, params: PyTree, seed: PyTree
+  gradients: PyTree, old_params: PyTree, params: PyTree, seed: PyTree
 ) -> dict[str, jax.Array]:
   """Returns L2 norms over what is free after the step.
 
@@ -45,20 +45,27 @@ def _where(free: jax.Array, x: jax.Array) -> jax.Array:
 
 def _norm(tree: PyTree) -> jax.Array:
   squares = [
-      jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
+    jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
   ]
   return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
 def pack_free(params: PyTree, seed: PyTree) -> PyTree:
-  """Returns which components are free, eight to a byte along the last axis."""
-  return jax.tree.map(
-      lambda p, s: jnp.packbits(differs(p, s), axis=-1), params, seed
-  )
+  """Returns which components are free, eight to a byte along the last axis.
+
+  Tensors of fewer than two axes get one byte a component: axis 0 may be that
+  of the layers, which have to stay apart.
+  """
+
+  def packed(new: jax.Array, old: jax.Array) -> jax.Array:
+    free = differs(new, old)
+    return jnp.packbits(free if free.ndim > 1 else free[..., None], axis=-1)
+
+  return jax.tree.map(packed, params, seed)
 
 
 def subset_report(
-    layout: silos.Layout, params: PyTree, seed: PyTree, before: PyTree
+  layout: silos.Layout, params: PyTree, seed: PyTree, before: PyTree
 ) -> tuple[dict[str, jax.Array], PyTree]:
   """Counts the subset, silo by silo.
 
@@ -75,10 +82,10 @@ def subset_report(
   """
   now = pack_free(params, seed)
   counts = {
-      name: jnp.zeros(len(layout.names), jnp.uint32) for name in ('free', 'new')
+    name: jnp.zeros(len(layout.names), jnp.uint32) for name in ('free', 'new')
   }
   for leaf, a, b in zip(
-      layout.leaves, jax.tree.leaves(now), jax.tree.leaves(before), strict=True
+    layout.leaves, jax.tree.leaves(now), jax.tree.leaves(before), strict=True
   ):
     for name, mask in (('free', a), ('new', a & ~b)):
       set_bits = jax.lax.population_count(mask).astype(jnp.uint32)
