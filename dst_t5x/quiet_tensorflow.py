@@ -26,7 +26,9 @@ def _silent_stderr() -> Iterator[None]:
     os.close(nowhere)
 
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # What it says later on.
+# What it says later on: errors only. JAX sets 1 when it is imported first.
+_LEVEL = 'TF_CPP_MIN_LOG_LEVEL'
+os.environ[_LEVEL] = max('2', os.environ.get(_LEVEL, ''))
 with _silent_stderr():
   import tensorflow
 
