@@ -45,6 +45,12 @@ def to_float32(array: np.ndarray, name: str) -> np.ndarray:
   return np.asarray(array, dtype=np.float32)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+  """Returns a path that means the same from any working directory."""
+  text = os.fspath(path)
+  return epath.Path(text if '://' in text else os.path.abspath(text))
+
+
 @contextlib.contextmanager
 def new_folder(target: epath.Path) -> Iterator[epath.Path]:
   """Lends a temporary folder that becomes `target` when all went well.

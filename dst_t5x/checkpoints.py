@@ -83,7 +83,7 @@ class RunFolder:
         )
       )
     self._manager = ocp.CheckpointManager(
-      self.path.resolve() / _FOLDER,
+      checkpoint_files.absolute(self.path) / _FOLDER,
       item_names=_ITEMS,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -243,13 +243,16 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
 
 
 def load_run(
-  path: str | os.PathLike[str], step: int | None = None
+  path: str | os.PathLike[str],
+  step: int | None = None,
+  seed_path: str | None = None,
 ) -> checkpoint_files.LoadedCheckpoint:
   """Returns the parameters of a run's checkpoint, whole, on the host.
 
   Args:
     path: a run folder of our own.
     step: which checkpoint; the last by default.
+    seed_path: where its seed is; by default where it was.
 
   Raises:
     UserError: there is no such checkpoint, or its seed is not to be had.
@@ -267,25 +270,31 @@ def load_run(
   if 'dense' in parameters:
     params = stacking.unstack_layers(parameters['dense'])
   else:
-    seed = load_seed_of(about, f'the run in {path}')
+    seed = _seed_of(about['seed'], f'the run in {path}', seed_path)
     params = subset_lib.apply(subset_lib.from_arrays(parameters), seed.params)
   return checkpoint_files.LoadedCheckpoint(params=params, step=step)
 
 
-def load_seed_of(about: Mapping[str, Any], what: str) -> seeds.Seed:
+def _seed_of(
+  reference: Mapping[str, Any], what: str, seed_path: str | None
+) -> seeds.Seed:
   """Loads the seed that a checkpoint refers to.
 
   Raises:
     UserError: it is not there, or is another one.
   """
-  reference = about['seed']
+  # A run that became a seed may have been trained on since.
+  step = reference['step'] if reference['format'] == 'run' else None
   try:
-    seed = seeds.load_seed(reference['path'])
+    seed = seeds.load_seed(seed_path or reference['path'], step)
   except UserError as e:
-    raise UserError(f'the seed of {what} cannot be loaded: {e}') from e
+    raise UserError(
+      f'the seed of {what} cannot be loaded ({e}); if it was moved, set '
+      'INITIAL_CHECKPOINT_PATH'
+    ) from e
   if seed.fingerprint != reference['fingerprint']:
     raise UserError(
-      f'{reference["path"]} is not the seed of {what} any more: its '
+      f'{seed.path} is not the seed of {what}: its '
       f'fingerprint is {seed.fingerprint[:12]}…, not '
       f'{reference["fingerprint"][:12]}…'
     )

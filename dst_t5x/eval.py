@@ -10,31 +10,11 @@ from absl import logging
 from etils import epath
 from flax import linen as nn
 
-from dst_t5x import checkpoints
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import seeds
-from dst_t5x.errors import UserError, writing
-
-
-def load(path: str, step: int | None = None) -> tuple[parameters.PyTree, int]:
-  """Returns parameters and step of a run's checkpoint, or of a seed.
-
-  Args:
-    path: a run folder, or a checkpoint in any format of `seeds`.
-    step: which checkpoint of a run; the last by default.
-
-  Raises:
-    UserError: there is no such checkpoint.
-  """
-  if step is None:
-    seed = seeds.load_seed(path)
-    return seed.params, seed.step or 0
-  if not checkpoints.is_run(path):
-    raise UserError(f'CHECKPOINT_STEP needs a run folder; {path} is none')
-  loaded = checkpoints.load_run(path, step)
-  return loaded.params, loaded.step
+from dst_t5x.errors import writing
 
 
 def evaluate(
@@ -44,6 +24,7 @@ def evaluate(
   evaluation: evaluation_lib.Evaluation,
   partitioner: partitioning.Partitioner,
   checkpoint_step: int | None = None,
+  initial_checkpoint_path: str | None = None,
 ) -> dict[str, float]:
   """Evaluates a checkpoint once.
 
@@ -54,6 +35,7 @@ def evaluate(
     evaluation: what is evaluated.
     partitioner: how devices share the work.
     checkpoint_step: which checkpoint of a run; the last by default.
+    initial_checkpoint_path: where the run's seed is; by default where it was.
 
   Returns:
     The metrics.
@@ -68,14 +50,17 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
     space = parameters.ParameterSpace(network, partitioner)
-    host_params, step = load(checkpoint_path, checkpoint_step)
-    params = space.to_devices(host_params)
-    results = evaluation.prepare(network, partitioner, output_dir)(params, step)
+    seed = seeds.load_seed(
+      checkpoint_path, checkpoint_step, initial_checkpoint_path
+    )
+    params = space.to_devices(seed.params)
+    evaluate_params = evaluation.prepare(network, partitioner, output_dir)
+    results = evaluate_params(params, seed.step)
   for name, value in results.items():
     logging.info('%s: %.6g', name, value)
   report = {
     'checkpoint': os.fspath(checkpoint_path),
-    'step': step,
+    'step': seed.step,
     'split': evaluation.split,
   } | results
   with writing(f'EVAL_OUTPUT_DIR {folder}'):

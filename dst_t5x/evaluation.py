@@ -251,4 +251,5 @@ class Evaluator:
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = trainer_lib.averages(total)
+    del averages['z_loss']  # Part of what is minimized, not of the loss.
     return {name: float(value) for name, value in averages.items()}

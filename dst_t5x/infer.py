@@ -16,10 +16,10 @@ import seqio
 import tqdm
 
 from dst_t5x import data
-from dst_t5x import eval as eval_lib
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import seeds
 from dst_t5x.errors import UserError, check_positive, writing
 
 
@@ -32,6 +32,7 @@ def infer(
   decoder: evaluation_lib.Decoder,
   partitioner: partitioning.Partitioner,
   checkpoint_step: int | None = None,
+  initial_checkpoint_path: str | None = None,
   input_file: str | None = None,
   split: str = 'test',
   num_examples: int | None = None,
@@ -49,6 +50,7 @@ def infer(
     decoder: greedy or beam search.
     partitioner: how devices share the work.
     checkpoint_step: which checkpoint of a run; the last by default.
+    initial_checkpoint_path: where the run's seed is; by default where it was.
     input_file: text, one input a line, as the task's preprocessing makes them.
     split: of the task.
     num_examples: how many; all by default.
@@ -81,7 +83,9 @@ def infer(
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
     space = parameters.ParameterSpace(network, partitioner)
-    host_params, _ = eval_lib.load(checkpoint_path, checkpoint_step)
+    loaded = seeds.load_seed(
+      checkpoint_path, checkpoint_step, initial_checkpoint_path
+    )
     predictor = evaluation_lib.Predictor(
       network,
       decoder,
@@ -91,7 +95,7 @@ def infer(
     )
     bar = tqdm.tqdm(rows, unit='input', disable=None)
     decoded = predictor(
-        space.to_devices(host_params),
+        space.to_devices(loaded.params),
         ((i, {'encoder_input_tokens': row['tokens']})
          for i, row in enumerate(bar)),
     )  # fmt: skip

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import dst_t5x
+from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import parameters
@@ -171,7 +172,12 @@ class Run:
       )
     else:
       seed = seeds.load_seed(path)
-      self._reference = {'path': str(path), 'fingerprint': seed.fingerprint}
+      self._reference = {
+        'path': os.fspath(checkpoint_files.absolute(seed.path)),
+        'format': seed.format,
+        'step': seed.step,
+        'fingerprint': seed.fingerprint,
+      }
       seeds.check_matches(seed.params, self.space.unstacked_shapes)
       self._params = seed.params
     self._check_seed()

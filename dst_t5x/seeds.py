@@ -38,13 +38,17 @@ class Seed:
     return fingerprint_lib.fingerprint(self.params)
 
 
-def load_seed(path: epath.PathLike) -> Seed:
+def load_seed(
+  path: epath.PathLike, step: int | None = None, seed_path: str | None = None
+) -> Seed:
   """Loads parameters and logs what was loaded.
 
   Args:
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
       Face T5 1.1 folder, or the folder of a run of this package (its last
       checkpoint). May be `gs://…`.
+    step: another checkpoint of such a run.
+    seed_path: where the seed of such a run is, if it was moved.
 
   Raises:
     UserError: there is nothing at the path, or nothing of a known format, or
@@ -55,7 +59,9 @@ def load_seed(path: epath.PathLike) -> Seed:
 
   folder = _existing_folder(path)
   if checkpoints.is_run(folder):
-    kind, loaded = 'run', checkpoints.load_run(folder)
+    kind, loaded = 'run', checkpoints.load_run(folder, step, seed_path)
+  elif step is not None:
+    raise errors.UserError(f'CHECKPOINT_STEP needs a run folder, not {folder}')
   elif t5x_checkpoint.is_checkpoint(folder):
     folder = t5x_checkpoint.find(folder)
     kind, loaded = 't5x', t5x_checkpoint.load(folder)

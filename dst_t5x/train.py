@@ -145,6 +145,7 @@ def train(
     monitor = monitor_lib.Monitor(
       run.path, trainer.projection, state, run.seed, plan.train_steps
     )
+    logging.info('the first step is compiled first, which takes a while')
     with (
       contextlib.closing(monitor),
       data.TrainIterator(

@@ -85,11 +85,12 @@ def _to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def _normalize(number: str) -> str:
   """Returns the canonical form: `$1,080.` is 1080, `3.0` is 3."""
   # No arithmetic: a model may write a number of any length.
-  sign, digits = re.match(r'(-?)(.*)', re.sub(r'[$,]', '', number)).groups()
-  whole, _, decimals = digits.partition('.')
+  plain = re.sub(r'[$,]', '', number)
+  whole, _, decimals = plain.lstrip('-').partition('.')
   decimals = decimals.rstrip('0')
   canonical = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
-  return canonical if canonical == '0' else sign + canonical
+  negative = plain.startswith('-') and canonical != '0'
+  return f'-{canonical}' if negative else canonical
 
 
 def extract_strict(text: str) -> str | None:
