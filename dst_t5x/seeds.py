@@ -1,6 +1,7 @@
 """The seed: pretrained parameters of any known format, and their identity."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -57,7 +58,8 @@ def load_seed(
   # The runs' module loads seeds itself; also, it needs far more to import.
   from dst_t5x import checkpoints
 
-  folder = _existing_folder(path)
+  with _reached(path):
+    folder = _existing_folder(path)
   if checkpoints.is_run(folder):
     kind, loaded = 'run', checkpoints.load_run(folder, step, seed_path)
   elif step is not None:
@@ -120,6 +122,21 @@ def check_matches(
     f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
     ' model; is this the model file that belongs to it?'
   )
+
+
+@contextlib.contextmanager
+def _reached(path: epath.PathLike) -> Iterator[None]:
+  """Raises UserError where a bucket cannot be reached, whatever the client."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as e:
+    if '://' not in str(path):
+      raise
+    raise errors.UserError(
+      f'cannot reach {path}: {str(e).splitlines()[0]}'
+    ) from e
 
 
 def _existing_folder(path: epath.PathLike) -> epath.Path:

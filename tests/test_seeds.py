@@ -121,3 +121,14 @@ def test_check_matches_names_a_misshapen_tensor():
     errors.UserError, match=r'decoder/relpos_bias/rel_embedding is \(2, 4\)'
   ):
     seeds.check_matches(params, tiny_t5.shapes())
+
+
+def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
+  def unreachable(path):
+    raise RuntimeError('no route\nto the host')
+
+  monkeypatch.setattr(seeds.epath, 'Path', unreachable)
+  with pytest.raises(
+    errors.UserError, match='cannot reach gs://nowhere/x: no route$'
+  ):
+    seeds.load_seed('gs://nowhere/x')

@@ -1,0 +1,47 @@
+"""The demonstration, cut short: everything that it leaves, twice."""
+
+import json
+
+from dst_t5x import demo
+from dst_t5x import subset
+
+
+def _cut_short(monkeypatch):
+  kept = ('full', 'dst_1e-2', 'random_1e-2')
+  monkeypatch.setattr(demo, '_PRETRAIN_STEPS', 40)
+  monkeypatch.setattr(demo, '_STEPS', 4)
+  monkeypatch.setattr(
+    demo, 'TUNINGS', tuple(t for t in demo.TUNINGS if t.name in kept)
+  )
+
+
+def test_demo_leaves_table_picture_and_subset_twice(
+  tmp_path, monkeypatch, capsys
+):
+  _cut_short(monkeypatch)
+  rows = demo.demo(tmp_path)
+  printed = capsys.readouterr().out
+
+  assert [row['name'] for row in rows] == [
+    'zero-shot',
+    'full',
+    'dst_1e-2',
+    'random_1e-2',
+  ]
+  assert json.loads((tmp_path / 'results.json').read_text()) == rows
+  assert (tmp_path / 'score_vs_budget.png').read_bytes()[1:4] == b'PNG'
+  for row in rows:
+    assert row['name'] in printed
+    assert 0 <= row['exact_match'] <= 100
+  _, full, dst, drawn = rows
+  assert full['free_parameters'] == full['parameters'] == 886_528
+  budget = round(0.01 * 886_528)
+  assert 0.8 * budget < dst['free_parameters'] <= budget
+  assert 0.8 * budget < drawn['free_parameters'] <= budget
+  file = tmp_path / 'dst_1e-2' / 'last.dst'
+  assert subset.load(file)[0].size == dst['free_parameters']
+  assert dst['bytes'] == file.stat().st_size < full['bytes'] / 20
+  assert full['seconds_per_step'] > 0
+
+  # A second call finds everything done, and says the same.
+  assert demo.demo(tmp_path) == rows
