@@ -46,7 +46,7 @@ DISTANCES: Mapping[str, Distance] = {
 }
 
 
-def random_scores(positions: jax.Array, key: int) -> jax.Array:
+def random_scores(positions: jax.Array, keys: jax.Array) -> jax.Array:
   """Returns a fixed pseudo-random score for each position.
 
   The random-mask baseline (App. A, footnote 5): "randomly selects the free
@@ -57,12 +57,13 @@ def random_scores(positions: jax.Array, key: int) -> jax.Array:
 
   Args:
     positions: uint32, any shape: where the component is in its silo.
-    key: a number that tells one silo and one run from another.
+    keys: uint32, a shape that broadcasts to that of `positions`: numbers that
+      tell one silo and one run from another.
 
   Returns:
-    uint32 of the same shape, from 1 to 2³¹ − 1, to be ordered as integers.
+    uint32 of the shape of `positions`, from 1 to 2³¹ − 1, ordered as integers.
   """
-  x = positions ^ jnp.uint32(key & 0xFFFFFFFF)
+  x = positions ^ keys
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return ((x ^ (x >> 16)) >> 1) | jnp.uint32(1)

@@ -170,11 +170,11 @@ class SubsetProjection:
     new, tree = jax.tree.flatten(new_params)
     seed = jax.tree.leaves(seed_params)
     cut, state = self._search(layout, new, seed, state)
-    kept = []
-    for leaf, a, b in zip(layout.leaves, new, seed, strict=True):
-      # A select, never an added difference: p + (s - p) misses s's bits.
-      keep = self._keep(leaf, layout, cut, a, b)
-      kept.append(jnp.where(keep.reshape(a.shape), a, b))
+    # A select, never an added difference: p + (s - p) misses s's bits.
+    kept = [
+      jnp.where(self._keep(leaf, layout, cut, a, b), a, b)
+      for leaf, a, b in zip(layout.leaves, new, seed, strict=True)
+    ]
     return jax.tree.unflatten(tree, kept), state
 
   def _search(
@@ -220,11 +220,12 @@ class SubsetProjection:
     new: jax.Array,
     seed: jax.Array,
   ) -> jax.Array:
-    """Returns bool [slices, …]: which components stay free."""
-    threshold, before, offsets = _of_slices(leaf, cut.threshold, cut.before)
+    """Returns bool, of the tensor's shape: which components stay free."""
+    # Nothing but elementwise work on the tensor: a reshape in between, and XLA
+    # would not write the result in the tensor's place.
     keys = self._keys(leaf, layout, new, seed)
-    threshold = _columns(threshold, keys.ndim)
-    early = _positions(offsets, keys.shape) < _columns(before, keys.ndim)
+    threshold, before = (_columns(_rows(x, leaf.silos), keys.ndim) for x in cut)
+    early = _positions(leaf, keys.shape) < before
     return (keys > threshold) | ((keys == threshold) & early)
 
   def _keys(
@@ -234,32 +235,22 @@ class SubsetProjection:
     new: jax.Array,
     seed: jax.Array,
   ) -> jax.Array:
-    """Returns uint32 [slices, …]: distances, ordered as integers."""
-    shape = new.shape if leaf.stacked else (1, *new.shape)
+    """Returns uint32, of the tensor's shape: distances, ordered as integers."""
     if self.distance == RANDOM:
-      positions = _positions(jnp.asarray(leaf.offsets, jnp.uint32), shape)
-      keys = [
-        distances.random_scores(
-          positions[i],
-          zlib.crc32(f'{self.random_seed} {layout.names[silo]}'.encode()),
-        )
-        for i, silo in enumerate(leaf.silos)
-      ]
-      return jnp.stack(keys)
+      names = [f'{self.random_seed} {layout.names[i]}' for i in leaf.silos]
+      hashes = jnp.asarray([zlib.crc32(n.encode()) for n in names], jnp.uint32)
+      return distances.random_scores(
+        _positions(leaf, new.shape), _columns(hashes, new.ndim)
+      )
     distance = distances.DISTANCES[self.distance](new, seed)
-    return lax.bitcast_convert_type(distance, jnp.uint32).reshape(shape)
+    return lax.bitcast_convert_type(distance, jnp.uint32)
 
 
-def _positions(offsets: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Returns uint32 [slices, …]: where each component is in its silo.
-
-  Args:
-    offsets: uint32 [slices], position of each slice's first component.
-    shape: (slices, …).
-  """
-  position = _columns(offsets, len(shape))
+def _positions(leaf: silo_lib.Leaf, shape: tuple[int, ...]) -> jax.Array:
+  """Returns uint32 [*shape]: where each component is in its silo."""
+  position = _columns(jnp.asarray(leaf.offsets, jnp.uint32), len(shape))
   stride = 1
-  for axis in range(len(shape) - 1, 0, -1):
+  for axis in range(len(shape) - 1, int(leaf.stacked) - 1, -1):
     along = lax.broadcasted_iota(jnp.uint32, shape, axis)
     position = position + along * jnp.uint32(stride)
     stride *= shape[axis]
@@ -267,26 +258,8 @@ def _positions(offsets: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _columns(values: jax.Array, ndim: int) -> jax.Array:
-  """Returns [slices] as [slices, 1, …] with `ndim` axes."""
-  return values.reshape(values.shape + (1,) * (ndim - 1))
-
-
-def _of_slices(leaf: silo_lib.Leaf, *of_silos: jax.Array) -> list[jax.Array]:
-  """Returns the values of a leaf's silos, and the offsets of its slices.
-
-  The barrier keeps them parameters of the kernels that read the tensor, so
-  that XLA compiles one kernel for each shape and not one for each tensor.
-
-  Args:
-    leaf: the tensor.
-    *of_silos: [silos, …] each.
-
-  Returns:
-    [slices, …] each, then uint32 [slices].
-  """
-  offsets = jnp.asarray(leaf.offsets, jnp.uint32)
-  chosen = [_rows(x, leaf.silos) for x in of_silos]
-  return lax.optimization_barrier([*chosen, offsets])
+  """Returns [slices] with `ndim` axes, to go with a tensor of so many."""
+  return values.reshape((len(values), *[1] * (ndim - 1))[:ndim])
 
 
 def _rows(values: jax.Array, silos: Sequence[int]) -> jax.Array:
@@ -305,7 +278,7 @@ def _count(
 
   Args:
     layout: the silos.
-    keys: index of a leaf -> its keys, uint32 [slices, …].
+    keys: index of a leaf -> its keys, uint32, of the tensor's shape.
     query: what to count.
 
   Returns:
@@ -317,17 +290,19 @@ def _count(
   rows: dict[int, list[jax.Array]] = collections.defaultdict(list)
   for silos, leaves in leaves_of.items():
 
-    def counted(leaves: list[int] = leaves) -> jax.Array:
-      counts = [_count_leaf(layout.leaves[i], keys(i), query) for i in leaves]
+    def counted(
+      here: thresholds.Query, leaves: list[int] = leaves
+    ) -> jax.Array:
+      counts = [_count_leaf(layout.leaves[i], keys(i), here) for i in leaves]
       return functools.reduce(jnp.add, counts)
 
-    def skipped(silos: tuple[int, ...] = silos) -> jax.Array:
-      return jnp.zeros((len(silos), query.candidates.shape[1]), jnp.uint32)
+    def skipped(here: thresholds.Query) -> jax.Array:
+      return jnp.zeros_like(here.candidates)
 
     # The branch skips finished silos. It also keeps XLA from computing the
     # distances once, outside of the loop, and storing them.
-    active = jnp.any(_rows(query.active, silos))
-    counts = lax.cond(active, counted, skipped)
+    here = thresholds.Query(*(_rows(x, silos) for x in query))
+    counts = lax.cond(jnp.any(here.active), counted, skipped, here)
     for slice_index, silo in enumerate(silos):
       rows[silo].append(counts[slice_index])
   return jnp.stack([sum(rows[silo]) for silo in range(len(layout.names))])
@@ -337,11 +312,13 @@ def _count_leaf(
   leaf: silo_lib.Leaf, keys: jax.Array, query: thresholds.Query
 ) -> jax.Array:
   """Returns uint32 [slices, candidates]: one tensor's part of the counts."""
-  tie, candidates, offsets = _of_slices(leaf, query.tie, query.candidates)
-  tie = _columns(tie, keys.ndim)
-  from_first = thresholds.FIRST - _positions(offsets, keys.shape)
+  tie = _columns(query.tie, keys.ndim)
+  from_first = thresholds.FIRST - _positions(leaf, keys.shape)
   early = jnp.where(keys == tie, from_first, 0)
-  return _reach(jnp.where(tie == 0, keys, early), candidates)
+  keys = jnp.where(tie == 0, keys, early)
+  if not leaf.stacked:
+    keys = keys[None]
+  return _reach(keys, query.candidates)
 
 
 def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -367,5 +344,5 @@ def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
   # One reduction with several results reads the keys once. The last axis goes
   # first: XLA:CPU runs a reduction of everything on a single thread.
   rows = lax.reduce(reached, zeros, add, (keys.ndim - 1,))
-  stacked = jnp.stack(rows, axis=-1)
-  return jnp.sum(stacked.reshape(len(keys), -1, len(rows)), axis=1)
+  counts = lax.reduce(rows, zeros, add, tuple(range(1, keys.ndim - 1)))
+  return jnp.stack(counts, axis=-1)

@@ -164,11 +164,11 @@ _LADDER = (-3.0, -1.3, -0.6, -0.15, 0.15, 0.6, 1.3, 3.0)
 def _place(search: Search) -> jax.Array:
   """Returns [silos, CANDIDATES] the next candidates, all inside the bracket.
 
-  Log-counts are interpolated between the two sides of the bracket; counts
-  themselves where the search is for a position. The
-  expected error is that of an order statistic between two known ones; where
-  the last guess did not help, candidates are spread evenly instead, so that
-  the bracket shrinks at least fourfold in every other pass.
+  Log-counts are interpolated between the two sides of the bracket, or counts
+  where the search is for a position. The expected error is that of an order
+  statistic between two known ones; where the last guess did not help,
+  candidates are spread evenly instead, so that the bracket shrinks at least
+  fourfold in every other pass.
   """
   wanted = search.wanted.astype(jnp.float32)
   width = (search.high - search.low).astype(jnp.float32)

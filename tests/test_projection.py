@@ -445,3 +445,18 @@ def test_the_example_in_the_docstring():
   failed, tried = doctest.testmod(projection)
   assert tried > 0
   assert failed == 0
+
+
+@pytest.mark.parametrize('distance', ['inverse_relative', 'random'])
+@pytest.mark.parametrize('stack', [False, True])
+def test_no_memory_beside_the_parameters(distance, stack):
+  layer = {'mlp': {'wi': {'kernel': jnp.zeros((256, 300))}}}
+  seed = {'encoder': {f'layers_{i}': layer for i in range(3)}}
+  if stack:
+    seed = stacking.stack_layers(seed)
+  method = projection.SubsetProjection(0.01, distance)
+  # What training does with θ′: its memory becomes that of the result.
+  apply = jax.jit(method.apply, donate_argnums=0)
+  memory = apply.lower(seed, seed, method.init(seed)).compile()
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(seed))
+  assert memory.memory_analysis().temp_size_in_bytes < 0.1 * size
