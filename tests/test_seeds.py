@@ -127,8 +127,6 @@ def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
   def unreachable(path):
     raise RuntimeError('no route\nto the host')
 
-  monkeypatch.setattr(seeds.epath, 'Path', unreachable)
-  with pytest.raises(
-    errors.UserError, match='cannot reach gs://nowhere/x: no route$'
-  ):
-    seeds.load_seed('gs://nowhere/x')
+  monkeypatch.setattr(seeds, '_existing_folder', unreachable)
+  with pytest.raises(errors.UserError, match=r'cannot reach gs://x: no route$'):
+    seeds.load_seed('gs://x')
