@@ -87,6 +87,8 @@ class RunFolder:
       item_names=_ITEMS,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
+        # Only with it are metrics stored for the next process to see.
+        best_fn=self._score if keep_best_by else None,
         enable_async_checkpointing=not read_only,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,

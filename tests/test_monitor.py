@@ -1,0 +1,138 @@
+"""What is written while training, and what of it a resumed run keeps."""
+
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_t5
+
+from dst_t5x import monitor
+from dst_t5x import projection
+from dst_t5x import summaries
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+
+def _rows(folder):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_a_resumed_run_writes_rows_beyond_its_step_anew(tmp_path):
+  first = summaries.Summaries(tmp_path)
+  for step in (10, 20, 30):
+    first.scalars(step, {'train/loss': step / 10})
+  first.close()
+  resumed = summaries.Summaries(tmp_path, first_step=20)
+  assert _rows(tmp_path) == summaries.read_metrics(tmp_path)
+  assert [row['step'] for row in _rows(tmp_path)] == [10, 20]
+  resumed.scalars(30, {'train/loss': 7.0})
+  resumed.close()
+  assert _rows(tmp_path)[-1] == {'step': 30, 'train/loss': 7.0}
+  assert len(list(tmp_path.glob('events.out.tfevents.*'))) >= 1
+
+
+def test_what_is_not_a_number_is_left_out(tmp_path):
+  writer = summaries.Summaries(tmp_path)
+  writer.scalars(1, {'a': float('nan'), 'b': np.float32(2)})
+  writer.close()
+  assert _rows(tmp_path) == [{'step': 1, 'b': 2.0}]
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+  writer = summaries.Summaries(tmp_path)
+  writer.scalars(1, {'a': 1.0})
+  writer.close()
+  with (tmp_path / 'metrics.jsonl').open('a') as f:
+    f.write('{"step": 2, "a"')
+  assert summaries.read_metrics(tmp_path) == [{'step': 1, 'a': 1.0}]
+  assert summaries.read_metrics(tmp_path / 'none') == []
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_progress_on_a_terminal_and_elsewhere():
+  terminal, file = _Terminal(), io.StringIO()
+  for stream in (terminal, file):
+    progress = summaries.Progress(2, 4, stream)
+    progress.advance()
+    progress.pause()
+    progress.restart()
+    assert progress.report({'loss': 1.5}) > 0
+    progress.close()
+  assert '3/4' in terminal.getvalue()
+  assert 'loss 1.5' in terminal.getvalue()
+  assert file.getvalue() == ''  # It goes to the log.
+
+
+@pytest.fixture(scope='module')
+def seed():
+  return jax.tree.map(jnp.asarray, tiny_t5.random_params())
+
+
+def _state(step, params, subset):
+  return trainer_lib.TrainState(
+    jnp.int32(step), params, (), subset.init(params)
+  )
+
+
+def _metrics(loss):
+  names = ('loss', 'accuracy', 'z_loss', 'learning_rate', 'target_tokens')
+  values = dict.fromkeys(names, jnp.float32(2.0)) | {'loss': jnp.float32(loss)}
+  return values | {
+    'gradient_norm': jnp.float32(jnp.nan),
+    'update_norm': jnp.float32(loss * 10),
+  }
+
+
+def test_the_subset_is_counted_by_module(seed, tmp_path):
+  subset = projection.SubsetProjection(epsilon=0.01)
+  watch = monitor.Monitor(tmp_path, subset, _state(0, seed, subset), seed, 4)
+  changed = jax.tree.map(jnp.asarray, seed)
+  kernel = seed['encoder']['layers_1']['mlp']['wo']['kernel']
+  changed['encoder']['layers_1']['mlp']['wo']['kernel'] = (
+    kernel.at[3, :2].set(0.0).at[0, 0].set(jnp.inf)
+  )
+  watch.record(1, _metrics(1.0))
+  watch.record(2, _metrics(3.0))
+  watch.log(2, _state(2, changed, subset))
+  watch.record(3, _metrics(4.0))
+  # One goes, one comes: of three free ones a third is new.
+  kernel = kernel.at[3, :2].set(0.0).at[5, 5].set(0.0)
+  changed['encoder']['layers_1']['mlp']['wo']['kernel'] = kernel
+  watch.log(3, _state(3, changed, subset))
+  watch.close()
+  first, second = _rows(tmp_path)
+  assert first['train/loss'] == 2.0  # The mean since the last row.
+  assert first['train/update_norm'] == 30.0  # Of the last step.
+  assert 'train/gradient_norm' not in first
+  assert 'train/target_tokens' not in first
+  assert first['free/total'] == first['free/encoder/mlp'] == 3
+  assert first['free/decoder/mlp'] == 0
+  assert first['free/churn'] == 1
+  assert second['free/churn'] == pytest.approx(1 / 3)
+  assert {n.removeprefix('free/') for n in first if n.startswith('free/')} - {
+    'total',
+    'churn',
+  } == {
+    n.removeprefix('threshold/') for n in first if n.startswith('threshold/')
+  }
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(seed, tmp_path):
+  full = projection.NoProjection()
+  watch = monitor.Monitor(tmp_path, full, _state(0, seed, full), (), 4)
+  watch.record(1, _metrics(1.0))
+  watch.record(2, _metrics(float('nan')))
+  with pytest.raises(UserError, match='the loss is nan at step 2'):
+    watch.record(3, _metrics(1.0))
+  watch.record(3, _metrics(float('inf')))
+  with pytest.raises(UserError, match='at step 3'), watch.paused():
+    raise AssertionError('nothing happens with such parameters')
+  watch.close()

@@ -1,0 +1,100 @@
+"""Which device has what: one mesh, T5X's logical axis names."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_t5
+
+from dst_t5x import network
+from dst_t5x import parameters
+from dst_t5x import partitioning
+from dst_t5x.errors import UserError
+
+
+def test_one_device_is_a_mesh_too():
+  partitioner = partitioning.Partitioner()
+  assert dict(partitioner.mesh.shape) == {'data': 1, 'model': 1}
+  with partitioner.activate():
+    space = parameters.ParameterSpace(
+      network.Transformer(tiny_t5.CONFIG), partitioner
+    )
+  assert jax.tree.structure(space.shapes) == jax.tree.structure(space.shardings)
+  placed = partitioner.place_batch({'x': np.ones((4, 3), np.int32)})
+  assert placed['x'].sharding.spec == jax.sharding.PartitionSpec('data')
+
+
+def test_devices_that_cannot_be_divided():
+  for groups in (2, 0, -1):
+    with pytest.raises(UserError, match=f'model_parallelism = {groups}'):
+      partitioning.Partitioner(groups)
+
+
+_EIGHT_DEVICES = """
+import jax, numpy as np
+from dst_t5x import network, optimizers, parameters, partitioning, projection
+from dst_t5x import stacking, trainer
+from dst_t5x.errors import UserError
+import tiny_t5, dataclasses
+
+P = jax.sharding.PartitionSpec
+partitioner = partitioning.Partitioner(2)
+assert dict(partitioner.mesh.shape) == {'data': 4, 'model': 2}
+try:
+  partitioner.check_batch_size(6)
+  raise AssertionError
+except UserError as e:
+  assert str(e) == (
+    'BATCH_SIZE = 6 is not a multiple of the 4 groups of devices that split it'
+  ), e
+partitioner.check_batch_size(8)
+config = dataclasses.replace(
+  tiny_t5.CONFIG, num_encoder_layers=2, num_decoder_layers=1, scan_layers=SCAN
+)
+with partitioner.activate():
+  space = parameters.ParameterSpace(network.Transformer(config), partitioner)
+  lead = (None,) if SCAN else ()
+  layer = space.shardings['encoder']['layers' if SCAN else 'layers_0']
+  assert layer['attention']['query']['kernel'].spec == P(*lead, None, 'model')
+  assert layer['mlp']['wo']['kernel'].spec == P(*lead, 'model', None), layer
+  embedding = space.shardings['token_embedder']['embedding']
+  assert embedding.spec == P('model', None), embedding
+  host = tiny_t5.random_params(dataclasses.replace(config, scan_layers=False))
+  params = space.to_devices(host)
+  kernel = params['token_embedder']['embedding']
+  assert {s.data.shape for s in kernel.addressable_shards} == {(24, 8)}
+  back = stacking.unstack_layers(jax.device_get(params))
+  jax.tree.map(np.testing.assert_array_equal, back, host)
+  # The optimizer's unfactored moments lie where the parameters do.
+  t = trainer.Trainer(
+    network.Transformer(config),
+    optimizers.adafactor(lambda step: 0.1),
+    projection.NoProjection(),
+  )
+  abstract = jax.eval_shape(t.init, space.shapes)
+  shardings = partitioner.like_parameters(
+    abstract, space.shapes, space.shardings
+  )
+  pairs = zip(
+    jax.tree.leaves(abstract.opt_state), jax.tree.leaves(shardings.opt_state)
+  )
+  specs = {leaf.shape: sharding.spec for leaf, sharding in pairs}
+  assert specs[48, 8] == P('model', None), specs
+  assert specs[()] == P()
+print('fine')
+"""
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_eight_devices(repository, monkeypatch, scan):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  monkeypatch.setenv('PYTHONPATH', f'{repository}:{repository / "tests"}')
+  found = subprocess.run(
+    [sys.executable, '-c', _EIGHT_DEVICES.replace('SCAN', str(scan))],
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+  assert found.stdout == 'fine\n', found.stderr
