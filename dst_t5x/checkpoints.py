@@ -165,9 +165,12 @@ class RunFolder:
   @property
   def what_is_whole(self) -> str:
     """Which checkpoint there is, for messages."""
-    if self.latest_step is None:
+    # The manager loses count when a save fails.
+    folder = self.path / _FOLDER
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+    if not steps:
       return 'there is no checkpoint yet'
-    return f'checkpoint {self.latest_step} is whole'
+    return f'checkpoint {max(steps)} is whole'
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:

@@ -74,6 +74,8 @@ def run(binary: Callable[..., Any]) -> None:
     print(usage(binary))
     return
   log_quietly()
+  # Callbacks of libraries, after a failure that reaches us as an exception.
+  sys.unraisablehook = lambda unraisable: None
   status: str | int = 0
   try:
     parse(argv, binary)()
@@ -139,12 +141,12 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def log_quietly() -> None:
-  """Logs to stderr: our own messages, and the errors of all others."""
+  """Logs to stderr: our own messages, and most errors of all others."""
   handler = python_logging.StreamHandler()
   handler.addFilter(
     lambda record: (
-      record.levelno >= python_logging.ERROR
-      or record.pathname.startswith(_PACKAGE)
+      record.pathname.startswith(_PACKAGE)
+      or (record.levelno >= python_logging.ERROR and not _will_raise(record))
     )
   )
   python_logging.basicConfig(
@@ -155,3 +157,8 @@ def log_quietly() -> None:
     force=True,
   )
   logging.set_verbosity(logging.INFO)
+
+
+def _will_raise(record: python_logging.LogRecord) -> bool:
+  """Whether an error comes from a thread whose exception will reach us."""
+  return bool({'asyncio', 'clu', 'orbax'} & set(record.pathname.split(os.sep)))

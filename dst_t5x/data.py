@@ -10,6 +10,7 @@ it was, batch for batch the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import io
 import os
 import pathlib
@@ -28,7 +29,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dst_t5x.errors import UserError, check_positive, nearest
+from dst_t5x.errors import UserError, check_positive, nearest, writing
 from dst_t5x.tasks import vocabulary
 
 # TensorFlow only reads data; the accelerators are JAX's.
@@ -351,7 +352,7 @@ class TrainIterator:
 def _position(iterator: tf.data.Iterator) -> bytes:
   """Returns the state of a tf.data iterator as a compressed archive."""
   archive = io.BytesIO()
-  with tempfile.TemporaryDirectory() as folder:
+  with _temporary_folder() as folder:
     tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, 'it'))
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as packed:
       for path in sorted(pathlib.Path(folder).iterdir()):
@@ -361,6 +362,16 @@ def _position(iterator: tf.data.Iterator) -> bytes:
   return archive.getvalue()
 
 
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+  temporary = tempfile.gettempdir()
+  with (
+    writing(f'the folder of temporary files, {temporary} (TMPDIR)'),
+    tempfile.TemporaryDirectory() as folder,
+  ):
+    yield folder
+
+
 def _restore(iterator: tf.data.Iterator, position: bytes) -> None:
   """Sets a tf.data iterator of the same dataset to a saved state.
 
@@ -368,7 +379,7 @@ def _restore(iterator: tf.data.Iterator, position: bytes) -> None:
     UserError: the position is damaged or of another dataset.
   """
   try:
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
       with zipfile.ZipFile(io.BytesIO(position)) as packed:
         packed.extractall(folder)
       checkpoint = tf.train.Checkpoint(iterator=iterator)

@@ -55,7 +55,8 @@ def evaluate(
     )
     params = space.to_devices(seed.params)
     evaluate_params = evaluation.prepare(network, partitioner, output_dir)
-    results = evaluate_params(params, seed.step)
+    with writing(f'EVAL_OUTPUT_DIR {folder}'):
+      results = evaluate_params(params, seed.step)
   for name, value in results.items():
     logging.info('%s: %.6g', name, value)
   report = {

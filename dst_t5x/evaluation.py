@@ -10,6 +10,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 import seqio
+import tensorflow as tf
 
 from dst_t5x import data
 from dst_t5x import losses
@@ -123,16 +124,26 @@ class TaskEvaluator:
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
-    """Returns `task/metric` -> value, in the task's own units."""
+    """Returns `task/metric` -> value, in the task's own units.
+
+    Raises:
+      OSError: the predictions cannot be written.
+    """
     if not self._evaluator.eval_tasks:
       return {}  # No task has metrics for this split.
 
     def predict(dataset: Any) -> list[tuple[int, np.ndarray]]:
       return self._predictor(params, dataset.as_numpy_iterator())
 
-    future, _ = self._evaluator.evaluate(
-      compute_metrics=True, step=step, predict_fn=predict
-    )
+    try:
+      future, _ = self._evaluator.evaluate(
+        compute_metrics=True, step=step, predict_fn=predict
+      )
+    except ValueError as e:
+      # How seqio says whatever went wrong: a full disk, or a task's own bug.
+      if isinstance(e.__cause__, OSError | tf.errors.OpError):
+        raise OSError(str(e.__cause__).splitlines()[0]) from e
+      raise
     return {
       f'{task}/{name}': float(getattr(value, 'value', value))
       for task, metrics in future.result().items()

@@ -119,8 +119,10 @@ class Monitor:
   def close(self) -> None:
     """Writes everything out and closes the files."""
     self._progress.close()
-    self._summaries.flush()
-    self._summaries.close()
+    try:
+      self._summaries.flush()
+    finally:
+      self._summaries.close()
 
 
 class SubsetMonitor:

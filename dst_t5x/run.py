@@ -294,6 +294,7 @@ class Run:
     assert position is not None, 'the data was not told of this step'
     # A finite loss may precede parameters that are not.
     if not self._finite(state):
+      self._folder.wait()
       raise UserError(
         f'a parameter is not finite after step {step}: lower the learning '
         f'rate, or look at the data; {self._folder.what_is_whole}'

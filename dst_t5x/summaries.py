@@ -1,6 +1,7 @@
 """Where the numbers of a run go: TensorBoard, JSON lines, and the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import time
 from typing import TextIO
 
 from absl import logging
+from clu import asynclib
 from clu import metric_writers
 from etils import epath
 import tqdm
@@ -33,29 +35,49 @@ class Summaries:
     rows = read_metrics(folder)
     kept = [row for row in rows if row['step'] <= first_step]
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    part = self._path.with_name(f'{METRICS_FILE}.part')
+    part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    part.replace(self._path)
     self._tensorboard = metric_writers.AsyncWriter(
       metric_writers.SummaryWriter(os.fspath(folder))
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes numbers; those that are NaN were not measured."""
+    """Writes numbers; those that are NaN were not measured.
+
+    Raises:
+      OSError: these or earlier ones cannot be written.
+    """
     known = {k: float(v) for k, v in values.items() if not math.isnan(v)}
-    self._tensorboard.write_scalars(step, known)
+    with _as_os_error():
+      self._tensorboard.write_scalars(step, known)
     with self._path.open('a') as f:
       f.write(json.dumps({'step': step} | known) + '\n')
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""
-    self._tensorboard.write_texts(step, dict(texts))
+    with _as_os_error():
+      self._tensorboard.write_texts(step, dict(texts))
 
   def flush(self) -> None:
     """Waits until everything is on disk."""
-    self._tensorboard.flush()
+    with _as_os_error():
+      self._tensorboard.flush()
 
   def close(self) -> None:
     """Ends the background thread."""
-    self._tensorboard.close()
+    with _as_os_error():
+      self._tensorboard.close()
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+  """TensorBoard's writer fails in ways of its own, some time later."""
+  try:
+    yield
+  except asynclib.AsyncError as e:
+    line = (str(e.__cause__).splitlines() or ['TensorBoard'])[0]
+    raise OSError(line.split('}} ')[-1]) from e
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
