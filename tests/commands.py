@@ -8,6 +8,12 @@ import sys
 
 TESTS = pathlib.Path(__file__).resolve().parent
 TOY = f'--gin_file={TESTS / "toy.gin"}'
+PRETRAIN = [
+  TOY,
+  '--gin_file=gin/runs/pretrain.gin',
+  '--gin.BATCH_SIZE=16',
+  '--gin.LEARNING_RATE_WARMUP_STEPS=10',
+]
 TIMEOUT = 240  # Seconds; some twenty times what an idle machine takes.
 
 
@@ -21,8 +27,8 @@ class Commands:
 
   cache: pathlib.Path | None = None
 
-  def start(self, module, *arguments, environment=None, **options):
-    """Starts `python -m dst_t5x.<module>`."""
+  def start(self, module, *arguments, environment=None, prefix=()):
+    """Starts `python -m dst_t5x.<module>`, perhaps through another program."""
     paths = [str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]
     variables = os.environ | {
       'PYTHONPATH': os.pathsep.join(filter(None, paths)),
@@ -35,12 +41,17 @@ class Commands:
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
       }
     return subprocess.Popen(
-      [sys.executable, '-m', f'dst_t5x.{module}', *map(str, arguments)],
+      [
+        *prefix,
+        sys.executable,
+        '-m',
+        f'dst_t5x.{module}',
+        *map(str, arguments),
+      ],
       env=variables | (environment or {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      **options,
     )
 
   def finish(self, process):
@@ -53,10 +64,10 @@ class Commands:
       raise AssertionError(f'still running after {TIMEOUT} s: {err}') from e
     return process.returncode, out, err
 
-  def run(self, module, *arguments, environment=None, **options):
+  def run(self, module, *arguments, environment=None):
     """Runs a binary that must succeed; returns its output."""
     status, out, err = self.finish(
-      self.start(module, *arguments, environment=environment, **options)
+      self.start(module, *arguments, environment=environment)
     )
     assert status == 0, err
     return out
@@ -69,3 +80,29 @@ def flags(**bindings):
     for name, value in bindings.items()
   }
   return [f'--gin.{name}={value!r}' for name, value in texts.items()]
+
+
+def finetune(seed, method):
+  """Returns the arguments of a short run from a seed, with dropout."""
+  return [
+    TOY,
+    f'--gin_file=gin/methods/{method}.gin',
+    '--gin_file=gin/runs/finetune.gin',
+    *flags(
+      INITIAL_CHECKPOINT_PATH=seed,
+      BATCH_SIZE=16,
+      DROPOUT_RATE=0.1,
+      EVAL_PERIOD=20,
+      CHECKPOINT_PERIOD=10,
+    ),
+  ]
+
+
+def dst(seed):
+  """Returns the arguments of a short run of DST."""
+  return [*finetune(seed, 'dst'), '--gin.EPSILON=0.01']
+
+
+def fingerprint(folder):
+  """Returns what `python -m dst_t5x.fingerprint` prints: step and hash."""
+  return Commands().run('fingerprint', folder).split()

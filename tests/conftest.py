@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import commands
 import pytest
 
 # Before anything imports JAX or TensorFlow: both read these only once. Other
@@ -28,4 +29,35 @@ def shared_data() -> pathlib.Path:
   )
   if not folder.is_dir():
     pytest.skip(f'no shared data at {folder}; set DST_SHARED to its folder')
+  return folder
+
+
+@pytest.fixture(scope='session')
+def toy_commands(tmp_path_factory) -> commands.Commands:
+  """The binaries as processes, which share what they compile."""
+  return commands.Commands(tmp_path_factory.mktemp('compiled'))
+
+
+@pytest.fixture(scope='session')
+def toy_seed(toy_commands, tmp_path_factory) -> pathlib.Path:
+  """A run that pretrained the toy model; treat it as read-only."""
+  folder = tmp_path_factory.mktemp('toy') / 'seed'
+  toy_commands.run(
+    'train',
+    *commands.PRETRAIN,
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=60, EVAL_EXAMPLES=4),
+  )
+  return folder
+
+
+@pytest.fixture(scope='session')
+def toy_run(toy_seed, tmp_path_factory) -> pathlib.Path:
+  """An uninterrupted run of DST from `toy_seed`; treat it as read-only."""
+  folder = tmp_path_factory.mktemp('toy') / 'run'
+  # Compiled on its own: equal bits must not hang on the shared cache.
+  commands.Commands().run(
+    'train',
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=40, KEEP=2),
+  )
   return folder

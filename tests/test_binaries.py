@@ -1,0 +1,212 @@
+"""The binaries together: seeds of all formats, evaluation, decoding, meshes."""
+
+import json
+import re
+
+import commands
+import numpy as np
+import pytest
+
+from dst_t5x import hf_checkpoint
+from dst_t5x import network
+from dst_t5x import seeds
+from dst_t5x import subset
+from dst_t5x import t5x_checkpoint
+
+CONFIG = network.T5Config(
+  vocab_size=264,
+  emb_dim=32,
+  num_heads=2,
+  num_encoder_layers=2,
+  num_decoder_layers=1,
+  head_dim=8,
+  mlp_dim=48,
+  mlp_activations=('gelu', 'linear'),
+)
+
+
+def _finetune(toy_commands, seed, folder, *arguments, steps=20, **options):
+  toy_commands.run(
+    'train',
+    *commands.dst(seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=steps),
+    *arguments,
+    **options,
+  )
+  return subset.load(folder / 'last.dst')[0]
+
+
+def _metrics(folder, step):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  rows = [row for row in map(json.loads, lines) if row['step'] == step]
+  return {name: value for row in rows for name, value in row.items()}
+
+
+def _evaluate(toy_commands, checkpoint, folder, *arguments):
+  toy_commands.run(
+    'eval',
+    commands.TOY,
+    '--gin_file=gin/runs/eval.gin',
+    *commands.flags(CHECKPOINT_PATH=checkpoint, EVAL_OUTPUT_DIR=folder),
+    *arguments,
+  )
+  return json.loads((folder / 'results.json').read_text())
+
+
+def _infer(toy_commands, checkpoint, folder, *arguments):
+  toy_commands.run(
+    'infer',
+    commands.TOY,
+    '--gin_file=gin/runs/infer.gin',
+    *commands.flags(CHECKPOINT_PATH=checkpoint, INFER_OUTPUT_DIR=folder),
+    *arguments,
+  )
+  with (folder / 'predictions.jsonl').open() as lines:
+    return [json.loads(line) for line in lines]
+
+
+def _overlap(one, other):
+  """Returns which share of a subset's components another one has too."""
+  common = sum(
+    len(np.intersect1d(positions, other.positions.get(name, [])))
+    for name, positions in one.positions.items()
+  )
+  return common / one.size
+
+
+def test_what_a_run_leaves(toy_run, toy_seed):
+  first = _metrics(toy_run, 10)
+  assert first['free/total'] == 393  # round(0.01 · 39,328)
+  modules = [
+    value
+    for name, value in first.items()
+    if re.fullmatch('free/(encoder|decoder|token_embedder).*', name)
+  ]
+  assert sum(modules) == 393
+  for name in ('loss', 'accuracy', 'learning_rate', 'gradient_norm'):
+    assert f'train/{name}' in first
+  assert 0 <= _metrics(toy_run, 20)['free/churn'] < 1
+  last, about = subset.load(toy_run / 'last.dst')
+  assert last.size == 393
+  assert about['seed']['fingerprint'] == seeds.load_seed(toy_seed).fingerprint
+  assert about['step'] == 40
+  assert sorted(p.name for p in (toy_run / 'checkpoints').iterdir()) == [
+    '30',
+    '40',
+  ]
+  assert list(toy_run.glob('events.out.tfevents.*'))
+
+
+def test_eval_repeats_the_evaluation_of_training(
+  toy_commands, toy_run, toy_seed, tmp_path
+):
+  results = _evaluate(toy_commands, toy_run, tmp_path / 'run')
+  assert results['step'] == 40
+  trained = _metrics(toy_run, 40)
+  names = {'eval/loss', 'eval/accuracy', 'toy/exact_match'}
+  assert names <= results.keys()
+  for name in names:
+    assert results[name] == pytest.approx(trained[name], abs=1e-6)
+  step = ['--gin.CHECKPOINT_STEP=30']
+  earlier = _evaluate(toy_commands, toy_run, tmp_path / 'step', *step)
+  assert earlier['step'] == 30
+  assert earlier['eval/loss'] != results['eval/loss']
+  zero_shot = _evaluate(toy_commands, toy_seed, tmp_path / 'seed')
+  assert zero_shot['step'] == 60
+  assert zero_shot['eval/loss'] > results['eval/loss']
+
+
+def test_infer_from_a_file_and_from_a_split(toy_commands, toy_run, tmp_path):
+  rows = _infer(toy_commands, toy_run, tmp_path / 'split')
+  assert len(rows) == 10
+  assert all(row['targets'] == row['inputs'].upper() for row in rows)
+  assert len({row['prediction'] for row in rows}) > 1
+  file = tmp_path / 'inputs.txt'
+  # A separator that Python takes for the end of a line is none.
+  texts = [row['inputs'] for row in rows[:5]] + ['', 'ab\u2028c', 'a' * 40]
+  file.write_text('\n'.join(texts) + '\n')
+  of_file = _infer(
+    toy_commands,
+    toy_run,
+    tmp_path / 'file',
+    *commands.flags(INPUT_FILE=file, INFER_SPLIT='none', INFER_BATCH_SIZE=3),
+  )
+  assert [row['inputs'] for row in of_file] == texts
+  for row, other in zip(of_file, rows[:5], strict=False):
+    assert row['prediction'] == other['prediction']
+
+
+def test_a_seed_in_any_format_gives_the_same_run(
+  toy_commands, toy_seed, toy_run, tmp_path
+):
+  seed = seeds.load_seed(toy_seed)
+  t5x_checkpoint.save(tmp_path / 't5x' / 'checkpoint_7', seed.params, 7)
+  hf_checkpoint.save(tmp_path / 'hf', seed.params, CONFIG)
+  subsets = []
+  for name in ('t5x', 'hf'):
+    assert seeds.load_seed(tmp_path / name).fingerprint == seed.fingerprint
+    folder = tmp_path / f'run_{name}'
+    subsets.append(_finetune(toy_commands, tmp_path / name, folder, steps=10))
+    losses = [_metrics(f, 10)['train/loss'] for f in (folder, toy_run)]
+    assert losses[0] == losses[1]
+  for name, values in subsets[0].values.items():
+    assert values.tobytes() == subsets[1].values[name].tobytes()
+    np.testing.assert_array_equal(
+      subsets[0].positions[name], subsets[1].positions[name]
+    )
+
+
+@pytest.fixture(scope='module')
+def plain_run(toy_commands, toy_seed, tmp_path_factory):
+  """A run on one device, unscanned, without dropout."""
+  folder = tmp_path_factory.mktemp('plain')
+  _finetune(toy_commands, toy_seed, folder, '--gin.DROPOUT_RATE=0.0', steps=20)
+  return folder
+
+
+def _assert_nearly_the_same(folder, other):
+  """Other roundings: a few components trade places."""
+  ours, theirs = (subset.load(f / 'last.dst')[0] for f in (folder, other))
+  assert ours.size == theirs.size == 393
+  assert _overlap(ours, theirs) > 0.95
+  for name in 'train/loss', 'eval/loss':
+    found, wanted = (_metrics(f, 20)[name] for f in (folder, other))
+    assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_scanned_layers_train_like_unscanned_ones(
+  toy_commands, toy_seed, plain_run, tmp_path
+):
+  # Without dropout: scanned layers draw it differently.
+  options = [
+    '--gin.network.T5Config.scan_layers=True',
+    '--gin.DROPOUT_RATE=0.0',
+  ]
+  folder = tmp_path / 'scanned'
+  _finetune(toy_commands, toy_seed, folder, *options, steps=10)
+  # It resumes from its own checkpoint.
+  _finetune(toy_commands, toy_seed, folder, *options, steps=20)
+  _assert_nearly_the_same(folder, plain_run)
+  # Its checkpoint is one of the unscanned network, too.
+  results = _evaluate(toy_commands, folder, tmp_path / 'eval')
+  assert results['eval/loss'] == pytest.approx(
+    _metrics(folder, 20)['eval/loss'], abs=1e-5
+  )
+
+
+def test_eight_devices_in_groups_of_two(
+  toy_commands, toy_seed, plain_run, tmp_path
+):
+  options = ['--gin.MODEL_PARALLELISM=2', '--gin.DROPOUT_RATE=0.0']
+  environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  folder = tmp_path / 'mesh'
+  for steps in 10, 20:  # It resumes.
+    _finetune(
+      toy_commands,
+      toy_seed,
+      folder,
+      *options,
+      steps=steps,
+      environment=environment,
+    )
+  _assert_nearly_the_same(folder, plain_run)

@@ -1,0 +1,193 @@
+"""Runs that are killed, interrupted, or repeated end as if nothing happened."""
+
+import json
+import shutil
+import signal
+import time
+
+import commands
+
+from dst_t5x import subset
+
+STEPS = 40
+
+
+def _wait_for(process, happened):
+  """Waits until something happened, or the process ended before."""
+  deadline = time.monotonic() + commands.TIMEOUT
+  while process.poll() is None and not happened():
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+
+
+def _interrupt(toy_commands, arguments, happened, how=signal.SIGKILL):
+  """Starts a run and sends it a signal; returns exit status and errors."""
+  process = toy_commands.start('train', *arguments)
+  _wait_for(process, happened)
+  process.send_signal(how)
+  status, _, err = toy_commands.finish(process)
+  return status, err
+
+
+def _saving(folder):
+  """Whether a checkpoint is being written at this moment."""
+  return any('tmp' in p.name for p in (folder / 'checkpoints').glob('*'))
+
+
+def _logged(folder, step):
+  file = folder / 'metrics.jsonl'
+  return file.exists() and f'"step": {step},' in file.read_text()
+
+
+def _assert_same(folder, other):
+  assert commands.fingerprint(folder) == commands.fingerprint(other)
+  assert _metrics(folder) == _metrics(other)
+
+
+def _metrics(folder):
+  """The rows that all runs write, without what depends on the clock."""
+  rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  return [
+    {k: v for k, v in row.items() if not k.startswith(('speed/', 'free/churn'))}
+    for row in rows
+    if row['step'] % 10 == 0
+  ]
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(
+  toy_commands, toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'killed'
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS, KEEP=2),
+  ]
+  checkpoints = folder / 'checkpoints'
+  for happened in (
+    lambda: _saving(folder),  # Nothing is whole yet.
+    lambda: (checkpoints / '10').exists() and _logged(folder, 20),
+    lambda: (checkpoints / '20').exists() and _saving(folder),
+  ):
+    status, err = _interrupt(toy_commands, arguments, happened)
+    assert status == -signal.SIGKILL, err
+  toy_commands.run('train', *arguments)
+  assert (folder / 'last.dst').read_bytes() == (
+    toy_run / 'last.dst'
+  ).read_bytes()
+  _assert_same(folder, toy_run)
+
+
+def test_full_finetuning_goes_on_after_signals(
+  toy_commands, toy_seed, tmp_path
+):
+  def arguments(folder):
+    plan = commands.flags(MODEL_DIR=folder, TRAIN_STEPS=30)
+    return [*commands.finetune(toy_seed, 'full'), *plan]
+
+  whole, folder = tmp_path / 'whole', tmp_path / 'interrupted'
+  toy_commands.run('train', *arguments(whole))
+  checkpoints = folder / 'checkpoints'
+  status, err = _interrupt(
+    toy_commands,
+    arguments(folder),
+    lambda: (checkpoints / '10').exists(),
+    signal.SIGINT,
+  )
+  assert status == 130, err
+  assert err.splitlines()[-1] == 'interrupted'
+  assert 'Traceback' not in err
+  status, err = _interrupt(
+    toy_commands,
+    arguments(folder),
+    lambda: (checkpoints / '20').exists() or _saving(folder),
+  )
+  assert status == -signal.SIGKILL, err
+  toy_commands.run('train', *arguments(folder))
+  _assert_same(folder, whole)
+  assert not (folder / 'last.dst').exists()
+
+
+def test_a_finished_run_writes_a_missing_subset_file_again(
+  toy_commands, toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'run'
+  shutil.copytree(toy_run, folder)
+  wanted = (folder / 'last.dst').read_bytes()
+  metrics = (folder / 'metrics.jsonl').read_bytes()
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS, KEEP=2),
+  ]
+  # What a kill after the last checkpoint leaves behind.
+  (folder / 'last.dst').unlink()
+  (folder / 'last.dst.part').write_bytes(wanted[:50])
+  status, _, err = toy_commands.finish(toy_commands.start('train', *arguments))
+  assert status == 0, err
+  assert 'nothing left to train' in err
+  assert (folder / 'last.dst').read_bytes() == wanted
+  assert (folder / 'metrics.jsonl').read_bytes() == metrics
+
+
+def test_a_pipeline_that_cannot_be_saved_is_read_again(
+  toy_commands, toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'generator'
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(
+      MODEL_DIR=folder,
+      TRAIN_STEPS=STEPS,
+      MIXTURE_OR_TASK_NAME='toy_generator',
+    ),
+  ]
+  process = toy_commands.start(
+    'train', *arguments, *commands.flags(KEEP_BEST_BY='toy/exact_mach')
+  )
+  # It ends with an error while TensorFlow's generator is still there.
+  status, _, err = toy_commands.finish(process)
+  assert status == 1
+  assert err.count('to resume, all batches are read again') == 1
+  assert 'finalizing GeneratorDataset' not in err
+  assert (folder / 'checkpoints' / '10').exists()
+  toy_commands.run('train', *arguments)
+  # The same rows in the same order as those of the task `toy`.
+  last, _ = subset.load(folder / 'last.dst')
+  wanted, _ = subset.load(toy_run / 'last.dst')
+  assert last.size == wanted.size
+  for name, values in wanted.values.items():
+    assert last.values[name].tobytes() == values.tobytes()
+
+
+def test_only_one_process_trains_in_a_folder(toy_commands, toy_seed, tmp_path):
+  folder = tmp_path / 'run'
+  arguments = [*commands.dst(toy_seed), *commands.flags(MODEL_DIR=folder)]
+  first = toy_commands.start('train', *arguments)
+  try:
+    _wait_for(first, lambda: (folder / 'run.json').exists())
+    before = (folder / 'run.json').stat()
+    status, _, err = toy_commands.finish(
+      toy_commands.start('train', *arguments)
+    )
+    assert status == 1
+    assert err.splitlines()[-1].startswith('error: another process trains in')
+    assert (folder / 'run.json').stat() == before
+  finally:
+    first.kill()
+    toy_commands.finish(first)
+
+
+def test_an_older_checkpoint_half_deleted_does_not_matter(
+  toy_commands, toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'run'
+  shutil.copytree(toy_run, folder)
+  files = [p for p in (folder / 'checkpoints/30').rglob('*') if p.is_file()]
+  for file in files[: len(files) // 2]:
+    file.unlink()
+  toy_commands.run(
+    'train',
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS + 1, KEEP=1),
+  )
+  kept = [p.name for p in (folder / 'checkpoints').iterdir()]
+  assert kept == [str(STEPS + 1)]

@@ -1,0 +1,221 @@
+"""The training step: what one step is, and what a few of them do."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_t5
+
+from dst_t5x import losses
+from dst_t5x import network
+from dst_t5x import optimizers
+from dst_t5x import projection
+from dst_t5x import stacking
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+EPSILON = 0.02
+DST = projection.SubsetProjection(epsilon=EPSILON)
+CONFIG = dataclasses.replace(
+  tiny_t5.CONFIG, num_encoder_layers=2, num_decoder_layers=1
+)
+
+# The losses of five steps of this very implementation.
+GOLDEN = [4.591355, 4.543264, 4.49834, 4.465272, 4.440655]
+
+
+@functools.cache
+def _trainer(projection=DST, dropout=0.0, scan=False, **options):
+  config = dataclasses.replace(CONFIG, dropout_rate=dropout, scan_layers=scan)
+  return trainer_lib.Trainer(
+    network=network.Transformer(config),
+    optimizer=optimizers.adafactor(optimizers.schedule(0.05)),
+    projection=projection,
+    **options,
+  )
+
+
+@pytest.fixture(scope='module')
+def seed():
+  """Parameters of a sensible size."""
+  shapes = tiny_t5.shapes(CONFIG)
+  generator = np.random.default_rng(0)
+
+  def random(key_path, leaf):
+    noise = generator.standard_normal(leaf.shape, np.float32)
+    is_scale = 'scale' in jax.tree_util.keystr(key_path)
+    return 1 + 0.1 * noise if is_scale else noise * leaf.shape[0] ** -0.5
+
+  return jax.tree_util.tree_map_with_path(random, shapes)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  """Six rows: the target is the input; some padding."""
+  tokens = np.random.default_rng(1).integers(2, 48, (6, 8)).astype(np.int32)
+  tokens[:3, 5:] = 0
+  return {
+    'encoder_input_tokens': tokens,
+    'decoder_input_tokens': np.pad(tokens[:, :-1], ((0, 0), (1, 0))),
+    'decoder_target_tokens': tokens,
+    'decoder_loss_weights': (tokens > 0).astype(np.int32),
+  }
+
+
+@functools.cache
+def _compiled(trainer):
+  return jax.jit(trainer.train_step)
+
+
+def _train(trainer, seed, batch, steps, key=0):
+  """Yields state and metrics after each step."""
+  state = trainer.init(jax.tree.map(jnp.asarray, seed))
+  step = _compiled(trainer)
+  for _ in range(steps):
+    state, metrics = step(
+      state, seed, batch, jax.random.key(key), jnp.asarray(True)
+    )
+    yield state, metrics
+
+
+def _differs(params, seed):
+  return jax.tree.map(
+    lambda a, b: np.asarray(a).view(np.uint32) != b.view(np.uint32),
+    params,
+    seed,
+  )
+
+
+def _free_of_silos(layout, params, seed):
+  """Counts what differs from the seed in its bits, silo by silo."""
+  counts = np.zeros(len(layout.names), int)
+  differs = jax.tree.leaves(_differs(params, seed))
+  for leaf, mask in zip(layout.leaves, differs, strict=True):
+    for silo, part in zip(
+      leaf.silos, mask.reshape(len(leaf.silos), -1), strict=True
+    ):
+      counts[silo] += part.sum()
+  return counts.tolist()
+
+
+def test_every_silo_has_its_budget_after_every_step(seed, batch):
+  layout = DST.layout(seed)
+  budgets = list(layout.budgets(EPSILON))
+  assert sum(budgets) == round(EPSILON * layout.size)
+  losses_seen = []
+  masks = []
+  for state, metrics in _train(_trainer(dropout=0.1), seed, batch, 10):
+    assert _free_of_silos(layout, state.params, seed) == budgets
+    masks.append(np.concatenate(
+        [m.ravel() for m in jax.tree.leaves(_differs(state.params, seed))]
+    ))  # fmt: skip
+    losses_seen.append(float(metrics['loss']))
+  assert losses_seen[-1] < losses_seen[0]
+  # The subset is dynamic.
+  assert (masks[0] != masks[-1]).any()
+
+
+def test_full_finetuning_changes_everything(seed, batch):
+  runs = list(_train(_trainer(projection.NoProjection()), seed, batch, 5))
+  state, metrics = runs[-1]
+  for path, mask in tiny_t5.flat(_differs(state.params, seed)).items():
+    # Pieces and distances that do not occur in the batch have no gradient.
+    assert mask.mean() > (0.2 if 'embedding' in path else 0.9), path
+  assert metrics['loss'] < runs[0][1]['loss'] - 0.1
+
+
+def test_golden_losses(seed, batch):
+  """A change must be on purpose."""
+  runs = _train(_trainer(), seed, batch, 5)
+  found = [float(metrics['loss']) for _, metrics in runs]
+  assert found == pytest.approx(GOLDEN, abs=1e-4)
+
+
+def test_microbatches_give_the_step_of_the_whole_batch(seed, batch):
+  whole, parts = (
+    list(_train(_trainer(projection.NoProjection(), **o), seed, batch, 2))[-1]
+    for o in ({}, {'microbatches': 3})
+  )
+  for name in ('loss', 'accuracy', 'target_tokens', 'z_loss'):
+    assert parts[1][name] == pytest.approx(float(whole[1][name]), abs=1e-6)
+  for one, other in zip(
+    jax.tree.leaves(whole[0].params),
+    jax.tree.leaves(parts[0].params),
+    strict=True,
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize('factor', losses._NORMALIZERS)
+def test_microbatches_give_the_same_gradient(seed, batch, factor):
+  loss = losses.Loss(loss_normalizing_factor=factor, label_smoothing=0.1)
+  whole, parts = (
+    jax.jit(_trainer(loss=loss, microbatches=n)._gradients)(
+      seed, batch, jax.random.key(0)
+    )[0]
+    for n in (1, 2)
+  )
+  for one, other in zip(
+    jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_batches_that_cannot_be_split():
+  with pytest.raises(UserError, match=r'BATCH_SIZE = 6 is not .* = 4'):
+    _trainer(microbatches=4).check_batch_size(6)
+  with pytest.raises(UserError, match='MICROBATCHES must be a positive'):
+    _trainer(microbatches=0)
+
+
+def test_the_same_keys_give_the_same_run(seed, batch):
+  trainer = _trainer(dropout=0.1)
+  one, same, other = (
+    list(_train(trainer, seed, batch, 2, key))[-1] for key in (0, 0, 1)
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, same)
+  assert one[1]['loss'] != other[1]['loss']
+
+
+def test_scanned_layers_take_the_same_steps(seed, batch):
+  stacked = jax.tree.map(np.asarray, stacking.stack_layers(seed))
+  one = list(_train(_trainer(), seed, batch, 3))
+  other = list(_train(_trainer(scan=True), stacked, batch, 3))
+  for (_, metrics), (_, scanned) in zip(one, other, strict=True):
+    for name, value in metrics.items():
+      assert scanned[name] == pytest.approx(float(value), rel=1e-4), name
+  mine = _differs(one[-1][0].params, seed)
+  theirs = _differs(stacking.unstack_layers(other[-1][0].params), seed)
+  wrong = jax.tree.map(lambda a, b: (a != b).sum(), mine, theirs)
+  assert sum(jax.tree.leaves(wrong)) <= 2  # Where two distances nearly tie.
+
+
+def test_norms_are_over_what_is_free(seed, batch):
+  trainer = _trainer()
+  states = [trainer.init(seed)] + [
+    state for state, _ in _train(trainer, seed, batch, 3)
+  ]
+  metrics = list(_train(trainer, seed, batch, 3))[-1][1]
+  gradients, _ = jax.jit(trainer._gradients)(
+    states[2].params, batch, jax.random.fold_in(jax.random.key(0), 2)
+  )
+  free = _differs(states[3].params, seed)
+  update = jax.tree.map(np.subtract, states[3].params, states[2].params)
+  for name, tree in ('gradient_norm', gradients), ('update_norm', update):
+    squares = jax.tree.map(
+      lambda x, mask: (np.asarray(x, np.float64) ** 2 * mask).sum(), tree, free
+    )
+    norm = np.sqrt(sum(jax.tree.leaves(squares)))
+    assert metrics[name] == pytest.approx(norm, rel=1e-4)
+
+
+def test_norms_are_only_taken_where_they_are_wanted(seed, batch):
+  trainer = _trainer()
+  _, metrics = _compiled(trainer)(
+    trainer.init(seed), seed, batch, jax.random.key(0), jnp.asarray(False)
+  )
+  assert np.isnan(metrics['gradient_norm'])
+  assert np.isfinite(metrics['loss'])
