@@ -540,11 +540,11 @@ class TestRun:
     assert done.returncode != 0
     assert done.stderr == ''
 
-  def test_log_lines_are_ours_or_warnings(self, tmp_path):
-    body = "logging.info('of another package')\nlogging.warning('careful')"
+  def test_log_lines_are_ours_or_errors(self, tmp_path):
+    body = "logging.info('of another package')\nlogging.error('broken')"
     done = self._run(tmp_path, body)
     assert 'another' not in done.stderr
-    assert done.stderr.endswith(' WARNING careful\n')
+    assert done.stderr.endswith(' ERROR broken\n')
     assert len(done.stderr.splitlines()) == 1
 
   def test_help_names_files_and_macros(self, tmp_path):
