@@ -2,6 +2,7 @@
 
 MODEL_DIR/
   run.json          what the run is: its configuration and its seed
+  .lock             held by the process that trains here
   config.gin        every parameter that gin supplied, defaults included
   checkpoints/      see `checkpoints`
   metrics.jsonl     all metrics, a row a report; events.…: the same for

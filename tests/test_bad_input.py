@@ -242,6 +242,41 @@ def test_wrong_steps_and_files_of_the_other_binaries(toy_run, tmp_path):
   )
 
 
+@pytest.mark.parametrize('missing', ['data', 'vocabulary'])
+def test_what_a_task_needs_is_missing(
+  toy_commands, shared_data, tmp_path, missing
+):
+  vocabulary = next((shared_data / 'vocab').glob('*.model'))
+  if missing == 'vocabulary':
+    vocabulary = tmp_path / 'none.model'
+  status, _, err = toy_commands.finish(
+    toy_commands.start(
+      'train',
+      '--gin_file=gin/models/t5_1_1_tiny.gin',
+      '--gin_file=gin/tasks/gsm8k.gin',
+      '--gin_file=gin/methods/dst.gin',
+      '--gin_file=gin/runs/finetune.gin',
+      *commands.flags(
+        MODEL_DIR=tmp_path / 'run', INITIAL_CHECKPOINT_PATH=tmp_path
+      ),
+      environment={
+        'DST_VOCABULARY': str(vocabulary),
+        'TFDS_DATA_DIR': str(tmp_path / 'empty'),
+      },
+    )
+  )
+  assert status == 1
+  *_, line = err.splitlines()
+  assert line.startswith('error: ')
+  wanted = {
+    'data': ['gsm8k', str(tmp_path / 'empty'), 'TFDS_DATA_DIR'],
+    'vocabulary': [str(vocabulary), 'DST_VOCABULARY'],
+  }
+  for part in wanted[missing]:
+    assert part in line
+  assert 'Traceback' not in err
+
+
 # No file may grow beyond 1,600 blocks of 512 bytes.
 _NO_SPACE = ['sh', '-c', 'ulimit -f 1600; exec "$@"', 'sh']
 
