@@ -105,4 +105,8 @@ def dst(seed):
 
 def fingerprint(folder):
   """Returns what `python -m dst_t5x.fingerprint` prints: step and hash."""
-  return Commands().run('fingerprint', folder).split()
+  # Not above: conftest imports this module before it sets JAX up.
+  from dst_t5x import seeds
+
+  seed = seeds.load_seed(folder)
+  return seed.step, seed.fingerprint

@@ -301,7 +301,7 @@ def test_a_full_disk(toy_commands, tmp_path):
   assert line.endswith('checkpoint 5 is whole')
   assert commands.fingerprint(folder) == before
   toy_commands.run('train', *arguments)
-  assert commands.fingerprint(folder)[0] == '10'
+  assert commands.fingerprint(folder)[0] == 10
 
 
 @pytest.mark.parametrize(
