@@ -22,6 +22,14 @@ from dst_t5x.errors import UserError
 PyTree = Any
 
 
+_NOT_AVERAGED = (
+  *reports.NORMS,
+  'target_tokens',
+  'refused_steps',
+  'refused_in_row',
+)
+
+
 class Monitor:
   """Collects the metrics of steps and reports them now and then."""
 
@@ -32,6 +40,7 @@ class Monitor:
     state: trainer_lib.TrainState,
     seed: PyTree,
     steps: int,
+    max_refused_steps: int = 1,
   ) -> None:
     """Opens the files.
 
@@ -41,6 +50,7 @@ class Monitor:
       state: before the first step.
       seed: θ⁰ on the devices, or ().
       steps: of the whole run.
+      max_refused_steps: how many refused steps in a row end the run.
     """
     first_step = int(state.step)
     self._summaries = summaries.Summaries(folder, first_step)
@@ -49,7 +59,12 @@ class Monitor:
     )
     self._progress = summaries.Progress(first_step, steps)
     self._window: list[dict[str, jax.Array]] = []
-    self._unchecked: tuple[int, jax.Array] | None = None
+    self._unchecked: tuple[int, dict[str, jax.Array]] | None = None
+    self._max_refused_steps = max_refused_steps
+    self._last_step = steps
+    self._refused_steps = int(state.refused_steps)
+    # Whether the last step that was looked at changed nothing.
+    self.is_refused = False
     self._subset = (
       SubsetMonitor(projection, state, seed)
       if isinstance(projection, projection_lib.SubsetProjection)
@@ -60,24 +75,39 @@ class Monitor:
     """Takes the metrics of a step.
 
     Raises:
-      UserError: the loss of the step before is not finite. Looking at this
-        step's would make the device wait for us.
+      UserError: too many steps in a row were refused, up to the one before.
+        Looking at this one would make the device wait for us.
     """
     self.check()
-    self._unchecked = (step, metrics['loss'])
-    self._window.append(metrics)
+    self._unchecked = (step, metrics)
     self._progress.advance()
 
   def check(self) -> None:
-    """Raises UserError if the last step's loss is not finite."""
+    """Looks at the last step.
+
+    Raises:
+      UserError: too many steps in a row were refused, or those before the end.
+    """
     if self._unchecked is None:
       return
-    step, loss = self._unchecked
+    step, metrics = self._unchecked
     self._unchecked = None
-    if not math.isfinite(float(loss)):
+    in_row = int(metrics['refused_in_row'])
+    self.is_refused = in_row > 0
+    self._refused_steps = int(metrics['refused_steps'])
+    if not in_row:
+      self._window.append(metrics)
+      return
+    loss = float(metrics['loss'])
+    what = 'an update is not finite'
+    if not math.isfinite(loss):
+      what = f'the loss is {loss}'
+    logging.warning('step %d is refused: %s', step, what)
+    if in_row >= self._max_refused_steps or step == self._last_step:
       raise UserError(
-        f'the loss is {float(loss)} at step {step}: lower the learning rate, '
-        'or look at the data; the checkpoints before it are intact'
+        f'{what} at step {step}, and {in_row} in a row were refused: lower '
+        'the learning rate, or look at the data; the checkpoints before are '
+        'intact'
       )
 
   def log(self, step: int, state: trainer_lib.TrainState) -> None:
@@ -85,11 +115,16 @@ class Monitor:
     self.check()
     window = jax.device_get(self._window)
     self._window = []
-    values = {
+    values = {'train/refused_steps': float(self._refused_steps)}
+    if not window:
+      self._summaries.scalars(step, values)
+      return
+    values |= {
       f'train/{name}': float(np.mean([w[name] for w in window]))
       for name in window[-1]
-      if name not in (*reports.NORMS, 'target_tokens')
-    } | {f'train/{name}': float(window[-1][name]) for name in reports.NORMS}
+      if name not in _NOT_AVERAGED
+    }
+    values |= {f'train/{n}': float(window[-1][n]) for n in reports.NORMS}
     if self._subset is not None:
       values |= self._subset.report(state)
     shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
@@ -159,6 +194,7 @@ class SubsetMonitor:
     distances = thresholds.view(np.float32).astype(np.float64)
     total = int(free.sum())
     values = {
+      'speed/projection_passes': float(state.projection_state.passes),
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,
     }

@@ -25,10 +25,8 @@ In any JAX loop, here Optax's AdaFactor on a toy:
 4
 """
 
-import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
-import functools
 from typing import Any, NamedTuple, Protocol
 import zlib
 
@@ -37,14 +35,20 @@ from jax import lax
 import jax.numpy as jnp
 
 from dst_t5x import budgets
+from dst_t5x import counting
 from dst_t5x import distances
+from dst_t5x import iterative_thresholds
+from dst_t5x import masks
+from dst_t5x import normalizations
 from dst_t5x import silos as silo_lib
+from dst_t5x import sorted_thresholds
 from dst_t5x import thresholds
 from dst_t5x.errors import UserError, nearest
 
 PyTree = Any
 
 RANDOM = 'random'
+THRESHOLDS = ('exact', 'iterative', 'sort')
 
 
 class Projection(Protocol):
@@ -83,20 +87,26 @@ class NoProjection:
 
 
 class ProjectionState(NamedTuple):
-  """What one step tells the next: where thresholds are, how fast they move.
+  """What one step tells the next.
 
-  It makes the search fast and has no influence on its result.
+  Thresholds and drift make the exact search fast, without influence on its
+  result; the iterative one starts from the thresholds.
 
   Attributes:
     thresholds: uint32 [silos], float32 bit patterns; 0 before the first step.
     drift: float32 [silos], running mean of how far a threshold moves in a
       step, in units of the last bit.
     passes: uint32 [], passes over the parameters that the last step took.
+    scales: float32 [groups], what distances are divided by; () if by nothing.
+    chosen: without churn, the subset of the first step as `masks.pack` has it
+      and whether there is one yet, bool []; else ().
   """
 
   thresholds: jax.Array
   drift: jax.Array
   passes: jax.Array
+  scales: jax.Array | tuple[()] = ()
+  chosen: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,40 +122,89 @@ class SubsetProjection:
     epsilon: ε in (0, 1], the share of parameters that are free (Eq. 1).
     distance: ρ, a name in `distances.DISTANCES`, or `random` for the baseline
       whose subset is drawn once and never changes (Table 1, Table 2).
-    silos: a name in `silos.SILOS` (Section 2, App. A).
+    silos: a name in `silos.SILOS` (Section 2, App. A), or rules of one's own,
+      pairs of a regular expression over paths and a silo's name.
+    exclude: regular expressions over paths of what stays frozen. The budget is
+      a share of the rest.
+    normalization: what distances are divided by, a name in
+      `normalizations.NORMALIZATIONS`; goes with silos='none' (App. B).
+    normalize_over: whose size or mean it is, a siloing (Table 3).
+    churn: whether the subset is chosen anew in each step; without, it stays
+      that of the first step (App. E, Table 7).
+    threshold: `exact`; `iterative`, the paper's approximation (App. C, Alg. 2);
+      or `sort`, exact and slow.
+    delta: δ of the iterative threshold.
+    iterations: J of the iterative threshold.
     random_seed: what the `random` distance is drawn from.
 
   Raises:
-    UserError: ε out of range, or an unknown distance.
+    UserError: a value that is out of range or unknown.
   """
 
   epsilon: float
   distance: str = 'inverse_relative'
-  silos: str = 'per_module_and_layer'
+  silos: str | silo_lib.Rules = 'per_module_and_layer'
+  exclude: Sequence[str] = ()
+  normalization: str | None = None
+  normalize_over: str | silo_lib.Rules = 'per_module_and_layer'
+  churn: bool = True
+  threshold: str = 'exact'
+  delta: float = 2.0
+  iterations: int = 10
   random_seed: int = 0
 
   constrains = True
 
   def __post_init__(self) -> None:
     budgets.check_epsilon(self.epsilon)
-    known = [*distances.DISTANCES, RANDOM]
-    if self.distance not in known:
-      raise UserError(
-        f'no distance {self.distance!r}{nearest(self.distance, known)} '
-        f'(known: {sorted(known)})'
-      )
+    _check_known('distance', self.distance, [*distances.DISTANCES, RANDOM])
+    _check_known('threshold', self.threshold, THRESHOLDS)
+    if self.normalization is not None:
+      known = normalizations.NORMALIZATIONS
+      _check_known('normalization', self.normalization, known)
+      if self.distance == RANDOM:
+        raise UserError('a random distance is not normalized')
+    if not self.delta > 1:
+      raise UserError(f'delta must be above 1, it is {self.delta!r}')
+    if self.iterations < 1:
+      raise UserError(f'iterations must be 1 or more, not {self.iterations!r}')
+    if isinstance(self.exclude, str):
+      raise UserError(f'exclude is a list of expressions, not {self.exclude!r}')
+    for name in ('silos', 'normalize_over'):
+      rules = getattr(self, name)
+      silo_lib.named(rules)
+      if not isinstance(rules, str):  # Lists come from gin; `jit` hashes us.
+        object.__setattr__(self, name, tuple(tuple(rule) for rule in rules))
+    object.__setattr__(self, 'exclude', tuple(self.exclude))
 
   def layout(self, params: PyTree) -> silo_lib.Layout:
     """Returns the partition of `params` into silos."""
-    return silo_lib.make_layout(params, self.silos)
+    return silo_lib.make_layout(params, self.silos, self.exclude)
 
   def init(self, seed_params: PyTree) -> ProjectionState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step.
+
+    Args:
+      seed_params: θ⁰.
+
+    Raises:
+      UserError: silos or exclusions do not fit the parameters.
+    """
     silos = len(self.layout(seed_params).names)
+    scales: jax.Array | tuple[()] = ()
+    if self.normalization is not None:
+      scales = normalizations.NORMALIZATIONS[self.normalization](
+        silo_lib.make_layout(seed_params, self.normalize_over), seed_params
+      )
+    chosen: Any = ()
+    if not self.churn:
+      chosen = masks.nothing(seed_params), jnp.asarray(False)
     return ProjectionState(
       thresholds=jnp.zeros((silos,), jnp.uint32),
       drift=jnp.zeros((silos,), jnp.float32),
       passes=jnp.zeros((), jnp.uint32),
+      scales=scales,
+      chosen=chosen,
     )
 
   def apply(
@@ -154,50 +213,81 @@ class SubsetProjection:
     """Resets all but the farthest components to the seed (Eq. 6, 7).
 
     Args:
-      new_params: θ′, the parameters after the optimizer's step.
+      new_params: θ′, the parameters after the optimizer's step. Values that
+        are not finite count as the farthest; see `Trainer.train_step`.
       seed_params: θ⁰, a tree of the same structure, shapes and dtypes.
       state: what `init` or the last `apply` returned.
 
     Returns:
       θᵗ⁺¹ and the next state.
     """
-    layout = self.layout(new_params)
     # XLA may compute θ′ anew, with other roundings, wherever it is used. The
     # barrier makes counts and mask see the same numbers.
     new_params, seed_params = lax.optimization_barrier(
       (new_params, seed_params)
     )
-    new, tree = jax.tree.flatten(new_params)
-    seed = jax.tree.leaves(seed_params)
-    cut, state = self._search(layout, new, seed, state)
+    step = _Step(self, new_params, seed_params, state.scales)
+    if not state.chosen:
+      cut, state = step.search(state)
+      keep = step.kept(cut)
+    else:
+      keep, state = step.kept_without_churn(state)
     # A select, never an added difference: p + (s - p) misses s's bits.
-    kept = [
-      jnp.where(self._keep(leaf, layout, cut, a, b), a, b)
-      for leaf, a, b in zip(layout.leaves, new, seed, strict=True)
-    ]
-    return jax.tree.unflatten(tree, kept), state
+    return jax.tree.map(jnp.where, keep, new_params, seed_params), state
 
-  def _search(
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+  if name not in known:
+    raise UserError(
+      f'no {what} {name!r}{nearest(name, known)} (known: {sorted(known)})'
+    )
+
+
+class _Step:
+  """One step's distances, and what is found out about them."""
+
+  def __init__(
     self,
-    layout: silo_lib.Layout,
-    new: Sequence[jax.Array],
-    seed: Sequence[jax.Array],
-    state: ProjectionState,
+    method: SubsetProjection,
+    new_params: PyTree,
+    seed_params: PyTree,
+    scales: jax.Array | tuple[()],
+  ) -> None:
+    self._method = method
+    self._layout = method.layout(new_params)
+    self._budgets = self._layout.budgets(method.epsilon)
+    self._new, self._tree = jax.tree.flatten(new_params)
+    self._seed = jax.tree.leaves(seed_params)
+    self._scales: list[jax.Array] = []
+    if method.normalization is not None:
+      groups = silo_lib.make_layout(new_params, method.normalize_over)
+      assert isinstance(scales, jax.Array)
+      self._scales = [counting.rows(scales, g.silos) for g in groups.leaves]
+
+  def search(
+    self, state: ProjectionState
   ) -> tuple[thresholds.Cut, ProjectionState]:
     """Finds the cut of every silo, starting from the last step's."""
-    budget = jnp.asarray(layout.budgets(self.epsilon), jnp.uint32)
-
-    def keys(i: int) -> jax.Array:
-      return self._keys(layout.leaves[i], layout, new[i], seed[i])
-
-    cut, passes = thresholds.find(
-      lambda query: _count(layout, keys, query),
-      budget,
-      jnp.asarray(layout.sizes, jnp.uint32),
-      guess=state.thresholds,
-      # A threshold that stood still may yet move a little.
-      spread=jnp.maximum(state.drift, 8.0),
-    )
+    passes = jnp.uint32(1)
+    if self._method.threshold == 'exact':
+      cut, passes = thresholds.find(
+        lambda query: counting.count(self._layout, self.keys, query),
+        jnp.asarray(self._budgets, jnp.uint32),
+        jnp.asarray(self._layout.sizes, jnp.uint32),
+        guess=state.thresholds,
+        # A threshold that stood still may yet move a little.
+        spread=jnp.maximum(state.drift, 8.0),
+      )
+    elif self._method.threshold == 'iterative':
+      cut, passes = iterative_thresholds.find(
+        self._count_above,
+        self._layout.quotas(self._method.epsilon),
+        state.thresholds,
+        self._method.delta,
+        self._method.iterations,
+      )
+    else:
+      cut = sorted_thresholds.find(self._layout, self.keys, self._budgets)
     now = cut.threshold.astype(jnp.float32)
     moved = jnp.abs(now - state.thresholds.astype(jnp.float32))
     drift = jnp.where(
@@ -206,143 +296,60 @@ class SubsetProjection:
       2.0**20,
       0.7 * state.drift + 0.3 * moved,
     )
-    return cut, ProjectionState(
-      thresholds=jnp.where(budget > 0, cut.threshold, 0),
+    searched = jnp.asarray(self._budgets) > 0
+    return cut, state._replace(
+      thresholds=jnp.where(searched, cut.threshold, 0),
       drift=drift,
       passes=passes,
     )
 
-  def _keep(
-    self,
-    leaf: silo_lib.Leaf,
-    layout: silo_lib.Layout,
-    cut: thresholds.Cut,
-    new: jax.Array,
-    seed: jax.Array,
-  ) -> jax.Array:
-    """Returns bool, of the tensor's shape: which components stay free."""
-    # Nothing but elementwise work on the tensor: a reshape in between, and XLA
-    # would not write the result in the tensor's place.
-    keys = self._keys(leaf, layout, new, seed)
-    threshold, before = (_columns(_rows(x, leaf.silos), keys.ndim) for x in cut)
-    early = _positions(leaf, keys.shape) < before
-    return (keys > threshold) | ((keys == threshold) & early)
+  def _count_above(self, threshold: jax.Array) -> jax.Array:
+    query = thresholds.Query(
+      candidates=threshold[:, None] + 1,
+      tie=jnp.zeros_like(threshold),
+      active=jnp.ones(threshold.shape, bool),
+    )
+    return counting.count(self._layout, self.keys, query)[:, 0]
 
-  def _keys(
-    self,
-    leaf: silo_lib.Leaf,
-    layout: silo_lib.Layout,
-    new: jax.Array,
-    seed: jax.Array,
-  ) -> jax.Array:
-    """Returns uint32, of the tensor's shape: distances, ordered as integers."""
-    if self.distance == RANDOM:
-      names = [f'{self.random_seed} {layout.names[i]}' for i in leaf.silos]
+  def kept(self, cut: thresholds.Cut) -> PyTree:
+    """Returns the tree of masks: which components stay free."""
+    leaves = [
+      counting.kept(leaf, self.keys(i), cut)
+      for i, leaf in enumerate(self._layout.leaves)
+    ]
+    return jax.tree.unflatten(self._tree, leaves)
+
+  def kept_without_churn(
+    self, state: ProjectionState
+  ) -> tuple[PyTree, ProjectionState]:
+    """Returns the masks of the first step, be it this one or past."""
+    packed, is_chosen = state.chosen
+
+    def choose() -> tuple[PyTree, ProjectionState]:
+      cut, after = self.search(state._replace(chosen=()))
+      return masks.pack(self.kept(cut)), after
+
+    def stay() -> tuple[PyTree, ProjectionState]:
+      return packed, state._replace(chosen=(), passes=jnp.uint32(0))
+
+    packed, state = lax.cond(is_chosen, stay, choose)
+    shapes = jax.tree.unflatten(self._tree, self._new)
+    return masks.unpack(packed, shapes), state._replace(
+      chosen=(packed, jnp.asarray(True))
+    )
+
+  def keys(self, i: int) -> jax.Array:
+    """Returns uint32, of a tensor's shape: distances, ordered as integers."""
+    leaf, new, seed = self._layout.leaves[i], self._new[i], self._seed[i]
+    if self._method.distance == RANDOM:
+      _, paths = silo_lib.slice_paths(leaf.path, new.shape)
+      names = [f'{self._method.random_seed} {path}' for path in paths]
       hashes = jnp.asarray([zlib.crc32(n.encode()) for n in names], jnp.uint32)
       return distances.random_scores(
-        _positions(leaf, new.shape), _columns(hashes, new.ndim)
+        counting.positions(leaf, new.shape),
+        counting.columns(hashes, new.ndim),
       )
-    distance = distances.DISTANCES[self.distance](new, seed)
+    distance = distances.DISTANCES[self._method.distance](new, seed)
+    if self._scales:
+      distance = distance / counting.columns(self._scales[i], new.ndim)
     return lax.bitcast_convert_type(distance, jnp.uint32)
-
-
-def _positions(leaf: silo_lib.Leaf, shape: tuple[int, ...]) -> jax.Array:
-  """Returns uint32 [*shape]: where each component is in its silo."""
-  position = _columns(jnp.asarray(leaf.offsets, jnp.uint32), len(shape))
-  stride = 1
-  for axis in range(len(shape) - 1, int(leaf.stacked) - 1, -1):
-    along = lax.broadcasted_iota(jnp.uint32, shape, axis)
-    position = position + along * jnp.uint32(stride)
-    stride *= shape[axis]
-  return position
-
-
-def _columns(values: jax.Array, ndim: int) -> jax.Array:
-  """Returns [slices] with `ndim` axes, to go with a tensor of so many."""
-  return values.reshape((len(values), *[1] * (ndim - 1))[:ndim])
-
-
-def _rows(values: jax.Array, silos: Sequence[int]) -> jax.Array:
-  """Returns the rows of some silos; a single one without a gather."""
-  if len(silos) == 1:
-    return lax.slice_in_dim(values, silos[0], silos[0] + 1)
-  return values[jnp.asarray(silos)]
-
-
-def _count(
-  layout: silo_lib.Layout,
-  keys: Callable[[int], jax.Array],
-  query: thresholds.Query,
-) -> jax.Array:
-  """Answers a query of the search with one pass over the parameters.
-
-  Args:
-    layout: the silos.
-    keys: index of a leaf -> its keys, uint32, of the tensor's shape.
-    query: what to count.
-
-  Returns:
-    uint32 [silos, candidates]; rows of inactive silos may be too low.
-  """
-  leaves_of = collections.defaultdict(list)
-  for i, leaf in enumerate(layout.leaves):
-    leaves_of[leaf.silos].append(i)
-  rows: dict[int, list[jax.Array]] = collections.defaultdict(list)
-  for silos, leaves in leaves_of.items():
-
-    def counted(
-      here: thresholds.Query, leaves: list[int] = leaves
-    ) -> jax.Array:
-      counts = [_count_leaf(layout.leaves[i], keys(i), here) for i in leaves]
-      return functools.reduce(jnp.add, counts)
-
-    def skipped(here: thresholds.Query) -> jax.Array:
-      return jnp.zeros_like(here.candidates)
-
-    # The branch skips finished silos. It also keeps XLA from computing the
-    # distances once, outside of the loop, and storing them.
-    here = thresholds.Query(*(_rows(x, silos) for x in query))
-    counts = lax.cond(jnp.any(here.active), counted, skipped, here)
-    for slice_index, silo in enumerate(silos):
-      rows[silo].append(counts[slice_index])
-  return jnp.stack([sum(rows[silo]) for silo in range(len(layout.names))])
-
-
-def _count_leaf(
-  leaf: silo_lib.Leaf, keys: jax.Array, query: thresholds.Query
-) -> jax.Array:
-  """Returns uint32 [slices, candidates]: one tensor's part of the counts."""
-  tie = _columns(query.tie, keys.ndim)
-  from_first = thresholds.FIRST - _positions(leaf, keys.shape)
-  early = jnp.where(keys == tie, from_first, 0)
-  keys = jnp.where(tie == 0, keys, early)
-  if not leaf.stacked:
-    keys = keys[None]
-  return _reach(keys, query.candidates)
-
-
-def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
-  """Counts the keys of each slice that reach each candidate in one pass.
-
-  Args:
-    keys: uint32 [slices, …].
-    candidates: uint32 [slices, candidates].
-
-  Returns:
-    uint32 [slices, candidates].
-  """
-  keys = keys.reshape((*keys.shape, *([1] * (2 - keys.ndim))))
-  columns = candidates.T.reshape(
-    (candidates.shape[1], len(keys)) + (1,) * (keys.ndim - 1)
-  )
-  reached = [(keys >= column).astype(jnp.uint32) for column in columns]
-  zeros = [jnp.uint32(0)] * len(reached)
-
-  def add(a: Any, b: Any) -> Any:
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-  # One reduction with several results reads the keys once. The last axis goes
-  # first: XLA:CPU runs a reduction of everything on a single thread.
-  rows = lax.reduce(reached, zeros, add, (keys.ndim - 1,))
-  counts = lax.reduce(rows, zeros, add, tuple(range(1, keys.ndim - 1)))
-  return jnp.stack(counts, axis=-1)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dst_t5x import masks
 from dst_t5x import silos
 
 PyTree = Any
@@ -51,17 +52,8 @@ def _norm(tree: PyTree) -> jax.Array:
 
 
 def pack_free(params: PyTree, seed: PyTree) -> PyTree:
-  """Returns which components are free, eight to a byte along the last axis.
-
-  Tensors of fewer than two axes get one byte a component: axis 0 may be that
-  of the layers, which have to stay apart.
-  """
-
-  def packed(new: jax.Array, old: jax.Array) -> jax.Array:
-    free = differs(new, old)
-    return jnp.packbits(free if free.ndim > 1 else free[..., None], axis=-1)
-
-  return jax.tree.map(packed, params, seed)
+  """Returns which components are free, as `masks.pack` has it."""
+  return masks.pack(jax.tree.map(differs, params, seed))
 
 
 def subset_report(

@@ -26,6 +26,7 @@ import dst_t5x
 from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
+from dst_t5x import finite
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import projection as projection_lib
@@ -80,7 +81,7 @@ class Run:
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host.
     self._identity: dict[str, Any] = {}
-    self._finite = jax.jit(_all_finite)
+    self._finite = jax.jit(finite.all_finite)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / '.lock').open('w')
@@ -360,12 +361,9 @@ def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:
   return {
     'opt_state': state.opt_state,
     'projection_state': state.projection_state,
+    'refused_steps': state.refused_steps,
+    'refused_in_row': state.refused_in_row,
   }
-
-
-def _all_finite(tree: PyTree) -> jax.Array:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(finite))
 
 
 def _copy(x: Any) -> Any:

@@ -50,6 +50,8 @@ class Plan:
       too, and with `keep_best_by` every step that is evaluated.
     keep: how many of the latest checkpoints to keep.
     keep_best_by: name of the metric whose best checkpoint is kept too.
+    max_refused_steps: how many steps in a row may be refused, for a loss or an
+      update that is not finite, before training stops.
   """
 
   train_steps: int
@@ -58,10 +60,11 @@ class Plan:
   checkpoint_period: int = 500
   keep: int = 1
   keep_best_by: str | None = None
+  max_refused_steps: int = 3
 
   def __post_init__(self) -> None:
     for name in ('train_steps', 'log_period', 'eval_period', 'keep',
-                 'checkpoint_period'):  # fmt: skip
+                 'checkpoint_period', 'max_refused_steps'):  # fmt: skip
       check_positive(name.upper(), getattr(self, name))
 
   def logs(self, step: int) -> bool:
@@ -143,7 +146,12 @@ def train(
     train_step = jax.jit(trainer.train_step, donate_argnums=0)
     dropout_key = jax.random.key(random_seed)
     monitor = monitor_lib.Monitor(
-      run.path, trainer.projection, state, run.seed, plan.train_steps
+      run.path,
+      trainer.projection,
+      state,
+      run.seed,
+      plan.train_steps,
+      plan.max_refused_steps,
     )
     logging.info('the first step is compiled first, which takes a while')
     with (
@@ -176,7 +184,9 @@ def train(
           plan.check_results(results)
         if plan.saves(step):
           with monitor.paused():
-            run.save(step, state, position, results)
+            # What a refused step leaves was good, or never was: not known yet.
+            if not monitor.is_refused:
+              run.save(step, state, position, results)
     return run.finish(step, state)
 
 

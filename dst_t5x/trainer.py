@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from dst_t5x import finite
 from dst_t5x import losses
 from dst_t5x import optimizers
 from dst_t5x import projection as projection_lib
@@ -30,12 +31,17 @@ class TrainState(NamedTuple):
     params: θᵗ.
     opt_state: the optimizer's; it follows θ′, not the projected parameters.
     projection_state: the projection's.
+    refused_steps: int32 [], steps that changed nothing because they were not
+      finite.
+    refused_in_row: int32 [], how many of them are the last ones.
   """
 
   step: jax.Array
   params: PyTree
   opt_state: PyTree
   projection_state: PyTree
+  refused_steps: jax.Array
+  refused_in_row: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,8 @@ class Trainer:
       params=params,
       opt_state=self.optimizer.transformation.init(params),
       projection_state=self.projection.init(params),
+      refused_steps=jnp.zeros((), jnp.int32),
+      refused_in_row=jnp.zeros((), jnp.int32),
     )
 
   def train_step(
@@ -86,6 +94,10 @@ class Trainer:
     report: jax.Array,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the paper's Algorithm 1.
+
+    A step whose loss, update or optimizer state is not finite is refused:
+    everything stays as it was, but for the count of steps. A NaN would win
+    the subset else, or an infinity empty it.
 
     Args:
       state: where training stands.
@@ -103,17 +115,38 @@ class Trainer:
     updates, opt_state = self.optimizer.transformation.update(
       gradients, state.opt_state, state.params
     )
-    new_params = optax.apply_updates(state.params, updates)
-    params, projection_state = self.projection.apply(
-      new_params, seed, state.projection_state
+
+    def accepted() -> tuple[PyTree, PyTree, PyTree]:
+      new_params = optax.apply_updates(state.params, updates)
+      params, projection_state = self.projection.apply(
+        new_params, seed, state.projection_state
+      )
+      return params, opt_state, projection_state
+
+    def refused() -> tuple[PyTree, PyTree, PyTree]:
+      return state.params, state.opt_state, state.projection_state
+
+    is_finite = finite.all_finite(
+      (sums.loss, optax.apply_updates(state.params, updates), opt_state)
+    )
+    params, opt_state, projection_state = lax.cond(is_finite, accepted, refused)
+    next_state = TrainState(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      projection_state=projection_state,
+      refused_steps=state.refused_steps + ~is_finite,
+      refused_in_row=jnp.where(is_finite, 0, state.refused_in_row + 1),
     )
     metrics = self._metrics(sums, state.step) | lax.cond(
       report,
       lambda: reports.norms(gradients, state.params, params, seed),
       lambda: dict.fromkeys(reports.NORMS, jnp.float32(jnp.nan)),
     )
-    next_state = TrainState(state.step + 1, params, opt_state, projection_state)
-    return next_state, metrics
+    return next_state, metrics | {
+      'refused_steps': next_state.refused_steps,
+      'refused_in_row': next_state.refused_in_row,
+    }
 
   def _metrics(
     self, sums: losses.Sums, step: jax.Array

@@ -277,15 +277,15 @@ def test_what_a_task_needs_is_missing(
   assert 'Traceback' not in err
 
 
-# No file may grow beyond 1,600 blocks of 512 bytes.
-_NO_SPACE = ['sh', '-c', 'ulimit -f 1600; exec "$@"', 'sh']
+# No file may grow beyond 800 blocks of 512 bytes.
+_NO_SPACE = ['sh', '-c', 'ulimit -f 800; exec "$@"', 'sh']
 
 
 def test_a_full_disk(toy_commands, tmp_path):
   folder = tmp_path / 'run'
   arguments = [
     *commands.PRETRAIN,
-    '--gin.network.T5Config.mlp_dim=1024',  # Makes parameters of 1.3 MB.
+    '--gin.network.T5Config.mlp_dim=4096',  # Makes parameters of 5 MB.
     *commands.flags(MODEL_DIR=folder, EVAL_EXAMPLES=4),
   ]
   toy_commands.run('train', *arguments, '--gin.TRAIN_STEPS=5')

@@ -1,0 +1,43 @@
+"""Masks over a tree of parameters, eight components to a byte."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def pack(masks: PyTree) -> PyTree:
+  """Returns bool masks as uint8, packed along the last axis.
+
+  Tensors of fewer than two axes get one byte a component: axis 0 may be that
+  of the layers, which have to stay apart.
+  """
+  return jax.tree.map(
+    lambda mask: jnp.packbits(
+      mask if mask.ndim > 1 else mask[..., None], axis=-1
+    ),
+    masks,
+  )
+
+
+def unpack(packed: PyTree, like: PyTree) -> PyTree:
+  """Returns the bool masks that were packed, of the shapes of `like`."""
+
+  def unpacked(bits: jax.Array, tensor: jax.Array) -> jax.Array:
+    width = tensor.shape[-1] if tensor.ndim > 1 else 1
+    mask = jnp.unpackbits(bits, axis=-1, count=width).astype(bool)
+    return mask.reshape(tensor.shape)
+
+  return jax.tree.map(unpacked, packed, like)
+
+
+def nothing(like: PyTree) -> PyTree:
+  """Returns the packed masks of no component, for tensors as in `like`."""
+
+  def zeros(tensor: jax.Array) -> jax.Array:
+    shape = tensor.shape if tensor.ndim > 1 else (*tensor.shape, 1)
+    return jnp.zeros((*shape[:-1], -(-shape[-1] // 8)), jnp.uint8)
+
+  return jax.tree.map(zeros, like)
