@@ -59,11 +59,13 @@ def evaluate(
       results = evaluate_params(params, seed.step)
   for name, value in results.items():
     logging.info('%s: %.6g', name, value)
-  report = {
+  report: dict[str, object] = {
     'checkpoint': os.fspath(checkpoint_path),
     'step': seed.step,
     'split': evaluation.split,
-  } | results
+    **results,
+    **evaluate_params.texts,
+  }
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
   return results

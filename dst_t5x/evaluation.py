@@ -5,6 +5,7 @@ import dataclasses
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 from flax import linen as nn
 import jax
@@ -89,7 +90,12 @@ class Predictor:
 
 
 class TaskEvaluator:
-  """Scores decoded predictions with the task's own metrics, through seqio."""
+  """Scores decoded predictions with the task's own metrics, through seqio.
+
+  Attributes:
+    texts: `task/name` -> what metrics said in words the last time, such as how
+      they were computed.
+  """
 
   def __init__(
     self,
@@ -111,6 +117,7 @@ class TaskEvaluator:
       num_examples: how many examples of each task; all by default.
     """
     epath.Path(output_dir).mkdir(parents=True, exist_ok=True)
+    self.texts: dict[str, str] = {}
     self._predictor = predictor
     self._evaluator = seqio.Evaluator(
       task,
@@ -144,10 +151,22 @@ class TaskEvaluator:
       if isinstance(e.__cause__, OSError | tf.errors.OpError):
         raise OSError(str(e.__cause__).splitlines()[0]) from e
       raise
-    return {
-      f'{task}/{name}': float(getattr(value, 'value', value))
+    results = {
+      f'{task}/{name}': value
       for task, metrics in future.result().items()
       for name, value in metrics.items()
+    }
+    self.texts = {
+      name: str(value.textdata)
+      for name, value in results.items()
+      if isinstance(value, seqio.metrics.Text)
+    }
+    for name, text in self.texts.items():
+      logging.info('%s: %s', name, text)
+    return {
+      name: float(getattr(value, 'value', value))
+      for name, value in results.items()
+      if name not in self.texts
     }
 
 
@@ -246,6 +265,11 @@ class Evaluator:
     return {
       f'eval/{name}': value for name, value in forced.items()
     } | self._score(params, step)
+
+  @property
+  def texts(self) -> Mapping[str, str]:
+    """What the task's metrics said in words the last time."""
+    return self._score.texts
 
   def _teacher_forced(self, params: PyTree) -> dict[str, float]:
     evaluation = self._evaluation
