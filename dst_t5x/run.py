@@ -214,13 +214,21 @@ class Run:
     if not isinstance(projection, projection_lib.SubsetProjection):
       return
     layout = projection.layout(self.space.shapes)
+    table = layout.table(projection.epsilon)
+    logging.info('the budget of each silo:\n%s', table)
     free = sum(layout.budgets(projection.epsilon))
     logging.info(
-      'budget: %d of %d parameters are free, in %d silos',
+      'budget: %d of %d parameters are free (%.6g %%)',
       free,
       layout.size,
-      len(layout.names),
+      100 * free / layout.size,
     )
+    if layout.included < layout.size:
+      logging.info(
+        'budget: that is %.6g %% of the %d that are not excluded',
+        100 * free / layout.included,
+        layout.included,
+      )
 
   def begin(self) -> tuple[trainer_lib.TrainState, None]:
     """Returns the state at the seed, and the start of the data."""

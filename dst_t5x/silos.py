@@ -96,7 +96,11 @@ def named(silos: str | Rules) -> SiloOf:
     return SILOS[silos]
   rules = []
   for rule in silos:
-    if len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+    if (
+      isinstance(rule, str)
+      or len(rule) != 2
+      or not all(isinstance(part, str) for part in rule)
+    ):
       raise UserError(
         f'a rule for silos is a regular expression and a name, not {rule!r}'
       )

@@ -29,18 +29,26 @@ def _order(path):
   return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', path)]
 
 
-def silo_of(path):
-  """Each module in each layer is a silo, and each module outside of layers."""
+def silo_of(path, kind='per_module_and_layer'):
+  """The silo of a tensor, in each siloing of Appendix A."""
+  if kind == 'none':
+    return 'model'
+  if kind == 'per_tensor':
+    return path
+  if kind == 'per_module':
+    return re.sub(r'(^|/)layers_\d+/', r'\1', silo_of(path))
+  assert kind == 'per_module_and_layer'
   match = re.match(r'((?:.*/)?layers_\d+/[^/]+)(?:/.*)?$', path)
   return match[1] if match else path.rpartition('/')[0] or path
 
 
-def silos(tree):
+def silos(tree, kind='per_module_and_layer', exclude='(?!)'):
   """Returns silo -> [(path, size)], in the order of positions."""
   result = {}
   for path, tensor in flatten(tree).items():
     size = math.prod(tensor.shape)
-    result.setdefault(silo_of(path), []).append((path, size))
+    if not re.fullmatch(exclude, path):
+      result.setdefault(silo_of(path, kind), []).append((path, size))
   return dict(sorted(result.items(), key=lambda item: _order(item[0])))
 
 
@@ -92,12 +100,35 @@ def bits(array):
   return array.view(f'u{array.dtype.itemsize}')
 
 
-def project(new, seed, epsilon, name='inverse_relative'):
+def scales(seed, name, over):
+  """Returns path -> what distances are divided by (Appendix B)."""
+  result = {}
+  flat = flatten(seed)
+  for parts in silos(seed, over).values():
+    value = np.float32(sum(size for _, size in parts))
+    if name == 'mean':
+      total = sum(float(np.abs(flat[path]).sum(dtype=np.float64))
+                  for path, _ in parts)  # fmt: skip
+      value = np.float32(total / float(value)) or np.float32(1)
+    result |= dict.fromkeys([path for path, _ in parts], value)
+  return result
+
+
+def project(
+  new,
+  seed,
+  epsilon,
+  name='inverse_relative',
+  kind='per_module_and_layer',
+  exclude='(?!)',
+  scale=None,
+):
   """One step of Algorithm 1; returns path -> tensor."""
   flat_new, flat_seed = flatten(new), flatten(seed)
-  partition = silos(seed)
+  partition = silos(seed, kind, exclude)
   sizes = [sum(size for _, size in parts) for parts in partition.values()]
-  result = {}
+  # What is excluded is in no silo.
+  result = {path: np.copy(tensor) for path, tensor in flat_seed.items()}
   for parts, budget in zip(
     partition.values(), budgets(sizes, epsilon), strict=True
   ):
@@ -105,7 +136,11 @@ def project(new, seed, epsilon, name='inverse_relative'):
       np.concatenate([flat[path].reshape(-1) for path, _ in parts])
       for flat in (flat_new, flat_seed)
     )
-    chosen = np.where(select(distance(name, a, b), budget), a, b)
+    distances = distance(name, a, b)
+    if scale is not None:
+      divisors = [np.full(size, scale[path]) for path, size in parts]
+      distances = _flush(distances / np.concatenate(divisors))
+    chosen = np.where(select(distances, budget), a, b)
     start = 0
     for path, size in parts:
       part = chosen[start : start + size]

@@ -277,8 +277,8 @@ def test_what_a_task_needs_is_missing(
   assert 'Traceback' not in err
 
 
-# No file may grow beyond 800 blocks of 512 bytes.
-_NO_SPACE = ['sh', '-c', 'ulimit -f 800; exec "$@"', 'sh']
+# No file may grow beyond 1,600 blocks of 512 bytes.
+_NO_SPACE = ['sh', '-c', 'ulimit -f 1600; exec "$@"', 'sh']
 
 
 def test_a_full_disk(toy_commands, tmp_path):
@@ -307,9 +307,9 @@ def test_a_full_disk(toy_commands, tmp_path):
 @pytest.mark.parametrize(
   ('rate', 'message'),
   [
-    (1e10, 'the loss is nan at step 2'),
-    # A finite loss may come before parameters that are not.
-    (1e30, 'a parameter is not finite after step 2'),
+    (1e10, 'the loss is nan at step 4, and 3 in a row were refused'),
+    # A finite loss may come with an update that is not.
+    (1e30, 'an update is not finite at step 4, and 3 in a row were refused'),
   ],
 )
 def test_what_is_not_finite_is_not_saved(toy_seed, tmp_path, rate, message):

@@ -78,16 +78,23 @@ def seed():
 
 def _state(step, params, subset):
   return trainer_lib.TrainState(
-    jnp.int32(step), params, (), subset.init(params)
+    jnp.int32(step),
+    params,
+    (),
+    subset.init(params),
+    refused_steps=jnp.int32(0),
+    refused_in_row=jnp.int32(0),
   )
 
 
-def _metrics(loss):
+def _metrics(loss, refused=0, in_row=0):
   names = ('loss', 'accuracy', 'z_loss', 'learning_rate', 'target_tokens')
   values = dict.fromkeys(names, jnp.float32(2.0)) | {'loss': jnp.float32(loss)}
   return values | {
     'gradient_norm': jnp.float32(jnp.nan),
     'update_norm': jnp.float32(loss * 10),
+    'refused_steps': jnp.int32(refused),
+    'refused_in_row': jnp.int32(in_row),
   }
 
 
@@ -125,14 +132,30 @@ def test_the_subset_is_counted_by_module(seed, tmp_path):
   }
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(seed, tmp_path):
+def test_refused_steps_are_reported_and_then_too_many(seed, tmp_path):
   full = projection.NoProjection()
-  watch = monitor.Monitor(tmp_path, full, _state(0, seed, full), (), 4)
+  watch = monitor.Monitor(tmp_path, full, _state(0, seed, full), (), 9, 2)
   watch.record(1, _metrics(1.0))
-  watch.record(2, _metrics(float('nan')))
-  with pytest.raises(UserError, match='the loss is nan at step 2'):
-    watch.record(3, _metrics(1.0))
-  watch.record(3, _metrics(float('inf')))
-  with pytest.raises(UserError, match='at step 3'), watch.paused():
-    raise AssertionError('nothing happens with such parameters')
+  watch.record(2, _metrics(float('nan'), refused=1, in_row=1))
+  watch.check()
+  assert watch.is_refused
+  watch.record(3, _metrics(3.0, refused=1))
+  watch.log(3, _state(3, seed, full))
+  assert not watch.is_refused
+  (row,) = _rows(tmp_path)
+  assert row['train/loss'] == 2.0  # Of the steps that were taken.
+  assert row['train/refused_steps'] == 1
+  watch.record(4, _metrics(1.0, refused=2, in_row=1))
+  watch.record(5, _metrics(float('inf'), refused=3, in_row=2))
+  with pytest.raises(UserError, match='the loss is inf at step 5, and 2 in a'):
+    watch.record(6, _metrics(1.0))
+  watch.close()
+
+
+def test_a_run_does_not_end_on_a_refused_step(seed, tmp_path):
+  full = projection.NoProjection()
+  watch = monitor.Monitor(tmp_path, full, _state(0, seed, full), (), 1, 5)
+  watch.record(1, _metrics(2.0, refused=1, in_row=1))
+  with pytest.raises(UserError, match='an update is not finite at step 1'):
+    watch.log(1, _state(1, seed, full))
   watch.close()

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_t5
 
@@ -219,3 +220,71 @@ def test_norms_are_only_taken_where_they_are_wanted(seed, batch):
   )
   assert np.isnan(metrics['gradient_norm'])
   assert np.isfinite(metrics['loss'])
+
+
+def _same(a, b):
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.mark.parametrize('churn', [True, False])
+def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
+  method = dataclasses.replace(DST, churn=churn)
+  step = _compiled(_trainer(method))
+  state = _trainer(method).init(jax.tree.map(jnp.asarray, seed))
+  weights = batch['decoder_loss_weights'].astype(np.float32)
+  batch = batch | {'decoder_loss_weights': weights}
+  poisoned = batch | {'decoder_loss_weights': weights * np.float32(np.nan)}
+  expected = state
+  for is_bad in (True, False, True, True, False):
+    before = state
+    state, metrics = step(
+      state,
+      seed,
+      poisoned if is_bad else batch,
+      jax.random.key(0),
+      jnp.asarray(True),
+    )
+    if is_bad:
+      assert np.isnan(metrics['loss'])
+      for field in ('params', 'opt_state', 'projection_state'):
+        assert _same(getattr(state, field), getattr(before, field)), field
+      continue
+    expected, _ = step(
+      expected, seed, batch, jax.random.key(0), jnp.asarray(True)
+    )
+    assert _same(state.params, expected.params)
+  assert int(metrics['refused_steps']) == int(state.refused_steps) == 3
+  assert int(state.refused_in_row) == 0
+  assert int(before.refused_in_row) == 2
+  assert int(state.step) == 5
+
+
+@pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize('projection_of', [DST, projection.NoProjection()])
+def test_an_update_that_is_not_finite_is_refused(
+  seed, batch, value, projection_of
+):
+  def poisoned(updates, params):
+    del params
+    kernel = updates['decoder']['layers_0']['mlp']['wo']['kernel']
+    updates['decoder']['layers_0']['mlp']['wo']['kernel'] = kernel.at[3, 2].set(
+      value
+    )
+    return updates
+
+  trainer = dataclasses.replace(
+    _trainer(projection_of),
+    optimizer=optimizers.Optimizer(
+      optax.stateless(poisoned), lambda step: jnp.float32(1)
+    ),
+  )
+  state = trainer.init(jax.tree.map(jnp.asarray, seed))
+  after, metrics = jax.jit(trainer.train_step)(
+    state, seed, batch, jax.random.key(0), jnp.asarray(False)
+  )
+  assert np.isfinite(metrics['loss'])
+  assert int(metrics['refused_in_row']) == 1
+  assert _same(after.params, state.params)
