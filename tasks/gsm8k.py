@@ -8,15 +8,18 @@ Unlike there, numbers are compared as numbers (`3.0` is `3`).
 
 T5's vocabulary has no newline, no `<`, `^`, `{`, `}`, backquote, and few
 mathematical signs. Lines are therefore joined by ` | `, which is one piece and
-occurs in no row (`read_lines` is the way back), the calculator's notes
-`<<48/2=24>>` are left out, and the signs are spelt with known ones. No row of
-the public data then has an unknown piece.
+occurs in no row, and the signs are spelt with known ones. The calculator's
+notes `<<48/2=24>>` are left out of `gsm8k` and spelt `[[48/2=24]]` in
+`gsm8k_notes` (`read_lines` is the way back). No row of the public data then has
+an unknown piece. The model writes its notes itself: decoding does not stop for
+a calculator.
 
 GSM8K has no development split and the paper names none: 'validation' is the
 test split, as in the paper's table.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import Any
 
@@ -26,14 +29,15 @@ import tensorflow as tf
 from dst_t5x.tasks import vocabulary
 
 NAME = 'gsm8k'
+NOTES_NAME = 'gsm8k_notes'
 PREFIX = 'gsm8k question: '
 LINE_BREAK = ' | '
 MARKER = '####'
 
 # RE2 patterns, applied in this order, and what replaces them.
 _FRACTIONS = {'½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3'}
+_NOTE = r'<<([^<>]*)>>'
 _REWRITES = (
-  (r'<<[^<>]*>>', ''),
   (r'\s*[\n\r\x{2028}]\s*', LINE_BREAK),
   (r'[\s\x{a0}\x{200b}]+', ' '),
   *((rf'(\d)\s*{sign}', rf'\1 {spelt}') for sign, spelt in _FRACTIONS.items()),
@@ -63,22 +67,31 @@ _STRICT = re.compile(rf'{MARKER}\s*({_NUMBER})')
 _FLEXIBLE = re.compile(rf'(?:(?<![\w)])|(?=[$\d.])){_NUMBER}')
 
 
-def rewrite(text: tf.Tensor) -> tf.Tensor:
-  """Rewrites a string tensor with pieces that T5's vocabulary knows."""
+def rewrite(text: tf.Tensor, notes: bool = False) -> tf.Tensor:
+  """Rewrites a string tensor with pieces that T5's vocabulary knows.
+
+  Args:
+    text: strings of any shape.
+    notes: whether the calculator's notes are kept.
+  """
+  text = tf.strings.regex_replace(text, _NOTE, r'[[\1]]' if notes else '')
   for pattern, replacement in _REWRITES:
     text = tf.strings.regex_replace(text, pattern, replacement)
   return tf.strings.strip(text)
 
 
 def read_lines(text: str) -> str:
-  """Returns a target or a prediction with its line breaks restored."""
-  return text.replace(LINE_BREAK, '\n')
+  """Returns a target or a prediction with line breaks and notes restored."""
+  text = text.replace(LINE_BREAK, '\n')
+  return re.sub(r'\[\[([^\[\]]*)\]\]', r'<<\1>>', text)
 
 
-def _to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _to_text(
+  example: Mapping[str, tf.Tensor], notes: bool
+) -> dict[str, tf.Tensor]:
   return {
     'inputs': tf.strings.join([PREFIX, rewrite(example['question'])]),
-    'targets': rewrite(example['answer']),
+    'targets': rewrite(example['answer'], notes),
   }
 
 
@@ -133,28 +146,24 @@ def flexible_extract(
   return {'flexible_extract': _percent_equal(targets, answers)}
 
 
-def output_features() -> dict[str, seqio.Feature]:
-  """Returns inputs and targets in T5's vocabulary, ended by EOS."""
-  pieces = vocabulary.t5_vocabulary()
-  return {
-    'inputs': seqio.Feature(pieces, add_eos=True),
-    'targets': seqio.Feature(pieces, add_eos=True),
-  }
+def _add(name: str, notes: bool) -> None:
+  seqio.TaskRegistry.add(
+    name,
+    source=seqio.TfdsDataSource(
+      'gsm8k:1.0.0',
+      splits={'train': 'train', 'validation': 'test', 'test': 'test'},
+      read_only=True,
+    ),
+    preprocessors=[
+      seqio.map_over_dataset(functools.partial(_to_text, notes=notes)),
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos,
+    ],
+    output_features=vocabulary.output_features(),
+    postprocess_fn=_postprocess,
+    metric_fns=[strict_match, flexible_extract],
+  )
 
 
-seqio.TaskRegistry.add(
-  NAME,
-  source=seqio.TfdsDataSource(
-    'gsm8k:1.0.0',
-    splits={'train': 'train', 'validation': 'test', 'test': 'test'},
-    read_only=True,
-  ),
-  preprocessors=[
-    seqio.map_over_dataset(_to_text),
-    seqio.preprocessors.tokenize,
-    seqio.preprocessors.append_eos,
-  ],
-  output_features=output_features(),
-  postprocess_fn=_postprocess,
-  metric_fns=[strict_match, flexible_extract],
-)
+_add(NAME, notes=False)
+_add(NOTES_NAME, notes=True)

@@ -1,28 +1,113 @@
-"""The SentencePiece vocabulary of the public T5 checkpoints.
+"""The vocabulary of all tasks here: T5's, unless another one is chosen.
 
-32,000 pieces and 100 sentinels (`<extra_id_0>` …), which the public
-checkpoints pad to 32,128 rows. The environment variable `DST_VOCABULARY` names
-a local copy of the model file for machines that cannot read Google Cloud
-Storage.
+T5's has 32,000 SentencePiece pieces and 100 sentinels (`<extra_id_0>` …), which
+the public checkpoints pad to 32,128 rows. A local copy of the model file, for
+machines that cannot read Google Cloud Storage, is named by the environment
+variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`), which also takes
+`bytes`: the 256 bytes of UTF-8, for small models of one's own.
 """
 
+import functools
 import os
 import threading
+from typing import Any
 
+import gin
 import seqio
+import tensorflow as tf
 
 from dst_t5x.errors import UserError
 
 VOCABULARY_VARIABLE = 'DST_VOCABULARY'
 PUBLIC_PATH = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
 EXTRA_IDS = 100
+BYTES = 'bytes'
 _SECONDS_TO_LOAD = 90.0
 
 
-def t5_vocabulary() -> seqio.SentencePieceVocabulary:
-  """Returns T5's vocabulary, which reads its file on first use; see `check`."""
-  path = os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH
-  return seqio.SentencePieceVocabulary(path, extra_ids=EXTRA_IDS)
+@gin.configurable
+def chosen(name: str | None = None) -> seqio.Vocabulary:
+  """Returns the vocabulary, which reads its file on first use; see `check`.
+
+  Args:
+    name: path of a SentencePiece model, or `bytes`; by default what
+      `DST_VOCABULARY` says, else the public path.
+  """
+  return _make(name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH)
+
+
+@functools.cache
+def _make(name: str) -> seqio.Vocabulary:
+  if name == BYTES:
+    return seqio.ByteVocabulary()
+  return seqio.SentencePieceVocabulary(name, extra_ids=EXTRA_IDS)
+
+
+class TaskVocabulary(seqio.Vocabulary):
+  """Whichever vocabulary is chosen by the time it is used.
+
+  A task is registered when its module is imported, and gin reads what is
+  chosen only after that.
+  """
+
+  @property
+  def bos_id(self) -> int | None:
+    """Id of the begin of a sequence."""
+    return chosen().bos_id
+
+  @property
+  def eos_id(self) -> int | None:
+    """Id of the end of a sequence."""
+    return chosen().eos_id
+
+  @property
+  def unk_id(self) -> int | None:
+    """Id of whatever the vocabulary does not know."""
+    return chosen().unk_id
+
+  @property
+  def extra_ids(self) -> int:
+    """How many sentinels there are."""
+    return chosen().extra_ids
+
+  @property
+  def vocab_size(self) -> int:
+    """How many ids there are, sentinels included."""
+    return chosen().vocab_size
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return chosen()._base_vocab_size
+
+  def _encode(self, s: str) -> list[int]:
+    return chosen().encode(s)
+
+  def _decode(self, ids: list[int]) -> str:
+    return chosen().decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    return chosen().encode_tf(s)
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    return chosen().decode_tf(ids)
+
+  def __eq__(self, other: Any) -> bool:
+    if isinstance(other, TaskVocabulary):
+      return True
+    return isinstance(other, seqio.Vocabulary) and chosen() == other
+
+
+def t5_vocabulary() -> seqio.Vocabulary:
+  """Returns what tasks are registered with."""
+  return TaskVocabulary()
+
+
+def output_features() -> dict[str, seqio.Feature]:
+  """Returns inputs and targets in the chosen vocabulary, ended by EOS."""
+  return {
+    'inputs': seqio.Feature(TaskVocabulary(), add_eos=True),
+    'targets': seqio.Feature(TaskVocabulary(), add_eos=True),
+  }
 
 
 def check(vocabulary: seqio.Vocabulary) -> None:
@@ -34,6 +119,8 @@ def check(vocabulary: seqio.Vocabulary) -> None:
   Raises:
     UserError: the file is missing, unreachable, or not a SentencePiece model.
   """
+  if isinstance(vocabulary, TaskVocabulary):
+    vocabulary = chosen()
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
   failure: list[BaseException] = []

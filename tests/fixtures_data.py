@@ -4,6 +4,7 @@ Real rows of GSM8K become a TFDS folder through the real TFDS builder, without
 a network: TFDS looks for a download in a cache folder first.
 """
 
+from collections.abc import Iterator
 import json
 import pathlib
 import shutil
@@ -54,9 +55,12 @@ def tfds_data_dir(shared_data, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def vocabulary_file(shared_data) -> pathlib.Path:
-  """The real SentencePiece model of T5."""
-  return next((shared_data / 'vocab').glob('*.model'))
+def vocabulary_file(shared_data) -> Iterator[pathlib.Path]:
+  """The real SentencePiece model of T5, which all tasks then use."""
+  path = next((shared_data / 'vocab').glob('*.model'))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('DST_VOCABULARY', str(path))
+    yield path
 
 
 @pytest.fixture(scope='session')
@@ -65,14 +69,5 @@ def gsm8k_task(tfds_data_dir, vocabulary_file):
   import seqio
 
   from dst_t5x.tasks import gsm8k
-  from dst_t5x.tasks import vocabulary
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(vocabulary.VOCABULARY_VARIABLE, str(vocabulary_file))
-    # Another test may have imported the task with another vocabulary.
-    task = seqio.TaskRegistry.get(gsm8k.NAME).replace(
-      output_features=gsm8k.output_features()
-    )
-  seqio.TaskRegistry.remove(gsm8k.NAME)
-  seqio.TaskRegistry.add_provider(gsm8k.NAME, task)
-  return task
+  return seqio.TaskRegistry.get(gsm8k.NAME)

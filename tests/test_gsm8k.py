@@ -1,5 +1,7 @@
 """GSM8K: what the model reads, writes, and how its answers are scored."""
 
+from collections import Counter
+import json
 import re
 
 from fixtures_data import gsm8k_task  # noqa: F401
@@ -12,15 +14,17 @@ import tensorflow as tf
 from dst_t5x.tasks import gsm8k
 
 _ROWS = {'train': 7473, 'test': 1319}
-_LENGTHS = {'inputs': 256, 'targets': 320}
+_LENGTHS = {
+  'gsm8k': {'inputs': 256, 'targets': 320},
+  'gsm8k_notes': {'inputs': 256, 'targets': 384},
+}
 
 
-@pytest.fixture(scope='module')
-def rows(gsm8k_task):  # noqa: F811
-  """Every example of both splits, uncut, as numpy dicts."""
+def _read(task):
+  """Returns every example of both splits, uncut, as numpy dicts."""
   return {
     split: list(
-      gsm8k_task.get_dataset(
+      task.get_dataset(
         None, split=split, shuffle=False, try_in_mem_cache=False
       ).as_numpy_iterator()
     )
@@ -28,8 +32,25 @@ def rows(gsm8k_task):  # noqa: F811
   }
 
 
-def _rewrite(text):
-  return gsm8k.rewrite(tf.constant(text)).numpy().decode()
+@pytest.fixture(scope='module')
+def rows(gsm8k_task):  # noqa: F811
+  """Every row, without the calculator's notes."""
+  return _read(gsm8k_task)
+
+
+@pytest.fixture(scope='module')
+def rows_with_notes(gsm8k_task):  # noqa: F811
+  """Every row, with the calculator's notes."""
+  return _read(seqio.TaskRegistry.get(gsm8k.NOTES_NAME))
+
+
+@pytest.fixture(scope='module')
+def rows_of(rows, rows_with_notes):
+  return {'gsm8k': rows, 'gsm8k_notes': rows_with_notes}
+
+
+def _rewrite(text, notes=False):
+  return gsm8k.rewrite(tf.constant(text), notes).numpy().decode()
 
 
 @pytest.mark.parametrize(
@@ -82,8 +103,32 @@ def test_lines_can_be_read_again():
   assert gsm8k.read_lines(_rewrite(text)) == text
 
 
-def test_every_row_is_there(rows):
-  assert {split: len(found) for split, found in rows.items()} == _ROWS
+def test_notes_can_be_kept_and_read_again():
+  text = '48/2 = <<48/2=24>>24 clips.\n[1 + (30/60)] hours\n#### 24'
+  written = _rewrite(text, notes=True)
+  assert (
+    written == '48/2 = [[48/2=24]]24 clips. | [1 + (30/60)] hours | #### 24'
+  )
+  assert gsm8k.read_lines(written) == text
+
+
+def test_the_public_notes_are_all_kept(rows_with_notes, shared_data):
+  for split, examples in rows_with_notes.items():
+    texts = (shared_data / f'gsm8k/{split}.jsonl').read_text().splitlines()
+    answers = {json.loads(text)['answer'] for text in texts}
+    expected = Counter(n for a in answers for n in re.findall('<<.*?>>', a))
+    written = {example['targets_pretokenized'].decode() for example in examples}
+    found = Counter(
+      note
+      for text in written
+      for note in re.findall('<<.*?>>', gsm8k.read_lines(text))
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize('name', _LENGTHS)
+def test_every_row_is_there(rows_of, name):
+  assert {split: len(found) for split, found in rows_of[name].items()} == _ROWS
 
 
 def test_validation_is_the_test_split(gsm8k_task, rows):  # noqa: F811
@@ -93,24 +138,30 @@ def test_validation_is_the_test_split(gsm8k_task, rows):  # noqa: F811
   assert first['inputs'].tolist() == rows['test'][0]['inputs'].tolist()
 
 
-def test_no_row_has_an_unknown_piece(rows):
-  for examples in rows.values():
+@pytest.mark.parametrize('name', _LENGTHS)
+def test_no_row_has_an_unknown_piece(rows_of, name):
+  for examples in rows_of[name].values():
     for example in examples:
       assert 2 not in example['inputs'], example['inputs_pretokenized']
       assert 2 not in example['targets'], example['targets_pretokenized']
 
 
-def test_nothing_is_cut_at_the_lengths_of_the_gin_file(rows, repository):
-  text = (repository / 'gin/tasks/gsm8k.gin').read_text()
-  assert f'TASK_FEATURE_LENGTHS = {_LENGTHS}' in text
-  for examples in rows.values():
-    for name, length in _LENGTHS.items():
-      assert max(len(example[name]) for example in examples) <= length
+@pytest.mark.parametrize('name', _LENGTHS)
+def test_nothing_is_cut_at_the_lengths_of_the_gin_file(
+  rows_of, repository, name
+):
+  text = (repository / f'gin/tasks/{name}.gin').read_text()
+  assert f'TASK_FEATURE_LENGTHS = {_LENGTHS[name]}' in text
+  for examples in rows_of[name].values():
+    for feature, length in _LENGTHS[name].items():
+      longest = max(len(example[feature]) for example in examples)
+      assert longest <= length
 
 
-def test_pieces_give_the_text_and_its_answer_back(rows, gsm8k_task):  # noqa: F811
+@pytest.mark.parametrize('name', _LENGTHS)
+def test_pieces_give_the_text_and_its_answer_back(rows_of, gsm8k_task, name):  # noqa: F811
   pieces = gsm8k_task.output_features['targets'].vocabulary
-  for examples in rows.values():
+  for examples in rows_of[name].values():
     for example in examples:
       text = example['targets_pretokenized'].decode()
       assert pieces.decode(example['targets'].tolist()) == text
@@ -153,7 +204,7 @@ def test_evaluator_gives_the_same_scores(gsm8k_task):  # noqa: F811
     'gsm8k',
     feature_converter=seqio.EncDecFeatureConverter(pack=False),
     eval_split='test',
-    sequence_length=_LENGTHS,
+    sequence_length=_LENGTHS['gsm8k'],
     num_examples=32,
   )
 

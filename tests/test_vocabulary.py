@@ -3,8 +3,10 @@
 import threading
 
 from fixtures_data import vocabulary_file  # noqa: F401
+import gin
 import pytest
 import seqio
+import tensorflow as tf
 
 from dst_t5x.errors import UserError
 from dst_t5x.tasks import vocabulary
@@ -12,7 +14,7 @@ from dst_t5x.tasks import vocabulary
 
 def _with(monkeypatch, path):
   monkeypatch.setenv('DST_VOCABULARY', str(path))
-  return vocabulary.t5_vocabulary()
+  return vocabulary.chosen()
 
 
 def test_local_file_gives_the_32100_pieces_of_t5(
@@ -29,7 +31,7 @@ def test_local_file_gives_the_32100_pieces_of_t5(
 
 def test_without_the_variable_the_public_path_is_used(monkeypatch):
   monkeypatch.delenv('DST_VOCABULARY', raising=False)
-  path = vocabulary.t5_vocabulary().sentencepiece_model_file
+  path = vocabulary.chosen().sentencepiece_model_file
   assert path == vocabulary.PUBLIC_PATH
 
 
@@ -59,3 +61,53 @@ def test_slow_storage_does_not_hold_up_the_run(monkeypatch, tmp_path):
 
 def test_vocabularies_without_a_file_need_no_check():
   vocabulary.check(seqio.ByteVocabulary())
+
+
+@pytest.fixture
+def by_gin():
+  """Chooses a vocabulary as a gin file does, after tasks were registered."""
+  yield lambda name: gin.bind_parameter('vocabulary.chosen.name', name)
+  gin.clear_config()
+
+
+def test_gin_goes_before_the_variable(monkeypatch, tmp_path, by_gin):
+  _with(monkeypatch, tmp_path / 'variable.model')
+  by_gin(str(tmp_path / 'gin.model'))
+  path = vocabulary.chosen().sentencepiece_model_file
+  assert path == str(tmp_path / 'gin.model')
+
+
+def test_bytes_can_be_chosen_after_a_task_was_registered(by_gin):
+  features = vocabulary.output_features()
+  by_gin('bytes')
+  pieces = features['targets'].vocabulary
+  vocabulary.check(pieces)
+  assert pieces.vocab_size == 259
+  assert pieces == seqio.ByteVocabulary()
+  text = 'Äpfel {x} ~ 5\n'
+  ids = pieces.encode(text)
+  assert ids == [byte + 3 for byte in text.encode()]
+  assert pieces.encode_tf(tf.constant(text)).numpy().tolist() == ids
+  assert pieces.decode([*ids, 1, 77]) == text
+  assert pieces.decode_tf(tf.constant([ids])).numpy()[0].decode() == text
+
+
+def test_tasks_use_what_is_chosen_like_the_vocabulary_itself(
+  monkeypatch,
+  vocabulary_file,  # noqa: F811
+):
+  itself = _with(monkeypatch, vocabulary_file)
+  pieces = vocabulary.TaskVocabulary()
+  text = 'It is 12 <extra_id_7>'
+  ids = itself.encode(text)
+  for name in ('pad_id', 'eos_id', 'unk_id', 'bos_id', 'extra_ids',
+               'vocab_size'):  # fmt: skip
+    assert getattr(pieces, name) == getattr(itself, name), name
+  assert pieces.encode(text) == ids
+  assert pieces.encode_tf(tf.constant(text)).numpy().tolist() == ids
+  for row in (ids, [*ids, 1, 5], [40_000, 2]):
+    assert pieces.decode(row) == itself.decode(row)
+    tensor = tf.constant([row])
+    assert pieces.decode_tf(tensor).numpy() == itself.decode_tf(tensor).numpy()
+  assert pieces == vocabulary.TaskVocabulary()
+  assert pieces != seqio.ByteVocabulary()
