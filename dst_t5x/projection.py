@@ -305,9 +305,11 @@ class _Step:
 
   def _count_above(self, threshold: jax.Array) -> jax.Array:
     query = thresholds.Query(
-      candidates=threshold[:, None] + 1,
+      # Twice the same: XLA:CPU counts one candidate on a single thread.
+      candidates=jnp.repeat(threshold[:, None] + 1, 2, axis=1),
       tie=jnp.zeros_like(threshold),
-      active=jnp.ones(threshold.shape, bool),
+      # Always so, which XLA must not know, or it stores the distances.
+      active=threshold > 0,
     )
     return counting.count(self._layout, self.keys, query)[:, 0]
 

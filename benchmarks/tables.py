@@ -1,0 +1,46 @@
+"""What benchmarks have in common: rows, how they are printed and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+
+Row = dict[str, Any]
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+  """Returns how long a call took, its arrays included, and its result."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function(*arguments))
+  return time.perf_counter() - start, result
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+  """Returns the median of each series."""
+  return {name: statistics.median(series) for name, series in times.items()}
+
+
+def write_json(path: str | None, rows: Sequence[Row]) -> None:
+  """Writes the rows so far, whole or not at all."""
+  if path is None:
+    return
+  part = pathlib.Path(f'{path}.part')
+  part.write_text(json.dumps(rows, indent=1) + '\n')
+  part.replace(path)
+
+
+def show(rows: Sequence[Row], columns: Sequence[str]) -> None:
+  """Prints some columns of rows, aligned."""
+  cells = [list(columns)]
+  cells += [[_text(row.get(column, '')) for column in columns] for row in rows]
+  widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+  for line in cells:
+    print('  '.join(f'{c:>{w}}' for c, w in zip(line, widths, strict=True)))
+
+
+def _text(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
