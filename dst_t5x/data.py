@@ -9,16 +9,11 @@ state of the whole input pipeline, shuffle buffers included) continues it where
 it was, batch for batch the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
-import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import os
-import pathlib
 import queue
-import tempfile
 import threading
 from typing import Any, NamedTuple, Self, TypeAlias
-import zipfile
 
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
@@ -29,7 +24,8 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dst_t5x.errors import UserError, check_positive, nearest, writing
+from dst_t5x import data_position
+from dst_t5x.errors import UserError, check_positive, first_line, nearest
 from dst_t5x.tasks import vocabulary
 
 # TensorFlow only reads data; the accelerators are JAX's.
@@ -79,7 +75,7 @@ def check(
     UserError: what is missing or wrong, and the remedy.
   """
   check_positive('BATCH_SIZE', batch_size)
-  task = _find(name)
+  task = find(name)
   for feature in FEATURES:
     if feature not in task.output_features:
       raise UserError(
@@ -94,15 +90,16 @@ def check(
     vocabulary.check(task.output_features[feature].vocabulary)
   if split is None:
     return task
-  for member in tasks_of(task):
-    _check_prepared(member)
-  members = [m for m in tasks_of(task) if split in m.splits]
+  members = [m for m in tasks_of(task) if split in _splits(m)]
   if not members:
     splits = {split for m in tasks_of(task) for split in m.splits}
     raise UserError(
       f'task {name!r} has no split {split!r}; it has {sorted(splits)}'
     )
   for member in members:
+    check_prepared(member)
+    # A source of ours may look through its data before training relies on it.
+    getattr(member.source, 'check', lambda split: None)(split)
     _check_first_example(member, feature_lengths, split)
   return task
 
@@ -112,7 +109,12 @@ def tasks_of(task: Task) -> list[seqio.Task]:
   return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
 
 
-def _find(name: str) -> Task:
+def find(name: str) -> Task:
+  """Returns the task or mixture called `name`.
+
+  Raises:
+    UserError: there is none, and which name is nearest.
+  """
   known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
   if name not in known:
     raise UserError(
@@ -122,28 +124,47 @@ def _find(name: str) -> Task:
   return seqio.get_mixture_or_task(name)
 
 
-def _check_prepared(task: seqio.Task) -> None:
-  """Raises UserError where a TFDS source has no prepared data."""
+def tfds_builder(task: seqio.Task) -> tfds.core.DatasetBuilder | None:
+  """Returns what prepares and reads a task's TFDS data, None if it has none.
+
+  Raises:
+    UserError: TFDS does not know the data set.
+  """
   source = task.source
   if not isinstance(source, seqio.TfdsDataSource) or not (
     source.tfds_dataset.name
   ):
-    return
+    return None
   try:
-    builder = source.tfds_dataset.builder
-    prepared = builder.is_prepared()
+    return source.tfds_dataset.builder
   except Exception as error:
     raise UserError(
       f'TFDS cannot load {source.tfds_dataset.name!r} of task {task.name!r}:'
-      f' {_first_line(error)}'
+      f' {first_line(error)}'
     ) from error
-  if not prepared:
-    name = builder.info.full_name.rsplit('/', 1)[0]
+
+
+def check_prepared(task: seqio.Task) -> None:
+  """Raises UserError where a TFDS source has no prepared data."""
+  builder = tfds_builder(task)
+  if builder is not None and not builder.is_prepared():
     raise UserError(
       f'the data of task {task.name!r} is not prepared in'
       f' {os.fspath(builder.data_path)!r}; set TFDS_DATA_DIR to the folder that'
-      f' has it, or prepare it there with `tfds build {name}`'
+      ' has it, or prepare it there with `python -m dst_t5x.prepare_data'
+      f' {task.name}`'
     )
+
+
+def _splits(task: seqio.Task) -> Iterable[str]:
+  """Returns the task's splits, of which TFDS may know nothing yet.
+
+  Raises:
+    UserError: nothing says them, as the data is not prepared.
+  """
+  if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
+    check_prepared(task)
+  return task.splits
 
 
 def _check_first_example(
@@ -158,14 +179,10 @@ def _check_first_example(
   except Exception as error:
     raise UserError(
       f'cannot read the {split} split of task {task.name!r}:'
-      f' {_first_line(error)}'
+      f' {first_line(error)}'
     ) from error
   if found is None:
     raise UserError(f'the {split} split of task {task.name!r} has no example')
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _examples(
@@ -178,10 +195,7 @@ def _examples(
   """Returns single model examples: shuffled forever, or once without a seed."""
   lengths = {feature: feature_lengths[feature] for feature in FEATURES}
   training = seed is not None
-  if training and isinstance(task, seqio.Task):
-    # The shuffle buffer is part of every position: keep the texts out of it.
-    task = task.replace(preprocessors=[*task.preprocessors, _keep_features])
-  dataset = task.get_dataset(
+  dataset = (_without_texts(task) if training else task).get_dataset(
     lengths,
     split=split,
     shuffle=training,
@@ -191,6 +205,20 @@ def _examples(
   )
   converter = seqio.EncDecFeatureConverter(pack=pack)
   return converter(dataset, task_feature_lengths=lengths)
+
+
+def _without_texts(task: Task) -> Task:
+  """Returns the task without what is not learnt from.
+
+  Shuffle buffers are part of every position; texts would double them.
+  """
+  if isinstance(task, seqio.Task):
+    return task.replace(preprocessors=[*task.preprocessors, _keep_features])
+  return seqio.Mixture(
+    task.name,
+    [(_without_texts(member), task.get_rate(member)) for member in task.tasks],
+    sample_fn=task._sample_fn,
+  )
 
 
 def _keep_features(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -212,16 +240,18 @@ def eval_batches(
     batch_size: rows of every batch; the last is padded with rows of zeros,
       whose `decoder_loss_weights` are 0.
     split: the split; tasks of a mixture that lack it are left out.
-    num_examples: at most so many examples, of all tasks together.
+    num_examples: at most so many examples, of each task.
 
   Yields:
     Model features as numpy arrays `[batch_size, length]`.
   """
-  members = [m for m in tasks_of(task) if split in m.splits]
-  dataset = _examples(members[0], feature_lengths, split)
-  for member in members[1:]:
-    dataset = dataset.concatenate(_examples(member, feature_lengths, split))
-  dataset = dataset.take(-1 if num_examples is None else num_examples)
+  dataset, *others = [
+    _examples(member, feature_lengths, split).take(num_examples or -1)
+    for member in tasks_of(task)
+    if split in member.splits
+  ]
+  for other in others:
+    dataset = dataset.concatenate(other)
   for batch in dataset.batch(batch_size).as_numpy_iterator():
     yield {name: _pad_rows(rows, batch_size) for name, rows in batch.items()}
 
@@ -276,7 +306,7 @@ class TrainIterator:
       position = None
     self._source = iter(dataset)
     if position is not None:
-      _restore(self._source, position)
+      data_position.restore(self._source, position)
     self._step = step
     self._only_counted = False
     self._save_after = save_after
@@ -332,7 +362,7 @@ class TrainIterator:
     """Returns the pipeline's state, or how many batches it has given."""
     if not self._only_counted:
       try:
-        return _position(self._source)
+        return data_position.save(self._source)
       except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
         self._only_counted = True
         logging.warning(
@@ -347,45 +377,3 @@ class TrainIterator:
         return self._items.put(item, timeout=0.1)
       except queue.Full:
         continue
-
-
-def _position(iterator: tf.data.Iterator) -> bytes:
-  """Returns the state of a tf.data iterator as a compressed archive."""
-  archive = io.BytesIO()
-  with _temporary_folder() as folder:
-    tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, 'it'))
-    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as packed:
-      for path in sorted(pathlib.Path(folder).iterdir()):
-        # A fresh ZipInfo has a fixed date: equal states are equal bytes.
-        info = zipfile.ZipInfo(path.name)
-        packed.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
-  return archive.getvalue()
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[str]:
-  temporary = tempfile.gettempdir()
-  with (
-    writing(f'the folder of temporary files, {temporary} (TMPDIR)'),
-    tempfile.TemporaryDirectory() as folder,
-  ):
-    yield folder
-
-
-def _restore(iterator: tf.data.Iterator, position: bytes) -> None:
-  """Sets a tf.data iterator of the same dataset to a saved state.
-
-  Raises:
-    UserError: the position is damaged or of another dataset.
-  """
-  try:
-    with _temporary_folder() as folder:
-      with zipfile.ZipFile(io.BytesIO(position)) as packed:
-        packed.extractall(folder)
-      checkpoint = tf.train.Checkpoint(iterator=iterator)
-      checkpoint.read(os.path.join(folder, 'it')).assert_consumed()
-  except (zipfile.BadZipFile, tf.errors.OpError, AssertionError) as error:
-    raise UserError(
-      'the saved data position does not fit the task; it was saved with'
-      f' another one or is damaged ({_first_line(error)})'
-    ) from error

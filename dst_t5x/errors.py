@@ -16,6 +16,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f'; did you mean {matches[0]!r}?' if matches else ''
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, or its class's name."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_positive(name: str, value: Any) -> None:
   """Raises UserError unless the value is a positive whole number."""
   if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -216,7 +216,9 @@ def test_evaluation_of_some_examples():
   task = seqio.get_mixture_or_task('toy_mixture')
   batches = data.eval_batches(task, _LENGTHS, 4, num_examples=6)
   texts = [text for batch in batches for text in _texts(batch)]
-  assert texts == [f'toy_data {i}' for i in range(6)]
+  # Of each task so many, as seqio's evaluator counts.
+  assert texts == [f'{name} {i}' for name in ('toy_data', 'toy_other')
+                   for i in range(6)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,20 @@ def test_a_mixture_is_checked_as_a_whole():
   assert data.check('toy_mixture', _LENGTHS, 4).name == 'toy_mixture'
   with pytest.raises(UserError, match="no split 'test'"):
     data.check('toy_mixture', _LENGTHS, 4, split='test')
+
+
+def test_tfds_splits_that_nobody_has_named_yet(tmp_path):
+  seqio.TaskRegistry.add(
+    'toy_tfds',
+    source=seqio.TfdsDataSource('gsm8k:1.0.0', tfds_data_dir=str(tmp_path)),
+    preprocessors=[],
+    output_features={'inputs': _FEATURE, 'targets': _FEATURE},
+  )
+  try:
+    with pytest.raises(UserError, match='toy_tfds.* is not prepared'):
+      data.check('toy_tfds', _LENGTHS, 4)
+  finally:
+    seqio.TaskRegistry.remove('toy_tfds')
 
 
 def test_gsm8k_positions_are_small_and_exact(gsm8k_task):  # noqa: F811
@@ -291,5 +307,5 @@ def test_unprepared_data_is_named_with_the_remedy(
     timeout=120,
   )
   (line,) = done.stdout.splitlines()
-  for part in (str(tmp_path / 'none'), 'TFDS_DATA_DIR', '`tfds build gsm8k`'):
+  for part in (str(tmp_path / 'none'), 'TFDS_DATA_DIR', 'prepare_data gsm8k`'):
     assert part in line
