@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import linen as nn
+import jax
 import numpy as np
 import seqio
 import tqdm
@@ -44,17 +45,19 @@ def infer(
     network: the model.
     checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
     output_dir: where `predictions.jsonl` goes, rows in the inputs' order:
-      `{"inputs": …, "prediction": …}` and, from a split, `"targets"`.
+      `{"inputs": …, "prediction": …}` and, from a split, `"targets"` and what
+      the task accepts as well: lists of texts such as `"references"`.
     task: whose vocabulary, lengths and, without a file, inputs are used.
     feature_lengths: feature -> longest length; longer inputs are cut.
     decoder: greedy or beam search.
-    partitioner: how devices share the work.
+    partitioner: how devices share the work; the first process writes.
     checkpoint_step: which checkpoint of a run; the last by default.
     initial_checkpoint_path: where the run's seed is; by default where it was.
     input_file: text, one input a line, as the task's preprocessing makes them.
     split: of the task.
     num_examples: how many; all by default.
-    batch_size: inputs that are decoded at once.
+    batch_size: inputs that are decoded at once, or a few more: as many as
+      devices can share evenly.
 
   Returns:
     The path of the predictions.
@@ -65,7 +68,6 @@ def infer(
   check_positive('INFER_BATCH_SIZE', batch_size)
   if num_examples is not None:
     check_positive('INFER_EXAMPLES', num_examples)
-  partitioner.check_batch_size(batch_size, 'INFER_BATCH_SIZE')
   found = data.check(
     task, feature_lengths, batch_size, None if input_file else split
   )
@@ -91,7 +93,7 @@ def infer(
       decoder,
       batch_size,
       feature_lengths['targets'],
-      partitioner.place_batch,
+      partitioner,
     )
     bar = tqdm.tqdm(rows, unit='input', disable=None)
     decoded = predictor(
@@ -100,6 +102,8 @@ def infer(
          for i, row in enumerate(bar)),
     )  # fmt: skip
   path = folder / 'predictions.jsonl'
+  if jax.process_index():
+    return str(path)
   part = folder / 'predictions.jsonl.part'
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     with part.open('w') as f:
@@ -142,11 +146,14 @@ def _of_split(
       dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
     )
     for example in dataset.as_numpy_iterator():
-      texts = {
+      texts: dict[str, Any] = {
         name: example[f'{name}_pretokenized'].decode()
         for name in ('inputs', 'targets')
         if f'{name}_pretokenized' in example
       }
+      for name, value in example.items():
+        if isinstance(value, np.ndarray) and value.dtype == object:
+          texts[name] = [text.decode() for text in value.flat]
       # Cut and ended as the task does it: just as they are evaluated.
       yield texts | {'tokens': _pad(example['inputs'], lengths['inputs'])}
 
