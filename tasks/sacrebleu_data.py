@@ -1,0 +1,163 @@
+"""WMT's test sets, as SacreBLEU keeps them.
+
+SacreBLEU stores what it downloads as text, one sentence a line, in the folder
+that the environment variable SACREBLEU names (`~/.sacrebleu` by default):
+`wmt22/wmt22.de-en.src`, `wmt22/wmt22.de-en.ref-A` and so on. Reading needs
+these files alone: no network, no permission to write.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from sacrebleu import dataset as sacrebleu_dataset
+from sacrebleu.dataset import plain_text
+
+from dst_t5x.errors import UserError, nearest
+
+FOLDER_VARIABLE = 'SACREBLEU'
+# Not a set of SacreBLEU's, but in an archive that it downloads for another.
+SYSCOMB = 'newssyscomb2009'
+_SYSCOMB_ARCHIVE = 'wmt19/dev'
+_SYSCOMB_LANGUAGES = ('cs', 'de', 'es', 'fr')
+
+
+class Pairs(NamedTuple):
+  """A test set.
+
+  Attributes:
+    sources: sentences.
+    references: for each sentence its translations, by the translators' names
+      in alphabetical order; an empty one where a translator left it out.
+  """
+
+  sources: list[str]
+  references: list[tuple[str, ...]]
+
+
+def folder() -> pathlib.Path:
+  """Returns SacreBLEU's folder."""
+  return pathlib.Path(
+    os.environ.get(FOLDER_VARIABLE) or pathlib.Path.home() / '.sacrebleu'
+  )
+
+
+def is_there(name: str, pair: str) -> bool:
+  """Whether a set can be read.
+
+  Args:
+    name: of the set, such as `wmt22` or `wmt14/full`.
+    pair: of languages, such as `de-en`.
+
+  Raises:
+    UserError: SacreBLEU knows no such set or pair.
+  """
+  _find(name, pair)
+  source, references = _files(name, pair)
+  return source.is_file() and bool(references)
+
+
+def read(name: str, pair: str) -> Pairs:
+  """Reads a set; arguments as `is_there`.
+
+  Raises:
+    UserError: SacreBLEU knows no such set or pair, its files are missing or
+      have different numbers of lines.
+  """
+  if not is_there(name, pair):
+    source, _ = _files(name, pair)
+    raise UserError(
+      f"SacreBLEU's folder {str(folder())!r} ({FOLDER_VARIABLE}) lacks {name!r}"
+      f' for {pair!r}: no {source.name} and its .ref; fetch it where there is a'
+      ' network with `python -m dst_t5x.prepare_data TASK`'
+    )
+  source, references = _files(name, pair)
+  lines = {path: _read_lines(path) for path in (source, *references)}
+  for path in references:
+    if len(lines[path]) != len(lines[source]):
+      raise UserError(
+        f'{path} has {len(lines[path])} lines, but {source.name}'
+        f' {len(lines[source])}: delete both and fetch {name!r} again'
+      )
+  streams = [lines[path] for path in references]
+  return Pairs(lines[source], list(zip(*streams, strict=True)))
+
+
+def fetch(name: str, pair: str) -> None:
+  """Has SacreBLEU download a set, unless it is there; arguments as `is_there`.
+
+  Raises:
+    UserError: SacreBLEU knows no such set or pair, it could not be downloaded,
+      or the folder cannot be written to.
+  """
+  if is_there(name, pair):
+    return
+  try:
+    _find(name, pair).process_to_text(pair)
+  except SystemExit as error:  # How SacreBLEU reports a wrong checksum.
+    raise UserError(
+      f'SacreBLEU could not fetch {name!r}; see its message above'
+    ) from error
+  except Exception as error:  # Of the network, the archive or the disk.
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(
+      f'SacreBLEU cannot fetch {name!r} into {str(folder())!r}'
+      f' ({FOLDER_VARIABLE}): {reason}'
+    ) from error
+
+
+def _find(name: str, pair: str) -> Any:
+  """Returns SacreBLEU's data set.
+
+  Raises:
+    UserError: SacreBLEU knows no such set or pair.
+  """
+  known = _datasets()
+  if name not in known:
+    raise UserError(f'SacreBLEU has no set {name!r}{nearest(name, known)}')
+  found = known[name]
+  if pair not in found.langpairs:
+    raise UserError(
+      f'set {name!r} of SacreBLEU has no pair {pair!r}; it has'
+      f' {", ".join(sorted(found.langpairs))}'
+    )
+  return found
+
+
+def _datasets() -> Mapping[str, Any]:
+  archive = sacrebleu_dataset.DATASETS[_SYSCOMB_ARCHIVE]
+  files = {
+    code: f'dev/{SYSCOMB}.{code}' for code in ('en', *_SYSCOMB_LANGUAGES)
+  }
+  pairs = [(code, 'en') for code in _SYSCOMB_LANGUAGES]
+  pairs += [('en', code) for code in _SYSCOMB_LANGUAGES]
+  syscomb = plain_text.PlainTextDataset(
+    SYSCOMB,
+    data=archive.data,
+    md5=archive.md5,
+    langpairs={f'{a}-{b}': [files[a], files[b]] for a, b in pairs},
+  )
+  return sacrebleu_dataset.DATASETS | {SYSCOMB: syscomb}
+
+
+def _files(name: str, pair: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """Returns the paths of the source and of the references that are there."""
+  place = folder() / name
+  stem = f'{name.replace("/", "_")}.{pair}'
+  # SacreBLEU 2.0 wrote `.ref:refA`, 2.6 writes `.ref-refA` or `.ref-A`.
+  pattern = re.compile(re.escape(stem) + r'\.ref(?:[:-](?:ref)?(.*))?')
+  found: dict[str, pathlib.Path] = {}
+  for path in sorted(place.glob(f'{stem}.ref*')):
+    if match := pattern.fullmatch(path.name):
+      found.setdefault(match.group(1) or '', path)
+  if len(found) > 1:  # A `.ref` beside named ones is a copy of the first.
+    found.pop('', None)
+  return place / f'{stem}.src', [found[label] for label in sorted(found)]
+
+
+def _read_lines(path: pathlib.Path) -> list[str]:
+  # Not splitlines: some sentences contain exotic separators.
+  with path.open(encoding='utf-8', newline='\n') as file:
+    return [line.strip() for line in file]
