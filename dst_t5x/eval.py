@@ -9,6 +9,7 @@ import os
 from absl import logging
 from etils import epath
 from flax import linen as nn
+import jax
 
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
@@ -31,7 +32,8 @@ def evaluate(
   Args:
     network: the model.
     checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
-    output_dir: where `results.json` and the predictions go.
+    output_dir: where `results.json` and the predictions go; the first process
+      writes them.
     evaluation: what is evaluated.
     partitioner: how devices share the work.
     checkpoint_step: which checkpoint of a run; the last by default.
@@ -44,7 +46,7 @@ def evaluate(
     UserError: the checkpoint, the task or the data are not there, or the
       folder cannot be written to.
   """
-  evaluation.check(partitioner)
+  evaluation.check()
   folder = epath.Path(output_dir)
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,9 @@ def evaluate(
     **results,
     **evaluate_params.texts,
   }
-  with writing(f'EVAL_OUTPUT_DIR {folder}'):
-    (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
+  if not jax.process_index():
+    with writing(f'EVAL_OUTPUT_DIR {folder}'):
+      (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
   return results
 
 

@@ -1,4 +1,9 @@
-"""Evaluation: teacher-forced loss, and metrics over decoded predictions."""
+"""Evaluation: teacher-forced loss, and metrics over decoded predictions.
+
+With several processes each reads all examples, decodes its devices' share of
+every batch, and has all predictions in the end: every example counts once,
+however many processes, devices, or rows a batch there are.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -20,7 +25,8 @@ from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import check_positive
 
 PyTree = Any
-Place = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+# Name of a mixture's one number, among its metrics.
+AVERAGE = 'average'
 # (network, params, encoder_input_tokens, max_decode_length) -> tokens, scores
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -32,22 +38,26 @@ class Predictor:
   Attributes:
     network: the model.
     decoder: greedy or beam search.
-    batch_size: examples that are decoded at once.
+    batch_size: examples that are decoded at once, or a few more: as many as
+      devices can share evenly.
     max_decode_length: tokens that are decoded at most.
-    place: puts a batch on the devices.
+    partitioner: how devices share the work.
   """
 
   network: nn.Module
   decoder: Decoder
   batch_size: int
   max_decode_length: int
-  place: Place
+  partitioner: partitioning.Partitioner
 
   def __post_init__(self) -> None:
+    self.batch_size = self.partitioner.round_up(self.batch_size)
     self._decode = jax.jit(
       lambda params, tokens: self.decoder(
         self.network, params, tokens, self.max_decode_length
-      )
+      ),
+      # Every process scores all predictions.
+      out_shardings=self.partitioner.replicated,
     )
     self.tokens = 0
     self.seconds = 0.0
@@ -64,7 +74,9 @@ class Predictor:
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
     for indices, inputs in self._batches(examples):
-      batch = self.place({'encoder_input_tokens': inputs})
+      batch = self.partitioner.place_whole_batch(
+        {'encoder_input_tokens': inputs}
+      )
       tokens, _ = self._decode(params, batch['encoder_input_tokens'])
       tokens = np.asarray(tokens)[: len(indices)]
       self.tokens += int(np.count_nonzero(tokens))
@@ -113,11 +125,13 @@ class TaskEvaluator:
       split: which split.
       lengths: feature -> longest length, longer ones are cut.
       predictor: decodes.
-      output_dir: where predictions and metrics go, as JSON lines.
+      output_dir: where predictions and metrics go, as JSON lines; the first
+        process writes them.
       num_examples: how many examples of each task; all by default.
     """
     epath.Path(output_dir).mkdir(parents=True, exist_ok=True)
     self.texts: dict[str, str] = {}
+    self._task = task
     self._predictor = predictor
     self._evaluator = seqio.Evaluator(
       task,
@@ -125,13 +139,15 @@ class TaskEvaluator:
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
-      logger_cls=[seqio.JSONLogger],
+      logger_cls=[] if jax.process_index() else [seqio.JSONLogger],
       log_dir=output_dir,
       async_compute_metrics=False,
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
     """Returns `task/metric` -> value, in the task's own units.
+
+    Several tasks have an average as well, `mixture/average`; see `average`.
 
     Raises:
       OSError: the predictions cannot be written.
@@ -151,23 +167,45 @@ class TaskEvaluator:
       if isinstance(e.__cause__, OSError | tf.errors.OpError):
         raise OSError(str(e.__cause__).splitlines()[0]) from e
       raise
-    results = {
-      f'{task}/{name}': value
-      for task, metrics in future.result().items()
-      for name, value in metrics.items()
-    }
-    self.texts = {
-      name: str(value.textdata)
-      for name, value in results.items()
-      if isinstance(value, seqio.metrics.Text)
-    }
+    scores, self.texts = _split(future.result())
     for name, text in self.texts.items():
       logging.info('%s: %s', name, text)
-    return {
-      name: float(getattr(value, 'value', value))
-      for name, value in results.items()
-      if name not in self.texts
+    results = {
+      f'{task}/{name}': value
+      for task, metrics in scores.items()
+      for name, value in metrics.items()
     }
+    if len(scores) > 1:
+      results[f'{self._task}/{AVERAGE}'] = average(scores)
+    return results
+
+
+def _split(
+  results: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+  """Returns task -> metric -> value, and `task/metric` -> text."""
+  scores: dict[str, dict[str, float]] = {}
+  texts: dict[str, str] = {}
+  for task, metrics in results.items():
+    for name, value in metrics.items():
+      if isinstance(value, seqio.metrics.Text):
+        texts[f'{task}/{name}'] = str(value.textdata)
+      else:
+        number = float(getattr(value, 'value', value))
+        scores.setdefault(task, {})[name] = number
+  return scores, texts
+
+
+def average(scores: Mapping[str, Mapping[str, float]]) -> float:
+  """Returns the mean over tasks of the mean over a task's metrics.
+
+  As SuperGLUE averages (Wang et al. 2019, Section 3.1), and the paper (App. G):
+  a task with two metrics counts no more than one with a single metric.
+
+  Args:
+    scores: task -> metric -> value.
+  """
+  return float(np.mean([np.mean(list(m.values())) for m in scores.values()]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +217,8 @@ class Evaluation:
     feature_lengths: feature -> longest length; longer examples are cut.
     decoder: greedy or beam search, for the task's metrics.
     split: which split.
-    batch_size: examples that are evaluated at once.
+    batch_size: examples that are evaluated at once, or a few more: as many as
+      devices can share evenly.
     num_examples: how many, of each task; all by default.
     max_decode_length: tokens decoded at most; by default as many as targets
       may have.
@@ -197,7 +236,7 @@ class Evaluation:
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )
 
-  def check(self, partitioner: partitioning.Partitioner) -> None:
+  def check(self) -> None:
     """Reads one example, so that what is missing is missed at once.
 
     Raises:
@@ -208,7 +247,6 @@ class Evaluation:
     if self.num_examples is not None:
       check_positive('EVAL_EXAMPLES', self.num_examples)
     data.check(self.task, self.feature_lengths, self.batch_size, self.split)
-    partitioner.check_batch_size(self.batch_size, 'EVAL_BATCH_SIZE')
 
   def prepare(
     self,
@@ -228,7 +266,7 @@ class Evaluation:
       self.decoder,
       self.batch_size,
       self.max_decode_length or self.feature_lengths['targets'],
-      partitioner.place_batch,
+      partitioner,
     )
 
 
@@ -244,11 +282,12 @@ class Evaluator:
   ) -> None:
     """Reads the data; see `Evaluation.prepare`."""
     self._evaluation = evaluation
-    self._place = partitioner.place_batch
+    self._partitioner = partitioner
     self._sums = jax.jit(
       lambda params, batch: trainer_lib.forward(
         network, evaluation.loss, params, batch
-      )
+      ),
+      out_shardings=partitioner.replicated,
     )
     self._score = TaskEvaluator(
       evaluation.task,
@@ -276,13 +315,13 @@ class Evaluator:
     batches = data.eval_batches(
       seqio.get_mixture_or_task(evaluation.task),
       evaluation.feature_lengths,
-      evaluation.batch_size,
+      self._partitioner.round_up(evaluation.batch_size),
       evaluation.split,
       evaluation.num_examples,
     )
+    place = self._partitioner.place_whole_batch
     sums = [
-      jax.device_get(self._sums(params, self._place(batch)))
-      for batch in batches
+      jax.device_get(self._sums(params, place(batch))) for batch in batches
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = trainer_lib.averages(total)

@@ -76,6 +76,11 @@ class Partitioner:
         'groups of devices that split it'
       )
 
+  def round_up(self, batch_size: int) -> int:
+    """Returns the least batch size from this one on that is split evenly."""
+    groups = jax.device_count() // self.model_parallelism
+    return -(-batch_size // groups) * groups
+
   @property
   def replicated(self) -> NamedSharding:
     """A whole copy on every device."""
@@ -126,6 +131,16 @@ class Partitioner:
     sharding = NamedSharding(self.mesh, PartitionSpec(DATA))
     return {
       name: jax.make_array_from_process_local_data(sharding, value)
+      for name, value in batch.items()
+    }
+
+  def place_whole_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Puts a batch that every process holds as a whole on the devices."""
+    sharding = NamedSharding(self.mesh, PartitionSpec(DATA))
+    return {
+      name: jax.make_array_from_callback(
+        value.shape, sharding, value.__getitem__
+      )
       for name, value in batch.items()
     }
 

@@ -128,7 +128,7 @@ def train(
   )
   partitioner.check_batch_size(train_data.batch_size)
   trainer.check_batch_size(train_data.batch_size)
-  evaluation.check(partitioner)
+  evaluation.check()
   with (
     partitioner.activate(),
     run_lib.Run(
