@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dst_t5x import best
 from dst_t5x import checkpoint_files
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -97,7 +98,7 @@ class RunFolder:
 
   def _score(self, metrics: Mapping[str, float]) -> float:
     value = metrics.get(self._keep_best_by or '', math.nan)
-    value = -value if str(self._keep_best_by).endswith('loss') else value
+    value = -value if best.is_lower_better(self._keep_best_by or '') else value
     return -math.inf if math.isnan(value) else value
 
   @property

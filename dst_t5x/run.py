@@ -8,6 +8,7 @@ MODEL_DIR/
   metrics.jsonl     all metrics, a row a report; events.…: the same for
                     TensorBoard
   evaluation/       predictions, as JSON lines
+  best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
   last.dst          the subset after the last step
 """
 

@@ -12,6 +12,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
+from dst_t5x import best
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import monitor as monitor_lib
@@ -182,6 +183,7 @@ def train(
             results = evaluate(state.params, step)
           monitor.evaluated(step, results)
           plan.check_results(results)
+          best.write(run.path, plan.keep_best_by)
         if plan.saves(step):
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
