@@ -27,6 +27,7 @@ _INSTALL = [
   'tensorflow-datasets>=4.9.10',
   'importlib_resources',  # tensorflow-datasets 4.9.10 forgets to ask for it.
   'absl-py',
+  'babel>=2.14',
   'etils[epath]>=1.15',
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',

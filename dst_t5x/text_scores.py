@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sacrebleu.metrics import BLEU
 from sacrebleu.metrics import CHRF
 
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, first_line
 
 BLEURT_VARIABLE = 'BLEURT_CHECKPOINT'
 BLEURT_PACKAGE = 'git+https://github.com/google-research/bleurt.git'
@@ -111,9 +111,8 @@ def bleurt(checkpoint: str | None = None, batch_size: int = 16) -> Scorer:
   try:
     scorer = library.BleurtScorer(path)
   except Exception as error:  # Assertions of BLEURT's, TensorFlow's errors.
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f'cannot load the BLEURT checkpoint {path}: {reason}'
+      f'cannot load the BLEURT checkpoint {path}: {first_line(error)}'
     ) from error
   name = os.path.basename(os.path.normpath(path))
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sacrebleu import dataset as sacrebleu_dataset
 from sacrebleu.dataset import plain_text
 
-from dst_t5x.errors import UserError, nearest
+from dst_t5x.errors import UserError, first_line, nearest
 
 FOLDER_VARIABLE = 'SACREBLEU'
 # Not a set of SacreBLEU's, but in an archive that it downloads for another.
@@ -101,10 +101,9 @@ def fetch(name: str, pair: str) -> None:
       f'SacreBLEU could not fetch {name!r}; see its message above'
     ) from error
   except Exception as error:  # Of the network, the archive or the disk.
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
       f'SacreBLEU cannot fetch {name!r} into {str(folder())!r}'
-      f' ({FOLDER_VARIABLE}): {reason}'
+      f' ({FOLDER_VARIABLE}): {first_line(error)}'
     ) from error
 
 
