@@ -19,7 +19,7 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
   return time.perf_counter() - start, result
 
 
-def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def medians(times: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
   """Returns the median of each series."""
   return {name: statistics.median(series) for name, series in times.items()}
 

@@ -21,30 +21,17 @@ def differs(a: jax.Array, b: jax.Array) -> jax.Array:
   ) != jax.lax.bitcast_convert_type(b, unsigned)
 
 
-def norms(
-  gradients: PyTree, old_params: PyTree, params: PyTree, seed: PyTree
-) -> dict[str, jax.Array]:
-  """Returns L2 norms over what is free after the step.
+def norm_of_free(tree: PyTree, params: PyTree, seed: PyTree) -> jax.Array:
+  """Returns the L2 norm, float32 [], over what is free.
 
   Args:
-    gradients: of this step.
-    old_params: θᵗ.
-    params: θᵗ⁺¹.
+    tree: gradients or updates.
+    params: components are free that differ from the seed.
     seed: θ⁰; () if everything is free.
   """
-  updates = jax.tree.map(jnp.subtract, params, old_params)
   if jax.tree.leaves(seed):
     free = jax.tree.map(differs, params, seed)
-    gradients = jax.tree.map(_where, free, gradients)
-    updates = jax.tree.map(_where, free, updates)
-  return {'gradient_norm': _norm(gradients), 'update_norm': _norm(updates)}
-
-
-def _where(free: jax.Array, x: jax.Array) -> jax.Array:
-  return jnp.where(free, x, 0)
-
-
-def _norm(tree: PyTree) -> jax.Array:
+    tree = jax.tree.map(lambda mask, x: jnp.where(mask, x, 0), free, tree)
   squares = [
     jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
   ]

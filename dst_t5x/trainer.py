@@ -3,6 +3,7 @@
 Everything that happens in a step stands in `Trainer.train_step`.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -108,10 +109,15 @@ class Trainer:
         parameters.
 
     Returns:
-      The next state, and metrics: all float32 [].
+      The next state, and metrics, all []. The gradient's norm is over what is
+      free before the step, the update's over what is free after it.
     """
     key = jax.random.fold_in(dropout_key, state.step)
     gradients, sums = self._gradients(state.params, batch, key)
+    # Before the optimizer's step, which may then take the gradients' place.
+    gradient_norm = _if(
+      report, reports.norm_of_free, gradients, state.params, seed
+    )
     updates, opt_state = self.optimizer.transformation.update(
       gradients, state.opt_state, state.params
     )
@@ -138,15 +144,13 @@ class Trainer:
       refused_steps=state.refused_steps + ~is_finite,
       refused_in_row=jnp.where(is_finite, 0, state.refused_in_row + 1),
     )
-    metrics = self._metrics(sums, state.step) | lax.cond(
-      report,
-      lambda: reports.norms(gradients, state.params, params, seed),
-      lambda: dict.fromkeys(reports.NORMS, jnp.float32(jnp.nan)),
-    )
-    return next_state, metrics | {
+    metrics = self._metrics(sums, state.step) | {
+      'gradient_norm': gradient_norm,
+      'update_norm': _if(report, reports.norm_of_free, updates, params, seed),
       'refused_steps': next_state.refused_steps,
       'refused_in_row': next_state.refused_in_row,
     }
+    return next_state, metrics
 
   def _metrics(
     self, sums: losses.Sums, step: jax.Array
@@ -220,6 +224,15 @@ def forward(
     rngs=None if dropout_key is None else {'dropout': dropout_key},
   )
   return loss.sums(logits, batch)
+
+
+def _if(
+  wanted: jax.Array, number: Callable[..., jax.Array], *arguments: PyTree
+) -> jax.Array:
+  """Returns float32 [], a number that costs something, or NaN."""
+  return lax.cond(
+    wanted, lambda: number(*arguments), lambda: jnp.float32(jnp.nan)
+  )
 
 
 def averages(sums: losses.Sums) -> dict[str, jax.Array]:

@@ -68,27 +68,22 @@ def test_subset_report(stacked, dtype):
   assert before['embedder'].shape == (19, 1)
 
 
-def test_norms():
+def test_norm_of_free():
   r = np.random.default_rng(1)
-  seed, old, new, gradients = (_tree(r) for _ in range(4))
-  free = np.concatenate([x.reshape(-1) for x in _free(new, seed).values()])
-  flat_old, flat_new, flat_gradients = (
-    np.concatenate([x.reshape(-1) for x in reference.flatten(tree).values()])
-    for tree in (old, new, gradients)
+  seed, params, gradients = (_tree(r) for _ in range(3))
+  free = np.concatenate([x.reshape(-1) for x in _free(params, seed).values()])
+  flat = np.concatenate(
+    [x.reshape(-1) for x in reference.flatten(gradients).values()]
   )
-  norms = jax.jit(reports.norms)(gradients, old, new, seed)
-  assert norms.keys() == set(reports.NORMS)
-  update = flat_new - flat_old
-  for name, x in (('gradient_norm', flat_gradients), ('update_norm', update)):
-    np.testing.assert_allclose(norms[name], np.linalg.norm(x[free]), rtol=1e-6)
-  everything = reports.norms(gradients, old, new, ())
-  for name, x in (('gradient_norm', flat_gradients), ('update_norm', update)):
-    np.testing.assert_allclose(everything[name], np.linalg.norm(x), rtol=1e-6)
+  norm = jax.jit(reports.norm_of_free)
+  np.testing.assert_allclose(
+    norm(gradients, params, seed), np.linalg.norm(flat[free]), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    norm(gradients, params, ()), np.linalg.norm(flat), rtol=1e-6
+  )
 
 
-def test_norms_of_nothing():
+def test_norm_of_nothing():
   seed = {'w': jnp.ones(3)}
-  norms = reports.norms({'w': jnp.full(3, jnp.nan)}, seed, seed, seed)
-  assert {k: float(v) for k, v in norms.items()} == dict.fromkeys(
-    reports.NORMS, 0.0
-  )
+  assert reports.norm_of_free({'w': jnp.full(3, jnp.nan)}, seed, seed) == 0

@@ -203,9 +203,13 @@ def test_norms_are_over_what_is_free(seed, batch):
   gradients, _ = jax.jit(trainer._gradients)(
     states[2].params, batch, jax.random.fold_in(jax.random.key(0), 2)
   )
-  free = _differs(states[3].params, seed)
   update = jax.tree.map(np.subtract, states[3].params, states[2].params)
-  for name, tree in ('gradient_norm', gradients), ('update_norm', update):
+  for name, tree, state in (
+    # What is free when the gradient is taken, and after the update.
+    ('gradient_norm', gradients, states[2]),
+    ('update_norm', update, states[3]),
+  ):
+    free = _differs(state.params, seed)
     squares = jax.tree.map(
       lambda x, mask: (np.asarray(x, np.float64) ** 2 * mask).sum(), tree, free
     )
