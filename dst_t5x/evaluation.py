@@ -10,6 +10,9 @@ import dataclasses
 import time
 from typing import Any
 
+from dst_t5x import quiet_tensorflow  # noqa: F401
+
+# isort: split
 from absl import logging
 from etils import epath
 from flax import linen as nn

@@ -9,6 +9,9 @@ import sys
 import time
 from typing import TextIO
 
+from dst_t5x import quiet_tensorflow  # noqa: F401
+
+# isort: split
 from absl import logging
 from clu import asynclib
 from clu import metric_writers

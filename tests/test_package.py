@@ -178,9 +178,10 @@ def test_tensorflow_datasets_is_the_one_asked_for():
   )
 
 
-def test_tensorflow_is_loaded_without_a_word(repository):
+@pytest.mark.parametrize('module', ['quiet_tensorflow', 'tasks', 'train'])
+def test_tensorflow_is_loaded_without_a_word(repository, module):
   code = (
-    'from dst_t5x import quiet_tensorflow\n'
+    f'from dst_t5x import {module}\n'
     'import seqio, sys, tensorflow\n'
     'tensorflow.constant(1)\n'
     "print('heard', file=sys.stderr)"
