@@ -203,6 +203,7 @@ def add_task(
     if _added.get(name) != definition:
       raise UserError(
         f'another task is called {name!r} already: give this one a name'
+        ' (TASK_NAME of gin/tasks/wmt.gin)'
       )
     return name
   for used in (*train_sets, dev_set, test_set):
