@@ -156,6 +156,7 @@ def log_quietly() -> None:
     handlers=[handler],
     force=True,
   )
+  python_logging.captureWarnings(True)  # They are not ours.
   logging.set_verbosity(logging.INFO)
 
 
