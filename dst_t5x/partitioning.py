@@ -134,7 +134,9 @@ class Partitioner:
       for name, value in batch.items()
     }
 
-  def place_whole_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  def place_whole_batch(
+    self, batch: Mapping[str, np.ndarray]
+  ) -> dict[str, Any]:
     """Puts a batch that every process holds as a whole on the devices."""
     sharding = NamedSharding(self.mesh, PartitionSpec(DATA))
     return {

@@ -31,7 +31,7 @@ from dst_t5x.tasks import vocabulary
 NAME = 'super_glue'
 T5_NAME = 'super_glue_v102_proportional'
 _ALL = ('train', 'validation', 'test')
-# What t5 calls a task -> what it is called here after `super_glue_`, its splits.
+# t5's name of a task -> its name here after `super_glue_`, and its splits.
 # Spelt out, since TFDS knows the splits only once the data is prepared.
 TASKS = {
   'super_glue_boolq_v102': ('boolq', _ALL),

@@ -264,7 +264,7 @@ def test_tfds_splits_that_nobody_has_named_yet(tmp_path):
     output_features={'inputs': _FEATURE, 'targets': _FEATURE},
   )
   try:
-    with pytest.raises(UserError, match='toy_tfds.* is not prepared'):
+    with pytest.raises(UserError, match=r'toy_tfds.* is not prepared'):
       data.check('toy_tfds', _LENGTHS, 4)
   finally:
     seqio.TaskRegistry.remove('toy_tfds')

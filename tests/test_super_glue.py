@@ -57,7 +57,7 @@ def _examples(task, split):
 
 
 def _plain(row):
-  """Returns an example as nested dicts and lists, which are quickly compared."""
+  """Returns an example as nested dicts and lists, which compare quickly."""
   return {
     name: _plain(value) if isinstance(value, dict) else np.array(value).tolist()
     for name, value in row.items()
