@@ -174,21 +174,27 @@ class SubsetMonitor:
     Args:
       projection: its silos are reported by module.
       state: before the first step.
-      seed: θ⁰.
+      seed: θ⁰, or () if the projection does not keep it.
     """
     layout = projection.layout(state.params)
     self._modules = [module_of(name) for name in layout.names]
-    self._seed = seed
-    self._free = jax.jit(reports.pack_free)(state.params, seed)
+    self._kept = seed
+
+    def theta_0(state: trainer_lib.TrainState, kept: PyTree) -> PyTree:
+      return projection.seed(state.params, kept, state.projection_state)
+
+    self._free = jax.jit(
+      lambda state, kept: reports.pack_free(state.params, theta_0(state, kept))
+    )(state, seed)
     self._report = jax.jit(
-      lambda params, seed, before: reports.subset_report(
-        layout, params, seed, before
+      lambda state, kept, before: reports.subset_report(
+        layout, state.params, theta_0(state, kept), before
       )
     )
 
   def report(self, state: trainer_lib.TrainState) -> dict[str, float]:
     """Returns free parameters, churn since the last report, thresholds."""
-    counts, self._free = self._report(state.params, self._seed, self._free)
+    counts, self._free = self._report(state, self._kept, self._free)
     free, new = jax.device_get((counts['free'], counts['new']))
     thresholds = np.asarray(state.projection_state.thresholds)
     distances = thresholds.view(np.float32).astype(np.float64)

@@ -40,8 +40,10 @@ from dst_t5x import distances
 from dst_t5x import iterative_thresholds
 from dst_t5x import masks
 from dst_t5x import normalizations
+from dst_t5x import reports
 from dst_t5x import silos as silo_lib
 from dst_t5x import sorted_thresholds
+from dst_t5x import sparse_seed as sparse_seed_lib
 from dst_t5x import thresholds
 from dst_t5x.errors import UserError, nearest
 
@@ -58,8 +60,20 @@ class Projection(Protocol):
   def constrains(self) -> bool:
     """Whether parameters are tied to a seed, so that one is needed."""
 
+  @property
+  def keep_seed(self) -> bool:
+    """Whether the seed has to be at hand in each step."""
+
   def init(self, seed_params: PyTree) -> PyTree:
     """Returns the state before the first step."""
+
+  def seed(self, params: PyTree, kept: PyTree, state: PyTree) -> PyTree:
+    """Returns θ⁰: what was kept, or else rebuilt."""
+
+  def norm_of_free(
+    self, tree: PyTree, params: PyTree, kept: PyTree, state: PyTree
+  ) -> jax.Array:
+    """Returns the L2 norm, float32 [], over what is free in `params`."""
 
   def apply(
     self, new_params: PyTree, seed_params: PyTree, state: PyTree
@@ -72,11 +86,24 @@ class NoProjection:
   """Full fine-tuning and pretraining: every parameter is free."""
 
   constrains = False
+  keep_seed = False
 
   def init(self, seed_params: PyTree) -> tuple[()]:
     """Returns an empty state."""
     del seed_params
     return ()
+
+  def seed(self, params: PyTree, kept: PyTree, state: tuple[()]) -> PyTree:
+    """Returns what was kept: nothing is needed."""
+    del params, state
+    return kept
+
+  def norm_of_free(
+    self, tree: PyTree, params: PyTree, kept: PyTree, state: tuple[()]
+  ) -> jax.Array:
+    """Returns the L2 norm of everything, float32 []."""
+    del kept, state
+    return reports.norm_of_free(tree, params, ())
 
   def apply(
     self, new_params: PyTree, seed_params: PyTree, state: tuple[()]
@@ -100,6 +127,7 @@ class ProjectionState(NamedTuple):
     scales: float32 [groups], what distances are divided by; () if by nothing.
     chosen: without churn, the subset of the first step as `masks.pack` has it
       and whether there is one yet, bool []; else ().
+    sparse_seed: what gives the seed back from θᵗ; () where it is kept.
   """
 
   thresholds: jax.Array
@@ -107,6 +135,7 @@ class ProjectionState(NamedTuple):
   passes: jax.Array
   scales: jax.Array | tuple[()] = ()
   chosen: Any = ()
+  sparse_seed: sparse_seed_lib.SparseSeed | tuple[()] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +164,9 @@ class SubsetProjection:
       or `sort`, exact and slow.
     delta: δ of the iterative threshold.
     iterations: J of the iterative threshold.
+    keep_seed: whether θ⁰ is at hand in each step. Without, only the seeds of
+      what is free are kept, and `seed` rebuilds θ⁰ for the step: memory for
+      one copy of the parameters less, for some time more; on one device.
     random_seed: what the `random` distance is drawn from.
 
   Raises:
@@ -151,6 +183,7 @@ class SubsetProjection:
   threshold: str = 'exact'
   delta: float = 2.0
   iterations: int = 10
+  keep_seed: bool = True
   random_seed: int = 0
 
   constrains = True
@@ -168,6 +201,10 @@ class SubsetProjection:
       raise UserError(f'delta must be above 1, it is {self.delta!r}')
     if self.iterations < 1:
       raise UserError(f'iterations must be 1 or more, not {self.iterations!r}')
+    if not self.keep_seed and self.threshold == 'iterative':
+      raise UserError(
+        'keep_seed=False needs exact budgets: use another threshold'
+      )
     if isinstance(self.exclude, str):
       raise UserError(f'exclude is a list of expressions, not {self.exclude!r}')
     for name in ('silos', 'normalize_over'):
@@ -190,7 +227,8 @@ class SubsetProjection:
     Raises:
       UserError: silos or exclusions do not fit the parameters.
     """
-    silos = len(self.layout(seed_params).names)
+    layout = self.layout(seed_params)
+    silos = len(layout.names)
     scales: jax.Array | tuple[()] = ()
     if self.normalization is not None:
       scales = normalizations.NORMALIZATIONS[self.normalization](
@@ -205,7 +243,43 @@ class SubsetProjection:
       passes=jnp.zeros((), jnp.uint32),
       scales=scales,
       chosen=chosen,
+      sparse_seed=()
+      if self.keep_seed
+      else sparse_seed_lib.nothing(seed_params, layout.budgets(self.epsilon)),
     )
+
+  def seed(
+    self, params: PyTree, kept: PyTree, state: ProjectionState
+  ) -> PyTree:
+    """Returns θ⁰: what was kept, or else rebuilt from θᵗ bit for bit.
+
+    Args:
+      params: θᵗ.
+      kept: θ⁰ if `keep_seed`, else anything.
+      state: that goes with θᵗ.
+    """
+    if not state.sparse_seed:
+      return kept
+    layout = self.layout(params)
+    budget = layout.budgets(self.epsilon)
+    return sparse_seed_lib.rebuild(state.sparse_seed, layout, params, budget)
+
+  def norm_of_free(
+    self, tree: PyTree, params: PyTree, kept: PyTree, state: ProjectionState
+  ) -> jax.Array:
+    """Returns the L2 norm, float32 [], of gradients or updates over the subset.
+
+    Args:
+      tree: gradients or updates.
+      params: θᵗ.
+      kept: θ⁰ if `keep_seed`, else anything.
+      state: that goes with θᵗ.
+    """
+    if not state.sparse_seed:
+      return reports.norm_of_free(tree, params, kept)
+    layout = self.layout(params)
+    budget = layout.budgets(self.epsilon)
+    return sparse_seed_lib.norm(state.sparse_seed, layout, tree, budget)
 
   def apply(
     self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
@@ -215,7 +289,8 @@ class SubsetProjection:
     Args:
       new_params: θ′, the parameters after the optimizer's step. Values that
         are not finite count as the farthest; see `Trainer.train_step`.
-      seed_params: θ⁰, a tree of the same structure, shapes and dtypes.
+      seed_params: θ⁰, a tree of the same structure, shapes and dtypes: see
+        `seed` if it is not kept.
       state: what `init` or the last `apply` returned.
 
     Returns:
@@ -232,6 +307,9 @@ class SubsetProjection:
       keep = step.kept(cut)
     else:
       keep, state = step.kept_without_churn(state)
+    if not self.keep_seed:
+      listed = step.listed(keep)
+      state = state._replace(sparse_seed=listed)
     # A select, never an added difference: p + (s - p) misses s's bits.
     return jax.tree.map(jnp.where, keep, new_params, seed_params), state
 
@@ -339,6 +417,16 @@ class _Step:
     return masks.unpack(packed, shapes), state._replace(
       chosen=(packed, jnp.asarray(True))
     )
+
+  def listed(self, keep: PyTree) -> sparse_seed_lib.SparseSeed:
+    """Returns the seeds of what stays free and is not as it was."""
+    new, seed = (
+      jax.tree.unflatten(self._tree, x) for x in (self._new, self._seed)
+    )
+    free = jax.tree.map(
+      lambda mask, a, b: mask & reports.differs(a, b), keep, new, seed
+    )
+    return sparse_seed_lib.extract(free, seed, self._layout, self._budgets)
 
   def keys(self, i: int) -> jax.Array:
     """Returns uint32, of a tensor's shape: distances, ordered as integers."""

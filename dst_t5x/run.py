@@ -75,7 +75,7 @@ class Run:
     self.path = epath.Path(model_dir)
     self.eval_dir = os.fspath(self.path / 'evaluation')
     self.space = parameters.ParameterSpace(trainer.network, partitioner)
-    # θ⁰ on the devices, or () where the projection has no need of it.
+    # θ⁰ on the devices, or () where the projection does not keep it.
     self.seed: PyTree = ()
     self._trainer = trainer
     self._partitioner = partitioner
@@ -184,8 +184,9 @@ class Run:
       seeds.check_matches(seed.params, self.space.unstacked_shapes)
       self._params = seed.params
     self._check_seed()
-    if constrains:
+    if self._trainer.projection.keep_seed:
       self.seed = self.space.to_devices(self._params)
+    if constrains:
       self._log_budget()
 
   def _check_seed(self) -> None:

@@ -17,7 +17,6 @@ from dst_t5x import finite
 from dst_t5x import losses
 from dst_t5x import optimizers
 from dst_t5x import projection as projection_lib
-from dst_t5x import reports
 from dst_t5x.errors import UserError, check_positive
 
 PyTree = Any
@@ -102,7 +101,7 @@ class Trainer:
 
     Args:
       state: where training stands.
-      seed: θ⁰, or () where the projection has no need of it.
+      seed: θ⁰, or () where the projection does not keep it.
       batch: the model's features, each [batch, length].
       dropout_key: the run's key; the step is folded into it.
       report: bool [], whether norms are wanted, which cost a pass over the
@@ -116,16 +115,22 @@ class Trainer:
     gradients, sums = self._gradients(state.params, batch, key)
     # Before the optimizer's step, which may then take the gradients' place.
     gradient_norm = _if(
-      report, reports.norm_of_free, gradients, state.params, seed
+      report,
+      self.projection.norm_of_free,
+      gradients,
+      state.params,
+      seed,
+      state.projection_state,
     )
     updates, opt_state = self.optimizer.transformation.update(
       gradients, state.opt_state, state.params
     )
 
     def accepted() -> tuple[PyTree, PyTree, PyTree]:
+      theta_0 = self.projection.seed(state.params, seed, state.projection_state)
       new_params = optax.apply_updates(state.params, updates)
       params, projection_state = self.projection.apply(
-        new_params, seed, state.projection_state
+        new_params, theta_0, state.projection_state
       )
       return params, opt_state, projection_state
 
@@ -146,7 +151,14 @@ class Trainer:
     )
     metrics = self._metrics(sums, state.step) | {
       'gradient_norm': gradient_norm,
-      'update_norm': _if(report, reports.norm_of_free, updates, params, seed),
+      'update_norm': _if(
+        report,
+        self.projection.norm_of_free,
+        updates,
+        params,
+        seed,
+        projection_state,
+      ),
       'refused_steps': next_state.refused_steps,
       'refused_in_row': next_state.refused_in_row,
     }

@@ -16,6 +16,7 @@ from test_projection import make_tree
 
 from dst_t5x import errors
 from dst_t5x import projection
+from dst_t5x import reports
 from dst_t5x import stacking
 
 DISTANCES = ('absolute', 'relative', 'inverse_relative')
@@ -259,6 +260,47 @@ def test_iterative_thresholds_come_near():
   assert int(state.passes) == 10
 
 
+@pytest.mark.parametrize(
+  ('choices', 'dtype', 'stack'),
+  [
+    ({}, np.float32, True),
+    ({'silos': 'none', 'threshold': 'sort'}, ml_dtypes.bfloat16, False),
+    ({'distance': 'random', 'churn': False}, np.float32, False),
+    ({'exclude': ('embedder/.*',), 'epsilon': 0.9}, np.float32, False),
+    ({'epsilon': 1e-7}, ml_dtypes.bfloat16, True),
+  ],
+)
+def test_the_seed_can_be_rebuilt_from_the_subset(choices, dtype, stack):
+  choices = {'epsilon': 0.2} | choices
+  seed = _tree(10, dtype=dtype)
+  if stack:
+    seed = stacking.stack_layers(seed)
+  _, init, apply = _jitted(**choices)
+  method, init_sparse, apply_sparse = _jitted(**choices, keep_seed=False)
+  rebuild, norm = jax.jit(method.seed), jax.jit(method.norm_of_free)
+  state, sparse = init(seed), init_sparse(seed)
+  params = seed
+  for step in range(4):
+    rebuilt = rebuild(params, (), sparse)
+    assert_same_bits(
+      reference.flatten(jax.device_get(rebuilt)), reference.flatten(seed)
+    )
+    moves = _tree(11 + step, _TIES, dtype)
+    if stack:
+      moves = stacking.stack_layers(moves)
+    new = jax.tree.map(lambda a, b: (a + b).astype(a.dtype), params, moves)
+    new = jax.device_get(new)
+    params, state = apply(new, seed, state)
+    other, sparse = apply_sparse(new, rebuilt, sparse)
+    assert_same_bits(
+      reference.flatten(jax.device_get(other)),
+      reference.flatten(jax.device_get(params)),
+    )
+    expected = reports.norm_of_free(new, params, seed)
+    found = norm(new, params, (), sparse)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 # Twelve components of which three are free. By hand:
 #   seed      1  -2   4   0 | 0.5  8  -1   2 | 1  1  1  1
 #   new       3  -3   5   6 | 3.5  9  -1   6 | 2  1  1  4
@@ -379,6 +421,7 @@ def test_the_table_of_budgets():
     ({'normalization': 'sized'}, "did you mean 'size'"),
     ({'normalization': 'size', 'distance': 'random'}, 'is not normalized'),
     ({'threshold': 'exactly'}, "did you mean 'exact'"),
+    ({'keep_seed': False, 'threshold': 'iterative'}, 'keep_seed=False needs'),
     ({'delta': 1.0}, 'delta must be above 1'),
     ({'iterations': 0}, 'iterations must be 1 or more'),
   ],
