@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m dst_t5x.demo --output=runs/demo
 
 test: $(TESTS_INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(TESTS_INSTALLED)
 	$(BIN)/ruff check .

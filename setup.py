@@ -44,6 +44,7 @@ _TEST = [
   'hypothesis>=6.100',
   'mypy>=1.15',
   'pytest>=8.0',
+  'pytest-xdist>=3.5',
   'ruff>=0.11',
   'setuptools>=77',  # The test of the wheel builds one without a network.
   # The outside peer. Pinned: other versions of torch bring gigabytes of CUDA.

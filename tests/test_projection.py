@@ -3,6 +3,7 @@
 import collections
 import doctest
 import functools
+import textwrap
 
 from hypothesis import given
 from hypothesis import settings
@@ -17,6 +18,7 @@ import reference
 
 from dst_t5x import errors
 from dst_t5x import projection
+from dst_t5x import silos
 from dst_t5x import stacking
 
 # Tensors of rank 0 to 3, of one component, in and out of layers.
@@ -365,9 +367,28 @@ def test_unknown_names():
 
 
 def test_the_example_in_the_docstring():
-  failed, tried = doctest.testmod(projection)
-  assert tried > 0
-  assert failed == 0
+  for module in (projection, silos):
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
+
+
+def test_the_example_in_the_readme(repository):
+  text = (repository / 'README.md').read_text()
+  section = text.split('## The method in your own loop')[1].split('\n## ')[0]
+  code = textwrap.dedent(
+    ''.join(
+      line
+      for line in section.splitlines(keepends=True)
+      if line.startswith('    ') or not line.strip()
+    )
+  )
+  names = {}
+  exec(code, names)
+  params, seed = names['carry'][0], names['seed']
+  assert (
+    int(jnp.sum(params['dense']['kernel'] != seed['dense']['kernel'])) == 41
+  )
 
 
 @pytest.mark.parametrize('distance', ['inverse_relative', 'random'])
