@@ -191,3 +191,28 @@ def test_an_older_checkpoint_half_deleted_does_not_matter(
   )
   kept = [p.name for p in (folder / 'checkpoints').iterdir()]
   assert kept == [str(STEPS + 1)]
+
+
+def test_what_the_projection_remembers_is_resumed(
+  toy_commands, toy_seed, tmp_path
+):
+  ends = []
+  for name, stops in {'whole': [12], 'in two': [7, 12]}.items():
+    for steps in stops:
+      toy_commands.run(
+        'train',
+        *commands.dst(toy_seed),
+        *commands.flags(
+          MODEL_DIR=tmp_path / name,
+          TRAIN_STEPS=steps,
+          EVAL_EXAMPLES=4,
+          LEARNING_RATE=0.3,
+          CHURN=False,
+          KEEP_SEED=False,
+          SILOS='none',
+          NORMALIZATION='mean',
+        ),
+      )
+    ends.append(commands.fingerprint(tmp_path / name))
+  assert ends[0] == ends[1]
+  assert ends[0] != (12, commands.fingerprint(toy_seed)[1])
