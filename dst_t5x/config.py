@@ -9,6 +9,7 @@ is checked before the binary is called: see `parse`.
 
 from collections.abc import Callable, Sequence
 import gc
+import inspect
 import logging as python_logging
 import os
 import pathlib
@@ -24,7 +25,7 @@ from dst_t5x import gin_names
 from dst_t5x.errors import UserError, nearest
 
 _PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
-_USAGE = """\
+_USAGE = """
 usage: python -m {module} --gin_file=FILE ... --gin.NAME=VALUE ...
 
   --gin_file=FILE    a gin file: one of your own, or one of those below; later
@@ -63,8 +64,15 @@ def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
   return reference.scoped_configurable_fn
 
 
-def run(binary: Callable[..., Any]) -> None:
+def run(
+  binary: Callable[..., Any],
+  to_flags: Callable[[Sequence[str]], Sequence[str]] = list,
+) -> None:
   """Runs a binary with the command line's configuration; then may exit.
+
+  Args:
+    binary: as given to `parse`.
+    to_flags: makes what `parse` takes of a command line that has more.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
   and status 130; all other exceptions keep their traceback.
@@ -78,7 +86,7 @@ def run(binary: Callable[..., Any]) -> None:
   sys.unraisablehook = lambda unraisable: None
   status: str | int = 0
   try:
-    parse(argv, binary)()
+    parse(to_flags(argv), binary)()
     sys.stdout.flush()
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.
@@ -116,7 +124,8 @@ def operative_config() -> str:
 
 def usage(binary: Callable[..., Any]) -> str:
   """The text of `--help`."""
-  lines = [_USAGE.format(module=binary.__module__)]
+  about = inspect.getdoc(sys.modules[binary.__module__]) or ''
+  lines = [about, _USAGE.format(module=binary.__module__)]
   for name in gin_files.shipped():
     lines += ['', f'  {name}']
     lines += [f'      {macro}' for macro in gin_files.macro_lines(name)]

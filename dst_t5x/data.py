@@ -76,18 +76,7 @@ def check(
   """
   check_positive('BATCH_SIZE', batch_size)
   task = find(name)
-  for feature in FEATURES:
-    if feature not in task.output_features:
-      raise UserError(
-        f'task {name!r} has no feature {feature!r}; it has'
-        f' {sorted(task.output_features)}'
-      )
-    if feature_lengths.get(feature, 0) <= 0:
-      raise UserError(
-        f'TASK_FEATURE_LENGTHS gives no positive length for {feature!r};'
-        f' it is {dict(feature_lengths)}'
-      )
-    vocabulary.check(task.output_features[feature].vocabulary)
+  check_features(task, feature_lengths)
   if split is None:
     return task
   members = [m for m in tasks_of(task) if split in _splits(m)]
@@ -98,10 +87,29 @@ def check(
     )
   for member in members:
     check_prepared(member)
-    # A source of ours may look through its data before training relies on it.
-    getattr(member.source, 'check', lambda split: None)(split)
+    check_source(member, split)
     _check_first_example(member, feature_lengths, split)
   return task
+
+
+def check_features(task: Task, feature_lengths: Mapping[str, int]) -> None:
+  """Checks that a task's features have lengths, and loads its vocabulary.
+
+  Raises:
+    UserError: what is missing or wrong, and the remedy.
+  """
+  for feature in FEATURES:
+    if feature not in task.output_features:
+      raise UserError(
+        f'task {task.name!r} has no feature {feature!r}; it has'
+        f' {sorted(task.output_features)}'
+      )
+    if feature_lengths.get(feature, 0) <= 0:
+      raise UserError(
+        f'TASK_FEATURE_LENGTHS gives no positive length for {feature!r};'
+        f' it is {dict(feature_lengths)}'
+      )
+    vocabulary.check(task.output_features[feature].vocabulary)
 
 
 def tasks_of(task: Task) -> list[seqio.Task]:
@@ -165,6 +173,15 @@ def _splits(task: seqio.Task) -> Iterable[str]:
   if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
     check_prepared(task)
   return task.splits
+
+
+def check_source(task: seqio.Task, split: str) -> None:
+  """Lets a source of ours look through the data that is about to be used.
+
+  Raises:
+    UserError: the data is missing or damaged.
+  """
+  getattr(task.source, 'check', lambda split: None)(split)
 
 
 def _check_first_example(

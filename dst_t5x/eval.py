@@ -46,7 +46,7 @@ def evaluate(
     UserError: the checkpoint, the task or the data are not there, or the
       folder cannot be written to.
   """
-  evaluation.check()
+  evaluation.check(network)
   folder = epath.Path(output_dir)
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)

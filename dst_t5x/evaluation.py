@@ -26,6 +26,7 @@ from dst_t5x import losses
 from dst_t5x import partitioning
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import check_positive
+from dst_t5x.tasks import vocabulary
 
 PyTree = Any
 # Name of a mixture's one number, among its metrics.
@@ -239,8 +240,11 @@ class Evaluation:
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )
 
-  def check(self) -> None:
+  def check(self, network: nn.Module) -> None:
     """Reads one example, so that what is missing is missed at once.
+
+    Args:
+      network: the model, which must know the task's vocabulary.
 
     Raises:
       UserError: the task, the split or the data are not there, or a number
@@ -249,7 +253,10 @@ class Evaluation:
     check_positive('EVAL_BATCH_SIZE', self.batch_size)
     if self.num_examples is not None:
       check_positive('EVAL_EXAMPLES', self.num_examples)
-    data.check(self.task, self.feature_lengths, self.batch_size, self.split)
+    task = data.check(
+      self.task, self.feature_lengths, self.batch_size, self.split
+    )
+    vocabulary.check_fits(task.output_features, network)
 
   def prepare(
     self,

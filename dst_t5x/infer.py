@@ -25,6 +25,7 @@ from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import seeds
 from dst_t5x.errors import UserError, check_positive, writing
+from dst_t5x.tasks import vocabulary
 
 
 def infer(
@@ -75,6 +76,7 @@ def infer(
     task, feature_lengths, batch_size, None if input_file else split
   )
   features = found.output_features
+  vocabulary.check_fits(features, network)
   examples = (
     _of_file(input_file, features['inputs'], feature_lengths)
     if input_file

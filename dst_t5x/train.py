@@ -129,7 +129,7 @@ def train(
   )
   partitioner.check_batch_size(train_data.batch_size)
   trainer.check_batch_size(train_data.batch_size)
-  evaluation.check()
+  evaluation.check(trainer.network)
   with (
     partitioner.activate(),
     run_lib.Run(

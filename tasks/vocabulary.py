@@ -7,16 +7,18 @@ variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`), which also takes
 `bytes`: the 256 bytes of UTF-8, for small models of one's own.
 """
 
+from collections.abc import Callable, Mapping
 import functools
 import os
 import threading
 from typing import Any
 
+from flax import linen as nn
 import gin
 import seqio
 import tensorflow as tf
 
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, first_line
 
 VOCABULARY_VARIABLE = 'DST_VOCABULARY'
 PUBLIC_PATH = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -123,26 +125,76 @@ def check(vocabulary: seqio.Vocabulary) -> None:
     vocabulary = chosen()
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
-  failure: list[BaseException] = []
+  if reason := _failure(vocabulary.load_model):
+    raise UserError(
+      f'cannot read the vocabulary {vocabulary.sentencepiece_model_file!r}'
+      f' ({reason}); set {VOCABULARY_VARIABLE} to a local SentencePiece model,'
+      ' or fetch it with `python -m dst_t5x.prepare_data TASK`'
+    )
 
-  def load() -> None:
+
+def check_fits(
+  features: Mapping[str, seqio.Feature], network: nn.Module
+) -> None:
+  """Checks that a model has an embedding for every id of a task.
+
+  Args:
+    features: of the task; their vocabularies have been checked.
+    network: the model; a foreign one without `config.vocab_size` passes.
+
+  Raises:
+    UserError: the model's vocabulary is too small.
+  """
+  size = getattr(getattr(network, 'config', None), 'vocab_size', None)
+  for name, feature in features.items():
+    if size is not None and feature.vocabulary.vocab_size > size:
+      raise UserError(
+        f'the {name} have a vocabulary of {feature.vocabulary.vocab_size} ids,'
+        f' but vocab_size of the model is {size}: choose another model, or set'
+        ' VOCABULARY'
+      )
+
+
+def fetch() -> str:
+  """Copies the public vocabulary to where `DST_VOCABULARY` says, if it must.
+
+  Returns:
+    Where the vocabulary is; the public path if it is to be read there.
+
+  Raises:
+    UserError: it cannot be fetched, or the file is no SentencePiece model.
+  """
+  path = os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH
+  if path not in (PUBLIC_PATH, BYTES) and not tf.io.gfile.exists(path):
+    part = f'{path}.part'
+
+    def copy() -> None:
+      tf.io.gfile.makedirs(os.path.dirname(path) or '.')
+      tf.io.gfile.copy(PUBLIC_PATH, part, overwrite=True)
+      tf.io.gfile.rename(part, path)
+
+    if reason := _failure(copy):
+      raise UserError(
+        f'cannot copy the vocabulary {PUBLIC_PATH!r} to {path!r} ({reason})'
+      )
+  check(_make(path))
+  return path
+
+
+def _failure(attempt: Callable[[], Any]) -> str:
+  """Returns why an attempt failed, nothing if it did not."""
+  failures: list[BaseException] = []
+
+  def catch() -> None:
     try:
-      vocabulary.load_model()
+      attempt()
     except Exception as error:  # TensorFlow's, protobuf's or SentencePiece's.
-      failure.append(error)
+      failures.append(error)
 
   # Without a network, Google Cloud Storage is retried for many minutes.
-  loader = threading.Thread(target=load, daemon=True)
-  loader.start()
-  loader.join(_SECONDS_TO_LOAD)
-  if loader.is_alive():
-    reason = f'no answer in {_SECONDS_TO_LOAD:.0f} s'
-  elif failure:
-    reason = (str(failure[0]).splitlines() or [type(failure[0]).__name__])[0]
-  else:
-    return
-  path = vocabulary.sentencepiece_model_file
-  raise UserError(
-    f'cannot read the vocabulary {path!r} ({reason}); set'
-    f' {VOCABULARY_VARIABLE} to a local SentencePiece model'
-  )
+  thread = threading.Thread(target=catch, daemon=True)
+  thread.start()
+  thread.join(_SECONDS_TO_LOAD)
+  if thread.is_alive():
+    return f'no answer in {_SECONDS_TO_LOAD:.0f} s'
+  return first_line(failures[0]) if failures else ''

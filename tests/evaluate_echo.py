@@ -77,7 +77,7 @@ def evaluate(folder, **options):
     space = parameters.ParameterSpace(network, partitioner)
     params = space.to_devices(networks.random_params(network))
     planned = evaluation.Evaluation(NAME, LENGTHS, _echo, **options)
-    planned.check()
+    planned.check(network)
     return planned.prepare(network, partitioner, str(folder))(params, 3)
 
 

@@ -3,7 +3,9 @@
 import threading
 
 from fixtures_data import vocabulary_file  # noqa: F401
+from flax import linen as nn
 import gin
+import networks
 import pytest
 import seqio
 import tensorflow as tf
@@ -111,3 +113,12 @@ def test_tasks_use_what_is_chosen_like_the_vocabulary_itself(
     assert pieces.decode_tf(tensor).numpy() == itself.decode_tf(tensor).numpy()
   assert pieces == vocabulary.TaskVocabulary()
   assert pieces != seqio.ByteVocabulary()
+
+
+def test_a_model_must_have_an_embedding_for_every_id(by_gin):
+  by_gin('bytes')
+  features = vocabulary.output_features()
+  vocabulary.check_fits(features, networks.tiny(vocab_size=259))
+  vocabulary.check_fits(features, nn.Dense(1))  # Nobody knows.
+  with pytest.raises(UserError, match=r'259 ids, but vocab_size .* is 256'):
+    vocabulary.check_fits(features, networks.tiny(vocab_size=256))
