@@ -19,7 +19,7 @@ from dst_t5x import partitioning
 
 NAME = 'echo'
 SIZES = {'echo_a': 7, 'echo_b': 5}
-BATCH_SIZES = (1, 5, 100)
+BATCH_SIZES = (1, 5)
 LENGTHS = {'inputs': 8, 'targets': 8}
 PROCESSES = 2
 

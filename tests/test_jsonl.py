@@ -2,6 +2,7 @@
 
 import json
 
+from commands import PRETRAIN
 from commands import flags
 import gin
 import pytest
@@ -232,18 +233,16 @@ def test_a_small_model_trains_and_evaluates(toy_commands, write, tmp_path):
   )
   toy_commands.run(
     'train',
-    '--gin_file=gin/models/t5_1_1_demo.gin',
+    *PRETRAIN,
     '--gin_file=gin/tasks/jsonl.gin',
-    '--gin_file=gin/runs/pretrain.gin',
     *flags(
+      VOCABULARY='bytes',
       TRAIN_FILE=train,
       EVAL_FILE=validation,
       METRICS=['exact_match', 'chrf'],
-      TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8},
+      TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16},
       MODEL_DIR=tmp_path / 'run',
       TRAIN_STEPS=20,
-      BATCH_SIZE=4,
-      EVAL_BATCH_SIZE=2,
       KEEP_BEST_BY='jsonl/chrf',
     ),
   )

@@ -92,6 +92,18 @@ def test_a_source_may_prepare_its_data_itself(
   assert (tmp_path / 'prepared').exists()
 
 
+def test_what_is_prepared_is_left_as_it_is(
+  add_task,
+  tfds_data_dir,  # noqa: F811
+  vocabulary_file,  # noqa: F811
+):
+  prepared = seqio.TfdsDataSource('gsm8k:1.0.0', splits=['train'])
+  add_task('toy_prepared', prepared)
+  before = _state(tfds_data_dir / 'gsm8k')
+  prepare_data.prepare_data('toy_prepared')
+  assert _state(tfds_data_dir / 'gsm8k') == before
+
+
 def test_the_vocabulary_is_copied_once(
   tmp_path,
   monkeypatch,
@@ -135,7 +147,7 @@ def _state(folder):
 
 
 @pytest.mark.slow
-def test_a_folder_is_prepared_once_and_then_only_read(
+def test_a_folder_is_prepared_and_then_only_read(
   toy_commands,
   tfds_data_dir,  # noqa: F811
   vocabulary_file,  # noqa: F811
@@ -151,7 +163,7 @@ def test_a_folder_is_prepared_once_and_then_only_read(
   }
   umask = os.umask(0o077)
   try:
-    toy_commands.run('prepare_data', 'gsm8k', environment=environment)
+    toy_commands.run('prepare_data', 'gsm8k_notes', environment=environment)
   finally:
     os.umask(umask)
   for path in (folder, *folder.rglob('*')):
@@ -160,7 +172,6 @@ def test_a_folder_is_prepared_once_and_then_only_read(
     assert mode & stat.S_IXOTH or not path.is_dir(), path
   shutil.rmtree(downloads)
   before = _state(folder)
-  toy_commands.run('prepare_data', 'gsm8k_notes', environment=environment)
   toy_commands.run(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
