@@ -50,7 +50,8 @@ def infer(
     checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
     output_dir: where `predictions.jsonl` goes, rows in the inputs' order:
       `{"inputs": …, "prediction": …}` and, from a split, `"targets"` and what
-      the task accepts as well: lists of texts such as `"references"`.
+      the task accepts as well: lists of texts such as `"references"`; from a
+      mixture's split also `"task"`.
     task: whose vocabulary, lengths and, without a file, inputs are used.
     feature_lengths: feature -> longest length; longer inputs are cut.
     decoder: greedy or beam search.
@@ -59,7 +60,7 @@ def infer(
     initial_checkpoint_path: where the run's seed is; by default where it was.
     input_file: text, one input a line, as the task's preprocessing makes them.
     split: of the task.
-    num_examples: how many; all by default.
+    num_examples: how many, of all tasks together; all by default.
     batch_size: inputs that are decoded at once, or a few more: as many as
       devices can share evenly.
 
@@ -146,7 +147,8 @@ def _of_file(
 def _of_split(
   task: data.Task, lengths: Mapping[str, int], split: str
 ) -> Iterator[dict[str, Any]]:
-  for member in (m for m in data.tasks_of(task) if split in m.splits):
+  members = [m for m in data.tasks_of(task) if split in m.splits]
+  for member in members:
     dataset = member.get_dataset(
       dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
     )
@@ -159,6 +161,8 @@ def _of_split(
       for name, value in example.items():
         if isinstance(value, np.ndarray) and value.dtype == object:
           texts[name] = [text.decode() for text in value.flat]
+      if len(members) > 1:
+        texts['task'] = member.name
       # Cut and ended as the task does it: just as they are evaluated.
       yield texts | {'tokens': _pad(example['inputs'], lengths['inputs'])}
 

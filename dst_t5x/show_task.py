@@ -186,14 +186,13 @@ def show_task(
   if isinstance(found, seqio.Mixture):
     print('\n'.join(_mixture_lines(found)))
   reports: list[SplitReport] = []
-  missing: UserError | None = None
+  problems: list[UserError] = []
   for member in data.tasks_of(found):
     try:
       data.check_prepared(member)
-      splits = member.splits
+      splits = list(member.splits)
     except UserError as error:
-      missing = error
-      logging.warning('%s', error)
+      problems.append(error)
       continue
     for split in splits:
       try:
@@ -201,13 +200,14 @@ def show_task(
           member, split, feature_lengths, show_examples, measure_examples
         )
       except UserError as error:
-        missing = error
-        logging.warning('%s', error)
+        problems.append(error)
         continue
       reports.append(report)
       print('\n'.join(['', *_lines(report, member)]), flush=True)
-  if missing is not None and not reports:
-    raise missing
+  if not reports:
+    raise problems[0]
+  for problem in problems:
+    logging.warning('not shown: %s', problem)
   return reports
 
 

@@ -163,7 +163,7 @@ def test_a_folder_is_prepared_and_then_only_read(
   }
   umask = os.umask(0o077)
   try:
-    toy_commands.run('prepare_data', 'gsm8k_notes', environment=environment)
+    toy_commands.run('prepare_data', 'gsm8k', environment=environment)
   finally:
     os.umask(umask)
   for path in (folder, *folder.rglob('*')):
@@ -175,7 +175,7 @@ def test_a_folder_is_prepared_and_then_only_read(
   toy_commands.run(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
-    '--gin_file=gin/tasks/gsm8k_notes.gin',
+    '--gin_file=gin/tasks/gsm8k.gin',
     '--gin_file=gin/runs/pretrain.gin',
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
     f'--gin.MODEL_DIR={tmp_path / "run"}',
@@ -187,4 +187,4 @@ def test_a_folder_is_prepared_and_then_only_read(
   )
   assert _state(folder) == before
   last = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1]
-  assert 0 <= json.loads(last)['gsm8k_notes/strict_match'] <= 100
+  assert 0 <= json.loads(last)['gsm8k/strict_match'] <= 100
