@@ -19,7 +19,14 @@ PLACES = {
 def shared_folder(environment: Mapping[str, str] = os.environ) -> str | None:
   """Returns the folder for all data, None if there is none."""
   folder = environment.get(DATA_DIR_VARIABLE)
-  return os.path.abspath(os.path.expanduser(folder)) if folder else None
+  if not folder or is_remote(folder):
+    return folder or None
+  return os.path.abspath(os.path.expanduser(folder))
+
+
+def is_remote(folder: str) -> bool:
+  """Whether a folder is in an object store, which SacreBLEU cannot use."""
+  return '://' in folder
 
 
 def set_variables(environment: MutableMapping[str, str]) -> None:
@@ -27,6 +34,8 @@ def set_variables(environment: MutableMapping[str, str]) -> None:
   folder = shared_folder(environment)
   if folder is not None:
     for variable, place in PLACES.items():
+      if variable == 'SACREBLEU' and is_remote(folder):
+        continue
       environment.setdefault(variable, os.path.join(folder, place))
 
 

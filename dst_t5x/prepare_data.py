@@ -62,7 +62,8 @@ def prepare_data(task: str) -> None:
       vocabulary.VOCABULARY_VARIABLE,
     )
   if folder := data_folders.shared_folder():
-    _let_others_read(pathlib.Path(folder))
+    if not data_folders.is_remote(folder):
+      _let_others_read(pathlib.Path(folder))
     logging.info(
       'anyone may use it with %s=%s', data_folders.DATA_DIR_VARIABLE, folder
     )

@@ -132,6 +132,13 @@ def test_one_folder_stands_for_all_and_variables_go_first():
     'SACREBLEU': '/elsewhere',
     'DST_VOCABULARY': '/shared/sentencepiece.model',
   }
+  environment = {'DST_DATA_DIR': 'gs://bucket/data'}
+  data_folders.set_variables(environment)
+  assert environment == {
+    'DST_DATA_DIR': 'gs://bucket/data',
+    'TFDS_DATA_DIR': 'gs://bucket/data/tensorflow_datasets',
+    'DST_VOCABULARY': 'gs://bucket/data/sentencepiece.model',
+  }
   environment = {}
   data_folders.set_variables(environment)
   assert not environment
