@@ -5,134 +5,238 @@ computes its keys on the way, and stores none.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import functools
-from typing import Any
+import math
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
+from dst_t5x import keys
+from dst_t5x import local_sums
 from dst_t5x import silos
 from dst_t5x import thresholds
 
-
-def positions(leaf: silos.Leaf, shape: tuple[int, ...]) -> jax.Array:
-  """Returns uint32 [*shape]: where each component is in its slice."""
-  position = jnp.zeros(shape, jnp.uint32)
-  stride = 1
-  for axis in range(len(shape) - 1, int(leaf.stacked) - 1, -1):
-    along = lax.broadcasted_iota(jnp.uint32, shape, axis)
-    position = position + along * jnp.uint32(stride)
-    stride *= shape[axis]
-  return position
+# So many tensors' rows are added up before they are reduced.
+_TOGETHER = 8
 
 
-def kept(leaf: silos.Leaf, keys: jax.Array, cut: thresholds.Cut) -> jax.Array:
-  """Returns bool, of the tensor's shape: which components stay free.
+class _Group(NamedTuple):
+  """Leaves that are counted together, or skipped.
 
-  Args:
-    leaf: where the tensor's components belong.
-    keys: uint32, of the tensor's shape.
-    cut: of all silos.
+  Attributes:
+    silos: [slices] to which the slices of each of them belong.
+    leaves: together fewer than 2³² components a slice.
   """
-  # Nothing but elementwise work on the tensor: a reshape in between, and XLA
-  # would not write the result in the tensor's place.
-  threshold, before = (rows(x, leaf.silos) for x in cut)
-  offsets = jnp.asarray(leaf.offsets, jnp.uint32)
-  before = jnp.where(before > offsets, before - offsets, 0)
-  threshold, before = (columns(x, keys.ndim) for x in (threshold, before))
-  early = positions(leaf, keys.shape) < before
-  return (keys > threshold) | ((keys == threshold) & early)
+
+  silos: tuple[int, ...]
+  leaves: list[int]
 
 
-def columns(values: jax.Array, ndim: int) -> jax.Array:
-  """Returns [slices] with `ndim` axes, to go with a tensor of so many."""
-  return values.reshape((len(values), *[1] * (ndim - 1))[:ndim])
+def _groups(slices: keys.Slices) -> list[_Group]:
+  groups = []
+  open_groups: dict[tuple[int, ...], _Group] = {}
+  room: dict[tuple[int, ...], int] = {}
+  for i, leaf in enumerate(slices.layout.leaves):
+    size = math.prod(slices.shapes[i][leaf.stacked :])
+    if room.get(leaf.silos, -1) < size:
+      open_groups[leaf.silos] = _Group(leaf.silos, [])
+      room[leaf.silos] = silos.MOST
+      groups.append(open_groups[leaf.silos])
+    open_groups[leaf.silos].leaves.append(i)
+    room[leaf.silos] -= size
+  return groups
 
 
-def rows(values: jax.Array, which: Sequence[int]) -> jax.Array:
-  """Returns the rows of some silos; a single one without a gather."""
-  if len(which) == 1:
-    return lax.slice_in_dim(values, which[0], which[0] + 1)
-  return values[jnp.asarray(which)]
+class _Operands(NamedTuple):
+  """What counting takes beside the tensors.
+
+  Attributes:
+    table: uint32 [slices, 2 + candidates], number, tie and candidates of each
+      slice; in a tie, candidates are `NOTHING` less a position in the slice.
+    which: for each leaf, `keys.indices` of its rows of the table.
+    active: for each group, bool [], whether to count at all.
+    of_silo: uint32 [silos, most], which of all groups' slices are those of each
+      silo; the number of slices where there are no more.
+  """
+
+  table: jax.Array
+  which: list[np.ndarray]
+  active: list[jax.Array]
+  of_silo: np.ndarray
 
 
-def count(
-  layout: silos.Layout,
-  keys: Callable[[int], jax.Array],
-  query: thresholds.Query,
-) -> jax.Array:
+def count(tree: keys.Tree, query: thresholds.Query) -> jax.Array:
   """Answers a query of the search with one pass over the parameters.
 
   Args:
-    layout: the silos.
-    keys: index of a leaf -> its keys, uint32, of the tensor's shape.
+    tree: the parameters.
     query: what to count.
 
   Returns:
-    uint32 [silos, candidates]; rows of inactive silos may be too low.
+    uint64 [silos, candidates]; rows of inactive silos may be too low.
   """
-  leaves_of = collections.defaultdict(list)
-  for i, leaf in enumerate(layout.leaves):
-    leaves_of[leaf.silos].append(i)
-  parts: dict[int, list[jax.Array]] = collections.defaultdict(list)
-  for of_silos, leaves in leaves_of.items():
+  slices = tree.slices
+  groups = _groups(slices)
+  with jax.enable_x64(True):
+    table = _table(tree, query)
+    operands = _Operands(
+      table,
+      which=[keys.indices(which, len(table)) for which in slices.of_leaf],
+      active=[jnp.any(keys.rows(query.active, g.silos)) for g in groups],
+      of_silo=_of_silo(groups, len(tree.layout.names)),
+    )
+    low, middle, high = local_sums.add_up(
+      functools.partial(_digits, tree.compute, slices, groups),
+      list(zip(tree.new, tree.seed, strict=True)),
+      operands,
+    )
+    low, middle, high = (x.astype(jnp.uint64) for x in (low, middle, high))
+    return low + (middle << 16) + (high << 32)
 
-    def counted(
-      here: thresholds.Query, leaves: list[int] = leaves
-    ) -> jax.Array:
-      counts = [_count_leaf(layout.leaves[i], keys(i), here) for i in leaves]
-      return functools.reduce(jnp.add, counts)
 
-    def skipped(here: thresholds.Query) -> jax.Array:
-      return jnp.zeros_like(here.candidates)
+def _table(tree: keys.Tree, query: thresholds.Query) -> jax.Array:
+  """Returns what `_Operands` says."""
+  sizes = jnp.asarray(tree.layout.sizes, jnp.uint64)[:, None]
+  # Of tied components the earlier are the larger, as in the query.
+  before = tree.slices.positions(sizes + 1 - query.candidates)
+  reach = query.candidates[tree.slices.silo].astype(jnp.uint32)
+  tie = query.tie[tree.slices.silo][:, None]
+  candidates = jnp.where(tie > 0, thresholds.NOTHING - before, reach)
+  return jnp.concatenate([tree.numbers[:, None], tie, candidates], axis=1)
 
+
+def _of_silo(groups: Sequence[_Group], n: int) -> np.ndarray:
+  """Returns what `_Operands` says, for `n` silos."""
+  silo = np.array([silo for group in groups for silo in group.silos])
+  sizes = np.bincount(silo, minlength=n)
+  is_used = np.arange(sizes.max()) < sizes[:, None]
+  result = np.full(is_used.shape, len(silo), np.uint32)
+  result[is_used] = np.argsort(silo, kind='stable')
+  return result
+
+
+def _digits(
+  compute: keys.Compute,
+  slices: keys.Slices,
+  groups: Sequence[_Group],
+  tensors: Sequence[tuple[jax.Array, jax.Array]],
+  parts: Sequence[local_sums.Part | None],
+  operands: _Operands,
+) -> list[jax.Array]:
+  """Returns the counts of what one device has, as three digits of 16 bits.
+
+  Each is uint32 [silos, candidates]: the digits of 2¹⁶ devices can be added up
+  without a carry getting lost.
+  """
+  found = []
+  for group, active in zip(groups, operands.active, strict=True):
+    here = [part.counts for i in group.leaves if (part := parts[i])]
+    shape = len(group.silos), operands.table.shape[1] - 2
     # The branch skips finished silos. It also keeps XLA from computing the
     # distances once, outside of the loop, and storing them.
-    here = thresholds.Query(*(rows(x, of_silos) for x in query))
-    counts = lax.cond(jnp.any(here.active), counted, skipped, here)
-    for slice_index, silo in enumerate(of_silos):
-      parts[silo].append(counts[slice_index])
-  return jnp.stack([sum(parts[silo]) for silo in range(len(layout.names))])
+    found.append(
+      lax.cond(
+        active & functools.reduce(jnp.logical_or, here) if here else active,
+        functools.partial(
+          _count_group, compute, slices, group, tensors, parts, operands
+        ),
+        functools.partial(jnp.zeros, shape, jnp.uint32),
+      )
+    )
+  of_slices = jnp.pad(jnp.concatenate(found), ((0, 1), (0, 0)))
+  # A scatter would do as well, but takes longer to compile.
+  of_silos = of_slices[operands.of_silo]
+  low = jnp.sum(of_silos & 0xFFFF, axis=1, dtype=jnp.uint32)
+  high = jnp.sum(of_silos >> 16, axis=1, dtype=jnp.uint32) + (low >> 16)
+  return [low & 0xFFFF, high & 0xFFFF, high >> 16]
 
 
-def _count_leaf(
-  leaf: silos.Leaf, keys: jax.Array, query: thresholds.Query
+def _count_group(
+  compute: keys.Compute,
+  slices: keys.Slices,
+  group: _Group,
+  tensors: Sequence[tuple[jax.Array, jax.Array]],
+  parts: Sequence[local_sums.Part | None],
+  operands: _Operands,
 ) -> jax.Array:
-  """Returns uint32 [slices, candidates]: one tensor's part of the counts."""
-  tie = columns(query.tie, keys.ndim)
-  offsets = columns(jnp.asarray(leaf.offsets, jnp.uint32), keys.ndim)
-  from_first = thresholds.FIRST - offsets - positions(leaf, keys.shape)
-  early = jnp.where(keys == tie, from_first, 0)
-  keys = jnp.where(tie == 0, keys, early)
-  if not leaf.stacked:
-    keys = keys[None]
-  return _reach(keys, query.candidates)
+  """Returns uint32 [slices, candidates], the counts of a group."""
+  of_rows: dict[int, list[list[jax.Array]]] = collections.defaultdict(list)
+  for i in group.leaves:
+    counts = _count_rows(
+      compute,
+      slices.strides[i],
+      len(group.silos) if slices.layout.leaves[i].stacked else None,
+      *tensors[i],
+      parts[i],
+      operands.table[operands.which[i]],
+    )
+    of_rows[counts[0].shape[1]].append(counts)
+  totals = []
+  for tensors_counts in of_rows.values():
+    for i in range(0, len(tensors_counts), _TOGETHER):
+      few = zip(*tensors_counts[i : i + _TOGETHER], strict=True)
+      sums = _add_up([functools.reduce(jnp.add, x) for x in few], axis=1)
+      totals.append(jnp.stack(sums, axis=1))
+  return functools.reduce(jnp.add, totals)
 
 
-def _reach(keys: jax.Array, candidates: jax.Array) -> jax.Array:
-  """Counts the keys of each slice that reach each candidate in one pass.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _count_rows(
+  compute: keys.Compute,
+  strides: tuple[int, ...],
+  slices: int | None,
+  new: jax.Array,
+  seed: jax.Array,
+  part: local_sums.Part | None,
+  table: jax.Array,
+) -> list[jax.Array]:
+  """Counts the keys of each row of a tensor that reach each candidate.
 
   Args:
-    keys: uint32 [slices, …].
-    candidates: uint32 [slices, candidates].
+    compute: what computes the keys.
+    strides: see `keys.Slices`.
+    slices: how many slices the tensor has; None if it is not stacked.
+    new: θ′, or the part of it that a device has.
+    seed: θ⁰, likewise.
+    part: which part that is; None for the whole.
+    table: uint32 [slices, 2 + candidates], of all slices.
 
   Returns:
-    uint32 [slices, candidates].
+    For each candidate uint32 [slices, rows].
   """
-  keys = keys.reshape((*keys.shape, *([1] * (2 - keys.ndim))))
-  columns = candidates.T.reshape(
-    (candidates.shape[1], len(keys)) + (1,) * (keys.ndim - 1)
+  here = 1 if slices is None else len(new)
+  start = None if part is None else part.start
+  first = 0 if part is None or slices is None else part.start[0]
+  table = lax.dynamic_slice_in_dim(table, first, here)
+  number, tie, *candidates = (keys.column(x, new.ndim) for x in table.T)
+  position = keys.positions(new.shape, strides, start)
+  key = compute(new, seed, position, number)
+  early = jnp.where(key == tie, thresholds.NOTHING - 1 - position, 0)
+  key = jnp.where(tie == 0, key, early)
+  reached = [(key >= candidate).astype(jnp.uint32) for candidate in candidates]
+  if new.ndim == int(slices is not None):  # One component a slice.
+    reached = [x[..., None] for x in reached]
+  counts = [x.reshape(here, -1) for x in _add_up(reached, reached[0].ndim - 1)]
+  if part is None:
+    return counts
+  counts = [jnp.where(part.counts, x, 0) for x in counts]
+  if slices is None:
+    return counts
+  whole = jnp.zeros((slices, counts[0].shape[1]), jnp.uint32)
+  return [lax.dynamic_update_slice_in_dim(whole, x, first, 0) for x in counts]
+
+
+def _add_up(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
+  """Returns the sums of several arrays over an axis, read only once."""
+  # One reduction with several results. XLA:CPU runs one over several axes, or
+  # with a single result, on a single thread.
+  return lax.reduce(
+    list(values),
+    [jnp.uint32(0)] * len(values),
+    lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+    (axis,),
   )
-  reached = [(keys >= column).astype(jnp.uint32) for column in columns]
-  zeros = [jnp.uint32(0)] * len(reached)
-
-  def add(a: Any, b: Any) -> Any:
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-  # One reduction with several results reads the keys once. The last axis goes
-  # first: XLA:CPU runs a reduction of everything on a single thread.
-  rows = lax.reduce(reached, zeros, add, (keys.ndim - 1,))
-  counts = lax.reduce(rows, zeros, add, tuple(range(1, keys.ndim - 1)))
-  return jnp.stack(counts, axis=-1)

@@ -37,7 +37,7 @@ def find(
 
   Args:
     count_above: uint32 [silos] of float32 bit patterns -> how many keys of
-      each silo are larger, with one pass over the parameters (Eq. 8).
+      each silo are larger, uint64, with one pass over the parameters (Eq. 8).
     quotas: ⌊ε·|S|⌋ of each silo: more keys than that are too many.
     before: uint32 [silos], bit patterns of τᵗ⁻¹; 0 before the first step.
     delta: δ > 1, how far a threshold may move in a step, as a factor.
@@ -46,7 +46,7 @@ def find(
   Returns:
     The cut, which keeps about ε·|S| keys, and the number of passes.
   """
-  wanted = jnp.asarray(quotas, jnp.uint32)
+  wanted = np.array(quotas, np.uint64)
   tau = lax.bitcast_convert_type(before, jnp.float32)
   tau = jnp.where(before == 0, _START, tau)
   tau = jnp.clip(tau, _SMALLEST, _LARGEST)
@@ -61,7 +61,8 @@ def find(
     lower, upper = bounds
     middle = _middle(lower, upper)
     counts = count_above(lax.bitcast_convert_type(middle, jnp.uint32))
-    too_many = counts > wanted
+    with jax.enable_x64(True):
+      too_many = counts > wanted
     return (
       jnp.where(too_many, middle, lower),
       jnp.where(too_many, upper, middle),

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dst_t5x import silos
 
@@ -27,14 +28,27 @@ def mean(groups: silos.Layout, seed: PyTree) -> jax.Array:
   """Returns float32 [groups]: the mean of |θ⁰| in each group.
 
   Of a group whose seeds are all zero, 1, so that its distances stay as they
-  are.
+  are. Magnitudes are added up as integers, in units of 2⁻³¹ of a power of two
+  above the largest: on any number of devices the mean has the same bits.
   """
-  sums = jnp.zeros(len(groups.names), jnp.float32)
-  for leaf, tensor in zip(groups.leaves, jax.tree.leaves(seed), strict=True):
-    magnitudes = jnp.abs(tensor.astype(jnp.float32))
-    per_slice = jnp.sum(magnitudes.reshape(len(leaf.silos), -1), axis=1)
-    sums = sums.at[jnp.asarray(leaf.silos)].add(per_slice)
-  means = sums / jnp.asarray(groups.sizes, jnp.float32)
+  magnitudes = [
+    jnp.abs(tensor.astype(jnp.float32)) for tensor in jax.tree.leaves(seed)
+  ]
+  largest = jnp.zeros(len(groups.names), jnp.float32)
+  for leaf, x in zip(groups.leaves, magnitudes, strict=True):
+    axes = tuple(range(int(leaf.stacked), x.ndim))
+    largest = largest.at[np.array(leaf.silos)].max(jnp.max(x, axis=axes))
+  _, exponents = jnp.frexp(largest)
+  with jax.enable_x64(True):
+    sums = jnp.zeros(len(groups.names), jnp.uint64)
+    for leaf, x in zip(groups.leaves, magnitudes, strict=True):
+      axes = tuple(range(int(leaf.stacked), x.ndim))
+      shift = 31 - exponents[np.array(leaf.silos)].reshape(-1, *[1] * len(axes))
+      units = jnp.ldexp(x, shift if leaf.stacked else shift[0])
+      units = units.astype(jnp.uint32).astype(jnp.uint64)
+      sums = sums.at[np.array(leaf.silos)].add(jnp.sum(units, axis=axes))
+    means = sums.astype(jnp.float64) / np.array(groups.sizes, np.float64)
+    means = jnp.ldexp(means, exponents - 31).astype(jnp.float32)
   return jnp.where(means > 0, means, 1.0)
 
 

@@ -27,20 +27,23 @@ In any JAX loop, here Optax's AdaFactor on a toy:
 
 from collections.abc import Collection, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
-import zlib
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from dst_t5x import budgets
 from dst_t5x import counting
 from dst_t5x import distances
 from dst_t5x import iterative_thresholds
+from dst_t5x import keys
 from dst_t5x import masks
 from dst_t5x import normalizations
 from dst_t5x import reports
+from dst_t5x import sharding_types
 from dst_t5x import silos as silo_lib
 from dst_t5x import sorted_thresholds
 from dst_t5x import sparse_seed as sparse_seed_lib
@@ -231,8 +234,10 @@ class SubsetProjection:
     silos = len(layout.names)
     scales: jax.Array | tuple[()] = ()
     if self.normalization is not None:
-      scales = normalizations.NORMALIZATIONS[self.normalization](
-        silo_lib.make_layout(seed_params, self.normalize_over), seed_params
+      groups = silo_lib.make_layout(seed_params, self.normalize_over)
+      scale = normalizations.NORMALIZATIONS[self.normalization]
+      scales = sharding_types.hide(functools.partial(scale, groups))(
+        seed_params
       )
     chosen: Any = ()
     if not self.churn:
@@ -296,6 +301,12 @@ class SubsetProjection:
     Returns:
       θᵗ⁺¹ and the next state.
     """
+    apply = sharding_types.hide(self._apply, results=(new_params, state))
+    return apply(new_params, seed_params, state)
+
+  def _apply(
+    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+  ) -> tuple[PyTree, ProjectionState]:
     # XLA may compute θ′ anew, with other roundings, wherever it is used. The
     # barrier makes counts and mask see the same numbers.
     new_params, seed_params = lax.optimization_barrier(
@@ -334,13 +345,22 @@ class _Step:
     self._method = method
     self._layout = method.layout(new_params)
     self._budgets = self._layout.budgets(method.epsilon)
-    self._new, self._tree = jax.tree.flatten(new_params)
-    self._seed = jax.tree.leaves(seed_params)
-    self._scales: list[jax.Array] = []
-    if method.normalization is not None:
-      groups = silo_lib.make_layout(new_params, method.normalize_over)
-      assert isinstance(scales, jax.Array)
-      self._scales = [counting.rows(scales, g.silos) for g in groups.leaves]
+    new, self._structure = jax.tree.flatten(new_params)
+    is_normalized = method.normalization is not None
+    if is_normalized:
+      numbers = _scales_of_slices(method, new_params, scales)
+    else:
+      shapes = [tensor.shape for tensor in new]
+      numbers = keys.salts(self._layout, shapes, method.random_seed)
+    self._tree = keys.Tree(
+      self._layout,
+      keys.random
+      if method.distance == RANDOM
+      else keys.measured(method.distance, is_normalized),
+      new,
+      jax.tree.leaves(seed_params),
+      numbers,
+    )
 
   def search(
     self, state: ProjectionState
@@ -349,9 +369,9 @@ class _Step:
     passes = jnp.uint32(1)
     if self._method.threshold == 'exact':
       cut, passes = thresholds.find(
-        lambda query: counting.count(self._layout, self.keys, query),
-        jnp.asarray(self._budgets, jnp.uint32),
-        jnp.asarray(self._layout.sizes, jnp.uint32),
+        functools.partial(counting.count, self._tree),
+        self._budgets,
+        self._layout.sizes,
         guess=state.thresholds,
         # A threshold that stood still may yet move a little.
         spread=jnp.maximum(state.drift, 8.0),
@@ -365,7 +385,9 @@ class _Step:
         self._method.iterations,
       )
     else:
-      cut = sorted_thresholds.find(self._layout, self.keys, self._budgets)
+      cut = sorted_thresholds.find(
+        self._layout, keys.of_tensors(self._tree), self._budgets
+      )
     now = cut.threshold.astype(jnp.float32)
     moved = jnp.abs(now - state.thresholds.astype(jnp.float32))
     drift = jnp.where(
@@ -374,7 +396,7 @@ class _Step:
       2.0**20,
       0.7 * state.drift + 0.3 * moved,
     )
-    searched = jnp.asarray(self._budgets) > 0
+    searched = np.array([budget > 0 for budget in self._budgets])
     return cut, state._replace(
       thresholds=jnp.where(searched, cut.threshold, 0),
       drift=drift,
@@ -382,22 +404,20 @@ class _Step:
     )
 
   def _count_above(self, threshold: jax.Array) -> jax.Array:
-    query = thresholds.Query(
+    with jax.enable_x64(True):
       # Twice the same: XLA:CPU counts one candidate on a single thread.
-      candidates=jnp.repeat(threshold[:, None] + 1, 2, axis=1),
-      tie=jnp.zeros_like(threshold),
-      # Always so, which XLA must not know, or it stores the distances.
-      active=threshold > 0,
-    )
-    return counting.count(self._layout, self.keys, query)[:, 0]
+      above = jnp.repeat(threshold[:, None].astype(jnp.uint64) + 1, 2, axis=1)
+      query = thresholds.Query(
+        candidates=above,
+        tie=jnp.zeros_like(threshold),
+        # Always so, which XLA must not know, or it stores the distances.
+        active=threshold > 0,
+      )
+      return counting.count(self._tree, query)[:, 0]
 
   def kept(self, cut: thresholds.Cut) -> PyTree:
     """Returns the tree of masks: which components stay free."""
-    leaves = [
-      counting.kept(leaf, self.keys(i), cut)
-      for i, leaf in enumerate(self._layout.leaves)
-    ]
-    return jax.tree.unflatten(self._tree, leaves)
+    return jax.tree.unflatten(self._structure, keys.kept(self._tree, cut))
 
   def kept_without_churn(
     self, state: ProjectionState
@@ -413,7 +433,7 @@ class _Step:
       return packed, state._replace(chosen=(), passes=jnp.uint32(0))
 
     packed, state = lax.cond(is_chosen, stay, choose)
-    shapes = jax.tree.unflatten(self._tree, self._new)
+    shapes = jax.tree.unflatten(self._structure, self._tree.new)
     return masks.unpack(packed, shapes), state._replace(
       chosen=(packed, jnp.asarray(True))
     )
@@ -421,25 +441,19 @@ class _Step:
   def listed(self, keep: PyTree) -> sparse_seed_lib.SparseSeed:
     """Returns the seeds of what stays free and is not as it was."""
     new, seed = (
-      jax.tree.unflatten(self._tree, x) for x in (self._new, self._seed)
+      jax.tree.unflatten(self._structure, x)
+      for x in (self._tree.new, self._tree.seed)
     )
     free = jax.tree.map(
       lambda mask, a, b: mask & reports.differs(a, b), keep, new, seed
     )
     return sparse_seed_lib.extract(free, seed, self._layout, self._budgets)
 
-  def keys(self, i: int) -> jax.Array:
-    """Returns uint32, of a tensor's shape: distances, ordered as integers."""
-    leaf, new, seed = self._layout.leaves[i], self._new[i], self._seed[i]
-    if self._method.distance == RANDOM:
-      _, paths = silo_lib.slice_paths(leaf.path, new.shape)
-      names = [f'{self._method.random_seed} {path}' for path in paths]
-      hashes = jnp.asarray([zlib.crc32(n.encode()) for n in names], jnp.uint32)
-      return distances.random_scores(
-        counting.positions(leaf, new.shape),
-        counting.columns(hashes, new.ndim),
-      )
-    distance = distances.DISTANCES[self._method.distance](new, seed)
-    if self._scales:
-      distance = distance / counting.columns(self._scales[i], new.ndim)
-    return lax.bitcast_convert_type(distance, jnp.uint32)
+
+def _scales_of_slices(
+  method: SubsetProjection, params: PyTree, scales: jax.Array | tuple[()]
+) -> jax.Array:
+  """Returns the bit patterns of what distances are divided by, [slices]."""
+  groups = silo_lib.make_layout(params, method.normalize_over)
+  group = np.array([i for leaf in groups.leaves for i in leaf.silos])
+  return lax.bitcast_convert_type(jnp.asarray(scales)[group], jnp.uint32)

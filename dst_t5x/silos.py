@@ -24,7 +24,6 @@ from typing import Any
 import jax
 
 from dst_t5x import budgets
-from dst_t5x import thresholds
 from dst_t5x.errors import UserError, nearest
 
 PyTree = Any
@@ -34,6 +33,9 @@ Rules = Sequence[tuple[str, str]]
 STACK = 'layers'
 # Where tensors are that tuning leaves alone; the only silo without a budget.
 EXCLUDED = '(excluded)'
+# How many components a tensor may have, or a slice of a stacked one: their
+# positions are uint32, and one more number has to mean "none".
+MOST = 2**32 - 2
 _LAYER = re.compile(r'layers_\d+$')
 
 
@@ -245,7 +247,7 @@ def make_layout(
 
   Raises:
     UserError: no such siloing, a path that no rule matches, an exclusion that
-      matches nothing or leaves nothing, or a silo that is too large.
+      matches nothing or leaves nothing, or a tensor that is too large.
   """
   silo_of = _with_exclusions(named(silos), exclude)
   tensors: list[tuple[str, bool, list[str]]] = []
@@ -254,7 +256,12 @@ def make_layout(
     path = path_of(key_path)
     stacked, paths = slice_paths(path, leaf.shape)
     tensors.append((path, stacked, paths))
-    components |= dict.fromkeys(paths, math.prod(leaf.shape[int(stacked) :]))
+    size = math.prod(leaf.shape[int(stacked) :])
+    if size > MOST:
+      raise UserError(
+        f'{path!r} has {size} components: 2³² − 1 or more are too many'
+      )
+    components |= dict.fromkeys(paths, size)
   _check_exclusions(exclude, components)
   silo = {path: silo_of(path) for path in components}
   sizes: dict[str, int] = {}
@@ -264,12 +271,6 @@ def make_layout(
     offsets[path] = sizes.get(silo[path], 0)
     sizes[silo[path]] = offsets[path] + components[path]
   names = sorted(sizes, key=lambda name: (name == EXCLUDED, _natural(name)))
-  for name in names:
-    if sizes[name] > thresholds.FIRST:
-      raise UserError(
-        f'silo {name!r} has {sizes[name]} components, 2³² − 1 or '
-        'more; use smaller silos'
-      )
   index = {name: i for i, name in enumerate(names)}
   leaves = tuple(
     Leaf(

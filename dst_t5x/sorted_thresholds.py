@@ -4,7 +4,7 @@ What a first implementation does (App. C), and the slow bar of Fig. 5. Memory
 for a silo's keys, twice, and no silo of 2³¹ components or more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax import lax
@@ -17,14 +17,14 @@ from dst_t5x.errors import UserError
 
 def find(
   layout: silos.Layout,
-  keys: Callable[[int], jax.Array],
+  keys: Sequence[jax.Array],
   budgets: Sequence[int],
 ) -> thresholds.Cut:
   """Returns the cut of every silo.
 
   Args:
     layout: the silos.
-    keys: index of a leaf -> its keys, uint32, of the tensor's shape.
+    keys: of each leaf, uint32, of the tensor's shape.
     budgets: [silos], how many keys to keep.
 
   Raises:
@@ -32,7 +32,7 @@ def find(
   """
   slices: list[list[tuple[int, jax.Array]]] = [[] for _ in layout.names]
   for i, leaf in enumerate(layout.leaves):
-    of_slices = keys(i).reshape(len(leaf.silos), -1)
+    of_slices = keys[i].reshape(len(leaf.silos), -1)
     for j, (silo, offset) in enumerate(
       zip(leaf.silos, leaf.offsets, strict=True)
     ):

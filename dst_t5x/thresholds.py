@@ -10,9 +10,12 @@ The search knows the keys only through `count`, which says how many reach each
 of a few candidates. All silos are searched at once; one that is found takes no
 further part. This replaces the paper's Algorithm 2 (App. C), which needs a
 ramp-up over some 20 steps and ends near the budget, not at it.
+
+A silo may have more than 2³² components. What counts them is therefore uint64,
+which JAX offers within `jax.enable_x64`; none of it leaves a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,9 +26,6 @@ import numpy as np
 # How many candidates are counted in one pass over the parameters.
 CANDIDATES = 8
 NOTHING = np.uint32(0xFFFFFFFF)  # Above every key: a silo that frees nothing.
-# Positions are counted down from here, so that the earlier is the larger, as
-# the farther is among distances.
-FIRST = NOTHING - 1
 _INFINITY = 0x7F800000  # The bit pattern of float32's infinity.
 
 
@@ -33,10 +33,11 @@ class Query(NamedTuple):
   """What one pass over the parameters has to count.
 
   Attributes:
-    candidates: uint32 [silos, CANDIDATES].
+    candidates: uint64 [silos, CANDIDATES].
     tie: uint32 [silos]. Zero: count the keys that reach each candidate. Else:
-      among the keys equal to `tie`, count those for which `FIRST` less their
-      position in the silo reaches each candidate.
+      among the keys equal to `tie`, count those for which the silo's size less
+      their position in it reaches each candidate: the earlier is the larger,
+      as the farther is among distances.
     active: bool [silos], which silos are still searched.
   """
 
@@ -45,7 +46,7 @@ class Query(NamedTuple):
   active: jax.Array
 
 
-# Query -> counts, uint32 [silos, CANDIDATES]; rows of inactive silos may hold
+# Query -> counts, uint64 [silos, CANDIDATES]; rows of inactive silos may hold
 # anything.
 Count = Callable[[Query], jax.Array]
 
@@ -75,7 +76,7 @@ class Cut(NamedTuple):
 
   Attributes:
     threshold: uint32 [silos].
-    before: uint32 [silos], of the components whose key equals the threshold,
+    before: uint64 [silos], of the components whose key equals the threshold,
       those before this position of the silo are kept.
   """
 
@@ -93,9 +94,9 @@ def _start(budgets: jax.Array, sizes: jax.Array) -> Search:
     high=jnp.full_like(sizes, NOTHING),
     count_low=sizes,
     count_high=zeros,
-    tie=zeros,
+    tie=zeros.astype(jnp.uint32),
     # A budget for all components frees all that moved.
-    threshold=jnp.where(nothing, NOTHING, jnp.uint32(1)),
+    threshold=jnp.where(nothing, jnp.uint64(NOTHING), jnp.uint64(1)),
     found=nothing | (budgets >= sizes),
     uniform=jnp.zeros(sizes.shape, bool),
   )
@@ -124,7 +125,7 @@ def _narrow(search: Search, candidates: jax.Array, counts: jax.Array) -> Search:
   closed = narrowed.high - narrowed.low <= 1
   # Closed on zero: fewer keys moved than are wanted, and all of them fit.
   all_fit = closed & (narrowed.low == 0)
-  hit_at = jnp.min(jnp.where(hit, candidates, NOTHING), axis=1)
+  hit_at = jnp.min(jnp.where(hit, candidates, high), axis=1)
   narrowed = narrowed._replace(
     threshold=jnp.where(exact, hit_at, narrowed.high),
     found=exact | all_fit,
@@ -143,11 +144,11 @@ def _break_ties(search: Search, closed: jax.Array) -> Search:
   """Starts the search by position where the bracket closed on one key."""
   by_position = search._replace(
     wanted=search.wanted - search.count_high,
-    low=FIRST - search.size,
-    high=jnp.full_like(search.high, NOTHING),
+    low=jnp.ones_like(search.low),
+    high=search.size + 1,
     count_low=search.count_low - search.count_high,
     count_high=jnp.zeros_like(search.count_high),
-    tie=search.low,
+    tie=search.low.astype(jnp.uint32),
     uniform=jnp.zeros_like(search.uniform),
   )
   return _where(closed, by_position, search)
@@ -188,12 +189,12 @@ def _place(search: Search) -> jax.Array:
   guided = jnp.clip(fraction[:, None] + error[:, None] * ladder, 0.0, 1.0)
   even = (jnp.arange(CANDIDATES, dtype=jnp.float32) + 1) / (CANDIDATES + 1)
   share = jnp.where(search.uniform[:, None], even, guided)
-  steps = (share * width[:, None]).astype(jnp.uint32)
+  steps = (share * width[:, None]).astype(jnp.uint64)
   last = jnp.maximum(search.high - search.low, 2)[:, None] - 1
   candidates = search.low[:, None] + jnp.clip(steps, 1, last)
   # A silo that has seen nothing yet first asks whether enough keys moved.
   ask_one = (search.low == 0)[:, None] & (jnp.arange(CANDIDATES) == 0)
-  return jnp.where(ask_one, jnp.uint32(1), candidates)
+  return jnp.where(ask_one, jnp.uint64(1), candidates)
 
 
 def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
@@ -202,15 +203,15 @@ def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
     jnp.int32
   )
   around = guess.astype(jnp.int32)[:, None] + offsets
-  warm = jnp.clip(around, 1, _INFINITY).astype(jnp.uint32)
-  cold = _place(search._replace(high=jnp.full_like(guess, _INFINITY)))
+  warm = jnp.clip(around, 1, _INFINITY).astype(jnp.uint64)
+  cold = _place(search._replace(high=jnp.full_like(search.high, _INFINITY)))
   return jnp.where((guess > 0)[:, None], warm, cold)
 
 
 def find(
   count: Count,
-  budgets: jax.Array,
-  sizes: jax.Array,
+  budgets: Sequence[int] | np.ndarray | jax.Array,
+  sizes: Sequence[int] | np.ndarray | jax.Array,
   guess: jax.Array,
   spread: jax.Array,
 ) -> tuple[Cut, jax.Array]:
@@ -218,8 +219,8 @@ def find(
 
   Args:
     count: answers a query with one pass over the parameters.
-    budgets: uint32 [silos], how many keys to keep.
-    sizes: uint32 [silos], how many keys there are.
+    budgets: [silos], how many keys to keep.
+    sizes: [silos], how many keys there are.
     guess: uint32 [silos], where the threshold is expected; 0 if unknown.
     spread: float32 [silos], how far off the guess may be, in keys.
 
@@ -227,7 +228,23 @@ def find(
     The cut, which keeps exactly `budgets` keys, or all that are not zero if
     these are fewer; and the number of passes, uint32 [].
   """
-  start = _start(budgets, sizes)
+  with jax.enable_x64(True):
+    start = _start(*(jnp.asarray(x, jnp.uint64) for x in (budgets, sizes)))
+    first = _first(start, guess, spread)
+    end, passes = _search(count, start, first)
+    is_tied = end.tie > 0
+    cut = Cut(
+      threshold=jnp.where(is_tied, end.tie, end.threshold.astype(jnp.uint32)),
+      # size - position >= threshold, solved for the position.
+      before=jnp.where(is_tied, end.size + 1 - end.threshold, end.size),
+    )
+  return cut, passes
+
+
+def _search(
+  count: Count, start: Search, first: jax.Array
+) -> tuple[Search, jax.Array]:
+  """Counts until every silo is found; returns also the number of passes."""
 
   def not_done(carry: tuple[Search, jax.Array, jax.Array]) -> jax.Array:
     return jnp.any(~carry[0].found)
@@ -240,14 +257,7 @@ def find(
     search = _narrow(search, candidates, counts)
     return search, _place(search), passes + 1
 
-  first = _first(start, guess, spread)
   end, _, passes = lax.while_loop(
     not_done, one_pass, (start, first, jnp.uint32(0))
   )
-  is_tied = end.tie > 0
-  cut = Cut(
-    threshold=jnp.where(is_tied, end.tie, end.threshold),
-    # FIRST - position >= threshold, solved for the position.
-    before=jnp.where(is_tied, NOTHING - end.threshold, NOTHING),
-  )
-  return cut, passes
+  return end, passes

@@ -1,80 +1,59 @@
 """The projection of parameters that lie on many devices."""
 
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-_SHARDED = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from dst_t5x import projection
-
-assert len(jax.devices()) == 8
-mesh = jax.make_mesh((4, 2), ('data', 'model'))
-specs = {
-  'embedder': {'embedding': ((64, 16), ('model', 'data'))},
-  'decoder': {
-    'layers_0': {
-      'mlp': {'wi': ((16, 32), (None, 'model')), 'wo': ((32, 16), ('model',))},
-      'norm': {'scale': ((16,), ())},
-    },
-    'layers': {'mlp': {'wi': ((4, 16, 32), ('data', None, 'model'))}},
-    'logits': {
-      'kernel': ((16, 64), ('data', 'model')), 'bias': ((64,), ('data',))},
-  },
-}
-# `layers_0` would be layer 0 of the stack.
-specs['encoder'] = {'layers_0': specs['decoder'].pop('layers_0')}
-leaf = lambda x: isinstance(x, tuple)
-r = np.random.default_rng(0)
-for values, epsilon, distance in (
-  (None, 0.03, 'inverse_relative'),
-  ([-1.0, 0.5, 1.0], 0.2, 'inverse_relative'),
-  (None, 0.1, 'random'),
-):
-  def tensor(spec):
-    shape, _ = spec
-    x = r.standard_normal(shape) if values is None else r.choice(values, shape)
-    return x.astype(np.float32)
-  seed, new = (jax.tree.map(tensor, specs, is_leaf=leaf) for _ in range(2))
-  method = projection.SubsetProjection(epsilon, distance)
-  shardings = jax.tree.map(
-    lambda s: NamedSharding(mesh, PartitionSpec(*s[1])), specs, is_leaf=leaf)
-  state = method.init(seed)
-  one = jax.jit(method.apply)(new, seed, state)
-  many = jax.jit(method.apply)(
-    jax.device_put(new, shardings), jax.device_put(seed, shardings), state)
-  spread = [len(x.sharding.device_set) for x in jax.tree.leaves(many[0])]
-  assert spread == [8] * len(spread), spread
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-  changed = sum(int((np.asarray(a) != b).sum()) for a, b in zip(
-    jax.tree.leaves(many[0]), jax.tree.leaves(seed), strict=True))
-  print('equal', changed, sum(x.size for x in jax.tree.leaves(seed)))
-"""
+from dst_t5x import thresholds
 
 
-@pytest.mark.slow
-def test_on_many_devices(repository):
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-  }
+@pytest.fixture(scope='module')
+def rows(repository):
+  """Name of a setting -> what `project_sharded.py` found."""
   done = subprocess.run(
-    [sys.executable, '-c', _SHARDED],
+    [sys.executable, pathlib.Path(__file__).parent / 'project_sharded.py'],
     cwd=repository,
-    env=environment,
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'PYTHONPATH': str(repository),
+    },
     capture_output=True,
     text=True,
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
-  assert len(lines) == 3
-  for line, epsilon in zip(lines, (0.03, 0.2, 0.1), strict=True):
-    word, free, size = line.split()
-    assert word == 'equal'
-    if epsilon != 0.2:
-      assert int(free) == round(epsilon * int(size))
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(found) == 6
+  return {row['name']: row for row in found}
+
+
+@pytest.mark.slow
+def test_the_same_bits_as_on_one_device(rows):
+  assert all(row['is_equal'] for row in rows.values())
+  assert rows['random']['free'] == round(0.1 * rows['random']['size'])
+  assert rows['normalized']['free'] == round(0.2 * rows['normalized']['size'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name', ['ties', 'one silo', 'random', 'normalized', 'iterative']
+)
+def test_one_small_sum_is_all_that_is_sent(rows, name):
+  # In a counting pass: three digits for each silo and candidate.
+  row = rows[name]
+  [(operation, types, size)] = row['sent']
+  assert (operation, types) == ('all-reduce', 'u32')
+  candidates = 2 if name == 'iterative' else thresholds.CANDIDATES
+  assert size == 3 * row['silos'] * candidates
+
+
+@pytest.mark.slow
+def test_without_churn_no_parameters_are_sent(rows):
+  # Masks of a few components may be, where devices do not hold whole bytes.
+  assert {types for _, types, _ in rows['no churn']['sent']} <= {'u8', 'u32'}

@@ -150,5 +150,5 @@ def test_unknown_silos_and_too_large_ones():
   ):
     silos.make_layout({}, 'per_module_and_layers')
   large = {'a': {'b': jax.ShapeDtypeStruct((2**16, 2**16), np.float32)}}
-  with pytest.raises(errors.UserError, match=r"^silo 'a' has 4294967296 comp"):
+  with pytest.raises(errors.UserError, match=r"^'a/b' has 4294967296 comp"):
     silos.make_layout(large, 'per_module_and_layer')

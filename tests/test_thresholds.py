@@ -21,10 +21,10 @@ INFINITY = 0x7F800000
 def _count(keys, positions, query):
   """What the projection does with tensors, for a matrix of keys."""
   tie = query.tie[:, None]
-  early = jnp.where(keys == tie, thresholds.FIRST - positions, 0)
+  early = jnp.where(keys == tie, keys.shape[1] - positions, 0)
   keys = jnp.where(tie == 0, keys, early)
   reached = keys[:, None, :] >= query.candidates[:, :, None]
-  return jnp.sum(reached, axis=2, dtype=jnp.uint32)
+  return jnp.sum(reached, axis=2, dtype=jnp.uint64)
 
 
 @functools.partial(jax.jit, static_argnames='poison')
@@ -34,12 +34,13 @@ def _find(keys, budgets, guess, spread, poison=False):
 
   def count(query):
     counts = _count(keys, positions, query)
-    rubbish = jnp.uint32(12345)
+    rubbish = jnp.uint64(12345)
     return jnp.where(query.active[:, None] | (not poison), counts, rubbish)
 
   cut, passes = thresholds.find(count, budgets, sizes, guess, spread)
   threshold, before = cut.threshold[:, None], cut.before[:, None]
-  kept = (keys > threshold) | ((keys == threshold) & (positions < before))
+  with jax.enable_x64(True):
+    kept = (keys > threshold) | ((keys == threshold) & (positions < before))
   return kept, cut, passes
 
 
