@@ -184,7 +184,7 @@ def test_a_folder_is_prepared_and_then_only_read(
     '--gin_file=gin/models/t5_1_1_tiny.gin',
     '--gin_file=gin/tasks/gsm8k.gin',
     '--gin_file=gin/runs/pretrain.gin',
-    "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16}",
     f'--gin.MODEL_DIR={tmp_path / "run"}',
     '--gin.TRAIN_STEPS=20',
     '--gin.BATCH_SIZE=2',

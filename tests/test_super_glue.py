@@ -204,7 +204,7 @@ def test_tiny_model_trains_and_evaluates(toy_commands, data_dir, tmp_path):
     '--gin_file=gin/tasks/super_glue.gin',
     '--gin_file=gin/runs/pretrain.gin',
     *flags(
-      TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16},
+      TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16},
       MODEL_DIR=tmp_path,
       TRAIN_STEPS=20,
       BATCH_SIZE=2,
