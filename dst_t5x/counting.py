@@ -215,8 +215,9 @@ def _count_rows(
   number, tie, *candidates = (keys.column(x, new.ndim) for x in table.T)
   position = keys.positions(new.shape, strides, start)
   key = compute(new, seed, position, number)
-  early = jnp.where(key == tie, thresholds.NOTHING - 1 - position, 0)
-  key = jnp.where(tie == 0, key, early)
+  early = thresholds.NOTHING - 1 - position
+  early = lax.select(key == tie, early, jnp.zeros_like(key))
+  key = lax.select(jnp.broadcast_to(tie == 0, key.shape), key, early)
   reached = [(key >= candidate).astype(jnp.uint32) for candidate in candidates]
   if new.ndim == int(slices is not None):  # One component a slice.
     reached = [x[..., None] for x in reached]

@@ -155,8 +155,10 @@ def rows(table: jax.Array, which: Sequence[int]) -> jax.Array:
 
 
 def column(values: jax.Array, ndim: int) -> jax.Array:
-  """Returns [slices] with `ndim` axes, to go with a tensor of so many."""
-  return values.reshape((len(values), *[1] * (ndim - 1))[:ndim])
+  """Returns [slices] in a shape that goes with a tensor of `ndim` axes."""
+  if len(values) == 1:
+    return values.reshape(())
+  return values.reshape(-1, *[1] * (ndim - 1))
 
 
 def positions(

@@ -322,7 +322,7 @@ class SubsetProjection:
       listed = step.listed(keep)
       state = state._replace(sparse_seed=listed)
     # A select, never an added difference: p + (s - p) misses s's bits.
-    return jax.tree.map(jnp.where, keep, new_params, seed_params), state
+    return jax.tree.map(lax.select, keep, new_params, seed_params), state
 
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:
