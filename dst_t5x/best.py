@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from dst_t5x import summaries
+from dst_t5x import metrics_file
 
 BEST_FILE = 'best.json'
 # Groups of metrics that are no task's.
@@ -66,7 +66,7 @@ def find_best(
 
 def write(folder: str | os.PathLike[str], by: str | None) -> None:
   """Writes `best.json` from a run's metrics, if there is a metric to go by."""
-  found = find_best(summaries.read_metrics(folder), by) if by else None
+  found = find_best(metrics_file.read(folder), by) if by else None
   if found is not None:
     path = epath.Path(folder) / BEST_FILE
     part = path.with_name(f'{BEST_FILE}.part')

@@ -21,8 +21,8 @@ import numpy as np
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
+from dst_t5x import metrics_file
 from dst_t5x import run as run_lib
-from dst_t5x import summaries
 from dst_t5x import train
 from dst_t5x.errors import UserError
 
@@ -135,7 +135,7 @@ def zero_shot(seed: pathlib.Path, folder: pathlib.Path) -> dict[str, float]:
 
 def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
   """Returns a run's row of the table, from what it left in its folder."""
-  rows = summaries.read_metrics(folder)
+  rows = metrics_file.read(folder)
   results = [row for row in rows if _SCORE in row][-1]
   rates = [
     row['speed/steps_per_second']

@@ -176,6 +176,7 @@ class SubsetMonitor:
       state: before the first step.
       seed: θ⁰, or () if the projection does not keep it.
     """
+    self._projection = projection
     layout = projection.layout(state.params)
     self._modules = [module_of(name) for name in layout.names]
     self._kept = seed
@@ -196,8 +197,9 @@ class SubsetMonitor:
     """Returns free parameters, churn since the last report, thresholds."""
     counts, self._free = self._report(state, self._kept, self._free)
     free, new = jax.device_get((counts['free'], counts['new']))
-    thresholds = np.asarray(state.projection_state.thresholds)
-    distances = thresholds.view(np.float32).astype(np.float64)
+    thresholds = self._projection.distances(
+      np.asarray(state.projection_state.thresholds)
+    )
     total = int(free.sum())
     values = {
       'speed/projection_passes': float(state.projection_state.passes),
@@ -207,7 +209,7 @@ class SubsetMonitor:
     for module in sorted(set(self._modules)):
       of_module = np.array([name == module for name in self._modules])
       values[f'free/{module}'] = float(free[of_module].sum())
-      values[f'threshold/{module}'] = float(distances[of_module].mean())
+      values[f'threshold/{module}'] = float(thresholds[of_module].mean())
     return values
 
 

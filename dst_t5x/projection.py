@@ -123,7 +123,8 @@ class ProjectionState(NamedTuple):
   result; the iterative one starts from the thresholds.
 
   Attributes:
-    thresholds: uint32 [silos], float32 bit patterns; 0 before the first step.
+    thresholds: uint32 [silos], see `SubsetProjection.distances`; 0 before the
+      first step.
     drift: float32 [silos], running mean of how far a threshold moves in a
       step, in units of the last bit.
     passes: uint32 [], passes over the parameters that the last step took.
@@ -252,6 +253,20 @@ class SubsetProjection:
       if self.keep_seed
       else sparse_seed_lib.nothing(seed_params, layout.budgets(self.epsilon)),
     )
+
+  def distances(self, thresholds: np.ndarray) -> np.ndarray:
+    """Returns thresholds of a state as distances, to be reported.
+
+    Args:
+      thresholds: uint32 [silos].
+
+    Returns:
+      float64 [silos]. Of a random distance, the share of possible scores that
+      are below.
+    """
+    if self.distance == RANDOM:
+      return thresholds / 2.0**31
+    return thresholds.view(np.float32).astype(np.float64)
 
   def seed(
     self, params: PyTree, kept: PyTree, state: ProjectionState

@@ -28,13 +28,13 @@ from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import finite
+from dst_t5x import metrics_file
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
 from dst_t5x import subset as subset_lib
-from dst_t5x import summaries as summaries_lib
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError
 
@@ -361,7 +361,7 @@ class Run:
 
   def last_results(self) -> dict[str, float]:
     """Returns the metrics of the last evaluation."""
-    rows = summaries_lib.read_metrics(self.path)
+    rows = metrics_file.read(self.path)
     results = [row for row in rows if 'eval/loss' in row]
     return results[-1] if results else {}
 

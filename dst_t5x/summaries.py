@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import json
 import math
 import os
 import sys
@@ -15,10 +14,9 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 from absl import logging
 from clu import asynclib
 from clu import metric_writers
-from etils import epath
 import tqdm
 
-METRICS_FILE = 'metrics.jsonl'
+from dst_t5x import metrics_file
 
 
 class Summaries:
@@ -34,13 +32,8 @@ class Summaries:
       first_step: the step that a resumed run starts at; what an interrupted
         run wrote beyond it is dropped, since it will be written again.
     """
-    self._path = epath.Path(folder) / METRICS_FILE
-    rows = read_metrics(folder)
-    kept = [row for row in rows if row['step'] <= first_step]
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    part = self._path.with_name(f'{METRICS_FILE}.part')
-    part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    part.replace(self._path)
+    self._folder = folder
+    metrics_file.drop_after(folder, first_step)
     self._tensorboard = metric_writers.AsyncWriter(
       metric_writers.SummaryWriter(os.fspath(folder))
     )
@@ -54,8 +47,7 @@ class Summaries:
     known = {k: float(v) for k, v in values.items() if not math.isnan(v)}
     with _as_os_error():
       self._tensorboard.write_scalars(step, known)
-    with self._path.open('a') as f:
-      f.write(json.dumps({'step': step} | known) + '\n')
+    metrics_file.append(self._folder, step, known)
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""
@@ -81,20 +73,6 @@ def _as_os_error() -> Iterator[None]:
   except asynclib.AsyncError as e:
     line = (str(e.__cause__).splitlines() or ['TensorBoard'])[0]
     raise OSError(line.split('}} ')[-1]) from e
-
-
-def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
-  """Returns the rows that `Summaries` wrote; a torn last line is left out."""
-  path = epath.Path(folder) / METRICS_FILE
-  if not path.exists():
-    return []
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      logging.warning('%s: left out a torn line', path)
-  return rows
 
 
 class Progress:

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import commands
+import gin
 import pytest
 
 # Before anything imports JAX or TensorFlow: both read these only once. Other
@@ -13,6 +14,13 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_gin_configuration_is_left():
+  """What a test binds, even one that fails, does not reach the next."""
+  yield
+  gin.clear_config()
 
 
 @pytest.fixture(scope='session')

@@ -38,9 +38,6 @@ def _message(arguments, binary='train'):
 @pytest.fixture(autouse=True)
 def _tests_folder_on_path(monkeypatch):
   monkeypatch.syspath_prepend(commands.TESTS)
-  # Gin's configuration of other tests is none of ours.
-  yield
-  config.gin.clear_config()
 
 
 def _train(seed, folder, **bindings):

@@ -26,8 +26,6 @@ _ROWS = [
 @pytest.fixture(autouse=True)
 def bytes_vocabulary():
   gin.bind_parameter('vocabulary.chosen.name', 'bytes')
-  yield
-  gin.clear_config()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_t5
 
+from dst_t5x import metrics_file
 from dst_t5x import monitor
 from dst_t5x import projection
 from dst_t5x import summaries
@@ -27,7 +28,7 @@ def test_a_resumed_run_writes_rows_beyond_its_step_anew(tmp_path):
     first.scalars(step, {'train/loss': step / 10})
   first.close()
   resumed = summaries.Summaries(tmp_path, first_step=20)
-  assert _rows(tmp_path) == summaries.read_metrics(tmp_path)
+  assert _rows(tmp_path) == metrics_file.read(tmp_path)
   assert [row['step'] for row in _rows(tmp_path)] == [10, 20]
   resumed.scalars(30, {'train/loss': 7.0})
   resumed.close()
@@ -48,8 +49,8 @@ def test_a_torn_line_is_left_out(tmp_path):
   writer.close()
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 2, "a"')
-  assert summaries.read_metrics(tmp_path) == [{'step': 1, 'a': 1.0}]
-  assert summaries.read_metrics(tmp_path / 'none') == []
+  assert metrics_file.read(tmp_path) == [{'step': 1, 'a': 1.0}]
+  assert metrics_file.read(tmp_path / 'none') == []
 
 
 class _Terminal(io.StringIO):

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import zipfile
 
-import gin
 import pytest
 
 import dst_t5x
@@ -159,7 +158,6 @@ def test_the_method_needs_jax_and_numpy_only(name, repository):
 
 @pytest.mark.parametrize('name', gin_files.shipped())
 def test_gin_file_parses(name):
-  gin.clear_config()
   origins = {}
   gin_files.read_file(name, origins)
   assert origins

@@ -280,6 +280,22 @@ def test_random_subset_is_uniform():
   assert abs(overlap - 0.1 * k) < 5 * np.sqrt(0.1 * k)
 
 
+@pytest.mark.parametrize('distance', ['absolute', 'random'])
+def test_thresholds_are_reported_as_distances(distance):
+  # So small that random scores at the threshold would be NaN as floats.
+  method, apply = _jitted(2**-10, distance)
+  r = np.random.default_rng(7)
+  seed = {'a': {'kernel': jnp.zeros((256, 256))}}
+  moved = r.normal(size=(256, 256)).astype(np.float32)
+  _, state = apply({'a': {'kernel': moved}}, seed, method.init(seed))
+  with np.errstate(all='raise'):
+    (threshold,) = method.distances(np.asarray(state.thresholds))
+  if distance == 'random':
+    assert threshold == pytest.approx(1 - 2**-10, abs=2**-11)
+  else:
+    assert (np.abs(moved) >= threshold).sum() == 64
+
+
 def test_golden():
   # |θ′ − θ⁰| · |θ⁰| is 2, 0, 2, 3, 8 and 1.5, and half of the six are free:
   # 8 and 3, and the first of the two that tie at 2. θ⁰ = 0 is never free.

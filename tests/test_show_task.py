@@ -30,15 +30,12 @@ def rows(tmp_path):
     gin.bind_parameter('jsonl.settings.train_file', str(path))
     return path
 
-  yield write
-  gin.clear_config()
+  return write
 
 
 @pytest.fixture
 def use_bytes():
   gin.bind_parameter('vocabulary.chosen.name', 'bytes')
-  yield
-  gin.clear_config()
 
 
 def _measure(**options):

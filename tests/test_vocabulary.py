@@ -68,8 +68,7 @@ def test_vocabularies_without_a_file_need_no_check():
 @pytest.fixture
 def by_gin():
   """Chooses a vocabulary as a gin file does, after tasks were registered."""
-  yield lambda name: gin.bind_parameter('vocabulary.chosen.name', name)
-  gin.clear_config()
+  return lambda name: gin.bind_parameter('vocabulary.chosen.name', name)
 
 
 def test_gin_goes_before_the_variable(monkeypatch, tmp_path, by_gin):

@@ -1,0 +1,45 @@
+"""The numbers of a run as JSON lines for scripts: `MODEL_DIR/metrics.jsonl`."""
+
+from collections.abc import Mapping
+import json
+import os
+
+from absl import logging
+from etils import epath
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
+  """Returns the rows of a run, each with its `step`.
+
+  A torn last line is left out; a run that wrote none has no rows.
+  """
+  path = epath.Path(folder) / METRICS_FILE
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      logging.warning('%s: left out a torn line', path)
+  return rows
+
+
+def drop_after(folder: str | os.PathLike[str], step: int) -> None:
+  """Drops what an interrupted run wrote beyond the step it is resumed from."""
+  rows = [row for row in read(folder) if row['step'] <= step]
+  path = epath.Path(folder) / METRICS_FILE
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'{METRICS_FILE}.part')
+  part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  part.replace(path)
+
+
+def append(
+  folder: str | os.PathLike[str], step: int, values: Mapping[str, float]
+) -> None:
+  """Adds a row."""
+  with (epath.Path(folder) / METRICS_FILE).open('a') as f:
+    f.write(json.dumps({'step': step} | dict(values)) + '\n')
