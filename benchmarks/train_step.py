@@ -77,11 +77,13 @@ class Method:
   def __init__(
     self, trainer: trainer_lib.Trainer, seed: PyTree, batch: trainer_lib.Batch
   ) -> None:
-    self._seed = seed if trainer.projection.keep_seed else ()
+    self._fixed = trainer_lib.Fixed(
+      seed if trainer.projection.keep_seed else ()
+    )
     self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, seed))
     self._rest = (jax.random.key(0), jnp.asarray(False))
     step: Callable[..., Any] = jax.jit(trainer.train_step, donate_argnums=0)
-    lowered = step.lower(self._state, self._seed, batch, *self._rest)
+    lowered = step.lower(self._state, self._fixed, batch, *self._rest)
     self.compile_s, self._step = tables.seconds(lowered.compile)
     memory = self._step.memory_analysis()
     self.temporary_bytes = memory.temp_size_in_bytes
@@ -91,7 +93,7 @@ class Method:
   def __call__(self, batch: trainer_lib.Batch) -> None:
     """Takes a step."""
     taken, (self._state, _) = tables.seconds(
-      self._step, self._state, self._seed, batch, *self._rest
+      self._step, self._state, self._fixed, batch, *self._rest
     )
     self.times.append(taken)
 

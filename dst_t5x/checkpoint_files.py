@@ -10,6 +10,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
+from dst_t5x import adapters
 from dst_t5x import errors
 
 _EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -22,10 +23,12 @@ class LoadedCheckpoint:
   Attributes:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
     step: the training step; 0 where the format knows none.
+    adapter: what the network needs besides, whose parameters are among these.
   """
 
   params: dict[str, Any]
   step: int
+  adapter: adapters.Adapter = adapters.NONE
 
 
 def to_float32(array: np.ndarray, name: str) -> np.ndarray:

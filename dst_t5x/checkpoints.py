@@ -19,8 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dst_t5x import adapters
 from dst_t5x import best
 from dst_t5x import checkpoint_files
+from dst_t5x import ia3  # noqa: F401
+from dst_t5x import lora  # noqa: F401
+from dst_t5x import parts
+from dst_t5x import prompts  # noqa: F401
 from dst_t5x import seeds
 from dst_t5x import stacking
 from dst_t5x import subset as subset_lib
@@ -124,7 +129,7 @@ class RunFolder:
 
     Args:
       step: steps done.
-      parameters: `subset.to_arrays`, or {'dense': params}.
+      parameters: `subset.to_arrays`, or {'dense': what is trained}.
       state: `flatten` of optimizer and projection state.
       position: the data's.
       about: what else a reader needs; JSON.
@@ -255,6 +260,8 @@ def load_run(
 ) -> checkpoint_files.LoadedCheckpoint:
   """Returns the parameters of a run's checkpoint, whole, on the host.
 
+  If the run has an adapter, the adapter's are among them.
+
   Args:
     path: a run folder of our own.
     step: which checkpoint; the last by default.
@@ -273,12 +280,16 @@ def load_run(
     about, parameters = folder.about(step), folder.parameters(step)
   finally:
     folder.close()
-  if 'dense' in parameters:
-    params = stacking.unstack_layers(parameters['dense'])
+  adapter = adapters.Adapter.from_json(about['adapter'])
+  trained = stacking.unstack_layers(parameters.get('dense', {}))
+  if trained and not about['is_partial']:
+    return checkpoint_files.LoadedCheckpoint(trained, step)
+  params = _seed_of(about['seed'], f'the run in {path}', seed_path).params
+  if trained:
+    params = parts.unflatten(parts.flatten(params) | parts.flatten(trained))
   else:
-    seed = _seed_of(about['seed'], f'the run in {path}', seed_path)
-    params = subset_lib.apply(subset_lib.from_arrays(parameters), seed.params)
-  return checkpoint_files.LoadedCheckpoint(params=params, step=step)
+    params = subset_lib.apply(subset_lib.from_arrays(parameters), params)
+  return checkpoint_files.LoadedCheckpoint(params, step, adapter)
 
 
 def _seed_of(
@@ -292,7 +303,7 @@ def _seed_of(
   # A run that became a seed may have been trained on since.
   step = reference['step'] if reference['format'] == 'run' else None
   try:
-    seed = seeds.load_seed(seed_path or reference['path'], step)
+    seed = seeds.load_seed(seed_path or reference['path'], step).merged()
   except UserError as e:
     raise UserError(
       f'the seed of {what} cannot be loaded ({e}); if it was moved, set '

@@ -37,7 +37,7 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
   Raises:
     UserError: the source cannot be read, is no T5 1.1, or the target exists.
   """
-  seed = seeds.load_seed(source)
+  seed = seeds.load_seed(source).merged()
   if kind == 'hf':
     hf_checkpoint.save(target, seed.params, config_of_params(seed.params))
     written = epath.Path(target)

@@ -9,7 +9,7 @@ state of the whole input pipeline, shuffle buffers included) continues it where
 it was, batch for batch the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import os
 import queue
 import threading
@@ -208,6 +208,7 @@ def _examples(
   split: str,
   pack: bool = False,
   seed: int | None = None,
+  prefix: Sequence[int] = (),
 ) -> tf.data.Dataset:
   """Returns single model examples: shuffled forever, or once without a seed."""
   lengths = {feature: feature_lengths[feature] for feature in FEATURES}
@@ -220,8 +221,44 @@ def _examples(
     num_epochs=None if training else 1,
     try_in_mem_cache=False,
   )
-  converter = seqio.EncDecFeatureConverter(pack=pack)
+  converter = FeatureConverter(prefix, pack=pack)
   return converter(dataset, task_feature_lengths=lengths)
+
+
+class FeatureConverter(seqio.EncDecFeatureConverter):
+  """T5's features, with a prefix before the inputs of every example.
+
+  The prefix comes on top of the inputs' length, and each example of a packed
+  row has its own.
+  """
+
+  def __init__(self, prefix: Sequence[int] = (), **options: Any) -> None:
+    """Takes the ids of the prefix; see `adapters.Adapter.prefix`."""
+    super().__init__(**options)
+    self._prefix = tuple(prefix)
+
+  def _longer(self, lengths: Mapping[str, int]) -> dict[str, int]:
+    return {**lengths, 'inputs': lengths['inputs'] + len(self._prefix)}
+
+  def _convert_features(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    if not self._prefix:
+      return super()._convert_features(ds, task_feature_lengths)
+
+    def put_before(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+      prefix = tf.constant(self._prefix, example['inputs'].dtype)
+      return {**example, 'inputs': tf.concat([prefix, example['inputs']], 0)}
+
+    return super()._convert_features(
+      ds.map(put_before), self._longer(task_feature_lengths)
+    )
+
+  def get_model_feature_lengths(
+    self, task_feature_lengths: Mapping[str, int]
+  ) -> Mapping[str, int]:
+    """Returns the lengths of the model's features."""
+    return super().get_model_feature_lengths(self._longer(task_feature_lengths))
 
 
 def _without_texts(task: Task) -> Task:
@@ -248,6 +285,7 @@ def eval_batches(
   batch_size: int,
   split: str = 'validation',
   num_examples: int | None = None,
+  prefix: Sequence[int] = (),
 ) -> Iterator[Batch]:
   """Yields the examples of a split once and in order, for teacher forcing.
 
@@ -258,12 +296,15 @@ def eval_batches(
       whose `decoder_loss_weights` are 0.
     split: the split; tasks of a mixture that lack it are left out.
     num_examples: at most so many examples, of each task.
+    prefix: ids that are put before the inputs of each example.
 
   Yields:
     Model features as numpy arrays `[batch_size, length]`.
   """
   dataset, *others = [
-    _examples(member, feature_lengths, split).take(num_examples or -1)
+    _examples(member, feature_lengths, split, prefix=prefix).take(
+      num_examples or -1
+    )
     for member in tasks_of(task)
     if split in member.splits
   ]
@@ -298,6 +339,7 @@ class TrainIterator:
     save_after: Callable[[int], bool] = lambda step: False,
     place: Callable[[Batch], Any] = lambda batch: batch,
     prefetch: int = 2,
+    prefix: Sequence[int] = (),
   ) -> None:
     """Starts reading.
 
@@ -314,8 +356,9 @@ class TrainIterator:
       place: called in the thread on every numpy batch, for instance to put it
         on the device.
       prefetch: batches kept ready.
+      prefix: ids that are put before the inputs of each example.
     """
-    dataset = _examples(task, feature_lengths, split, pack, seed)
+    dataset = _examples(task, feature_lengths, split, pack, seed, prefix)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if position is not None and position.startswith(_COUNT):
       # tf.data reads and drops them: the order is always the same.

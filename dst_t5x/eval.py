@@ -11,6 +11,7 @@ from etils import epath
 from flax import linen as nn
 import jax
 
+from dst_t5x import adapters
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
@@ -51,10 +52,12 @@ def evaluate(
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
-    space = parameters.ParameterSpace(network, partitioner)
     seed = seeds.load_seed(
       checkpoint_path, checkpoint_step, initial_checkpoint_path
     )
+    network = adapters.replaced(network, seed.adapter)
+    space = parameters.ParameterSpace(network, partitioner)
+    space.check(seed.params)
     params = space.to_devices(seed.params)
     evaluate_params = evaluation.prepare(network, partitioner, output_dir)
     with writing(f'EVAL_OUTPUT_DIR {folder}'):

@@ -21,6 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import losses
 from dst_t5x import partitioning
@@ -139,7 +140,7 @@ class TaskEvaluator:
     self._predictor = predictor
     self._evaluator = seqio.Evaluator(
       task,
-      seqio.EncDecFeatureConverter(pack=False),
+      data.FeatureConverter(adapters.prefix(predictor.network), pack=False),
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
@@ -292,6 +293,7 @@ class Evaluator:
   ) -> None:
     """Reads the data; see `Evaluation.prepare`."""
     self._evaluation = evaluation
+    self._network = network
     self._partitioner = partitioner
     self._sums = jax.jit(
       lambda params, batch: trainer_lib.forward(
@@ -328,6 +330,7 @@ class Evaluator:
       self._partitioner.round_up(evaluation.batch_size),
       evaluation.split,
       evaluation.num_examples,
+      adapters.prefix(self._network),
     )
     place = self._partitioner.place_whole_batch
     sums = [

@@ -19,6 +19,7 @@ import numpy as np
 import seqio
 import tqdm
 
+from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
@@ -90,10 +91,12 @@ def infer(
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
-    space = parameters.ParameterSpace(network, partitioner)
     loaded = seeds.load_seed(
       checkpoint_path, checkpoint_step, initial_checkpoint_path
     )
+    network = adapters.replaced(network, loaded.adapter)
+    space = parameters.ParameterSpace(network, partitioner)
+    space.check(loaded.params)
     predictor = evaluation_lib.Predictor(
       network,
       decoder,
@@ -101,10 +104,11 @@ def infer(
       feature_lengths['targets'],
       partitioner,
     )
+    prefix = np.array(adapters.prefix(network), np.int32)
     bar = tqdm.tqdm(rows, unit='input', disable=None)
     decoded = predictor(
         space.to_devices(loaded.params),
-        ((i, {'encoder_input_tokens': row['tokens']})
+        ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
          for i, row in enumerate(bar)),
     )  # fmt: skip
   path = folder / 'predictions.jsonl'

@@ -2,7 +2,8 @@
 
 Parameter names, shapes, initialisers and logical axes are those of T5X's
 `t5x.examples.t5.layers`, so that its checkpoints load by name. Every linear map
-goes through `Dense`, so one place decides how a kernel acts.
+goes through `Dense`, so one place decides how a kernel acts, and asks the
+adapter, if there is one.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from flax.linen import partitioning
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from dst_t5x import adapters
 
 Array = jax.Array
 DType = Any
@@ -35,6 +38,7 @@ class Dense(nn.Module):
   axes: tuple[str, str]
   dtype: DType = jnp.float32
   kernel_init: Initializer = _TRUNCATED
+  adapter: adapters.Adapter = adapters.NONE
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -46,7 +50,15 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
+    linear = adapters.Linear(
+      lambda x: jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)),
+      '/'.join(self.path),
+      self.features,
+      self.axes,
+      self.dtype,
+      deterministic=not self.has_rng('dropout'),
+    )
+    return self.adapter.linear(linear, inputs)
 
 
 class LayerNorm(nn.Module):
@@ -110,6 +122,7 @@ class MlpBlock(nn.Module):
   dropout_rate: float
   deterministic: bool
   dtype: DType = jnp.float32
+  adapter: adapters.Adapter = adapters.NONE
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -120,6 +133,7 @@ class MlpBlock(nn.Module):
         self.mlp_dim,
         axes=('embed', 'mlp'),
         dtype=self.dtype,
+        adapter=self.adapter,
         name=f'wi_{i}' if len(self.activations) > 1 else 'wi',
       )(inputs)
       gates.append(x if name == 'linear' else getattr(nn, name)(x))
@@ -129,5 +143,9 @@ class MlpBlock(nn.Module):
     )
     x = constrain(x, 'batch', 'length', 'mlp')
     return Dense(
-      inputs.shape[-1], axes=('mlp', 'embed'), dtype=self.dtype, name='wo'
+      inputs.shape[-1],
+      axes=('mlp', 'embed'),
+      dtype=self.dtype,
+      adapter=self.adapter,
+      name='wo',
     )(x)

@@ -11,6 +11,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from dst_t5x import budget as budget_lib
 from dst_t5x import config
 from dst_t5x import projection as projection_lib
 from dst_t5x import reports
@@ -41,6 +42,7 @@ class Monitor:
     seed: PyTree,
     steps: int,
     max_refused_steps: int = 1,
+    budget: budget_lib.Budget | None = None,
   ) -> None:
     """Opens the files.
 
@@ -51,6 +53,7 @@ class Monitor:
       seed: θ⁰ on the devices, or ().
       steps: of the whole run.
       max_refused_steps: how many refused steps in a row end the run.
+      budget: how much the method trains.
     """
     first_step = int(state.step)
     self._summaries = summaries.Summaries(folder, first_step)
@@ -58,6 +61,13 @@ class Monitor:
       first_step, {'config': f'```\n{config.operative_config()}\n```'}
     )
     self._progress = summaries.Progress(first_step, steps)
+    self._budget: dict[str, float] = {}
+    if budget is not None:
+      self._budget = {
+        'free/total': float(budget.free),
+        'free/fraction': budget.fraction,
+        'free/file_bytes': float(budget.file_bytes),
+      }
     self._window: list[dict[str, jax.Array]] = []
     self._unchecked: tuple[int, dict[str, jax.Array]] | None = None
     self._max_refused_steps = max_refused_steps
@@ -125,6 +135,7 @@ class Monitor:
       if name not in _NOT_AVERAGED
     }
     values |= {f'train/{n}': float(window[-1][n]) for n in reports.NORMS}
+    values |= self._budget
     if self._subset is not None:
       values |= self._subset.report(state)
     shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}

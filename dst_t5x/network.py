@@ -16,6 +16,7 @@ from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
+from dst_t5x import adapters
 from dst_t5x import attention
 from dst_t5x import layers
 from dst_t5x.layers import constrain
@@ -37,6 +38,7 @@ class T5Config:
     scan_layers: whether the layers of a stack are one scan over parameters
       stacked on axis 0, which compiles the layer once.
     remat: whether the backward pass recomputes each layer from its input.
+    adapter: what a tuning method adds; nothing by default.
   """
 
   vocab_size: int
@@ -53,6 +55,7 @@ class T5Config:
   float32_attention_logits: bool = False
   scan_layers: bool = False
   remat: bool = False
+  adapter: adapters.Adapter = adapters.NONE
 
 
 class _Layer(nn.Module):
@@ -75,6 +78,7 @@ class _Layer(nn.Module):
       decode=self.decode,
       dtype=config.dtype,
       float32_logits=config.float32_attention_logits,
+      adapter=config.adapter,
       name=name,
     )
 
@@ -86,6 +90,7 @@ class _Layer(nn.Module):
       dropout_rate=config.dropout_rate,
       deterministic=self.deterministic,
       dtype=config.dtype,
+      adapter=config.adapter,
       name='mlp',
     )(x)
 
@@ -193,7 +198,8 @@ class Encoder(nn.Module):
     bias = attention.RelativePositionBias(config.num_heads, name='relpos_bias')(
       buckets
     )
-    x = _dropout(config, self.embedder(tokens), deterministic)
+    x = config.adapter.embed(self.embedder, tokens, config.vocab_size)
+    x = _dropout(config, x, deterministic)
     fields = {'config': config, 'deterministic': deterministic}
     x = _apply_layers(
       EncoderLayer, config.num_encoder_layers, fields, x, mask, bias
@@ -251,7 +257,10 @@ class Decoder(nn.Module):
     if config.logits_via_embedding:
       return self.embedder.attend(y) / jnp.sqrt(config.emb_dim)
     return layers.Dense(
-      config.vocab_size, axes=('embed', 'vocab'), name='logits_dense'
+      config.vocab_size,
+      axes=('embed', 'vocab'),
+      adapter=config.adapter,
+      name='logits_dense',
     )(y)
 
   def _advance(self) -> Array | None:

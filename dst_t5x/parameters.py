@@ -5,8 +5,11 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dst_t5x import adapters
 from dst_t5x import partitioning
+from dst_t5x import parts
 from dst_t5x import seeds
 from dst_t5x import stacking
 
@@ -19,6 +22,7 @@ class ParameterSpace:
   Attributes:
     shapes: tree of jax.ShapeDtypeStruct, as the network has it.
     shardings: tree of shardings.
+    base_shapes: without what an adapter adds.
   """
 
   def __init__(
@@ -26,13 +30,11 @@ class ParameterSpace:
   ) -> None:
     """Works out shapes and shardings; allocates nothing."""
     self._network = network
-    variables = jax.eval_shape(self._init, jax.random.key(0))
+    variables = _abstract(network)
     self.shapes = variables['params']
     self.shardings = partitioner.parameters(variables['params_axes'])
-
-  def _init(self, key: jax.Array) -> PyTree:
-    tokens = jnp.ones((1, 2), jnp.int32)
-    return self._network.init(key, tokens, tokens, tokens, enable_dropout=False)
+    base = adapters.replaced(network, adapters.NONE)
+    self.base_shapes = shapes(base)
 
   @property
   def stacked(self) -> bool:
@@ -41,38 +43,74 @@ class ParameterSpace:
 
   @property
   def size(self) -> int:
-    """The number of parameters, n."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+    """The number of parameters without an adapter's, n."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.base_shapes))
 
   def initialize(self, random_seed: int) -> PyTree:
     """Returns random parameters, for pretraining from scratch."""
     init = jax.jit(
-      lambda key: self._init(key)['params'], out_shardings=self.shardings
+      lambda key: _init(self._network, key)['params'],
+      out_shardings=self.shardings,
     )
     return init(jax.random.key(random_seed))
 
-  def to_devices(self, params: PyTree) -> PyTree:
-    """Puts a checkpoint's parameters on the devices.
+  def initialize_added(self, random_seed: int) -> dict[str, np.ndarray]:
+    """Returns path -> random parameters that the adapter adds, on the host.
+
+    Layers are as the network has them.
+    """
+    base = parts.flatten(self.base_shapes)
+
+    def added(key: jax.Array) -> dict[str, jax.Array]:
+      params = parts.flatten(_init(self._network, key)['params'])
+      return {path: x for path, x in params.items() if path not in base}
+
+    return jax.tree.map(np.asarray, jax.jit(added)(jax.random.key(random_seed)))
+
+  def check(self, params: PyTree, base: bool = False) -> None:
+    """Checks that a checkpoint is one of this network.
 
     Args:
-      params: unstacked host arrays.
+      params: unstacked.
+      base: whether it has to be without what an adapter adds.
 
     Raises:
-      UserError: they are not those of this network.
+      UserError: it is not.
     """
-    seeds.check_matches(params, self.unstacked_shapes)
+    expected = self.base_shapes if base else self.shapes
+    seeds.check_matches(
+      params, jax.eval_shape(stacking.unstack_layers, expected)
+    )
+
+  def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
+    """Puts parameters on the devices.
+
+    Args:
+      params: host arrays, unstacked or as the network has them.
+      like: a part of the network's parameters, if not all of `params` is
+        wanted.
+    """
     if self.stacked:
       params = stacking.stack_layers(params)
-    placed = jax.device_put(params, self.shardings)
+    params = parts.select(params, params if like is None else like)
+    shardings = parts.select(self.shardings, params)
+    placed = jax.device_put(params, shardings)
     # A copy of its own: XLA:CPU may share memory with a host array, and the
     # training step gives its inputs away.
     return jax.jit(
-      lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings
+      lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
     )(placed)
 
-  @property
-  def unstacked_shapes(self) -> PyTree:
-    """The shapes of the same network's parameters, layer by layer."""
-    if not self.stacked:
-      return self.shapes
-    return jax.eval_shape(stacking.unstack_layers, self.shapes)
+
+def _init(network: nn.Module, key: jax.Array) -> PyTree:
+  tokens = jnp.ones((1, 2), jnp.int32)
+  return network.init(key, tokens, tokens, tokens, enable_dropout=False)
+
+
+def shapes(network: nn.Module) -> PyTree:
+  """Returns the parameters' tree of jax.ShapeDtypeStruct."""
+  return _abstract(network)['params']
+
+
+def _abstract(network: nn.Module) -> PyTree:
+  return jax.eval_shape(lambda key: _init(network, key), jax.random.key(0))

@@ -30,6 +30,8 @@ RULES = (
   ('length', None),
   ('relpos_buckets', None),
   ('layers', None),
+  ('lora_rank', None),
+  ('prompt', None),
 )
 
 

@@ -9,11 +9,13 @@ MODEL_DIR/
                     TensorBoard
   evaluation/       predictions, as JSON lines
   best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
+  report.json       at the end: what was trained, how much, and the scores
   last.dst          the subset after the last step
 """
 
 from collections.abc import Callable, Mapping
 import fcntl
+import json
 import os
 import re
 from typing import Any, Self
@@ -22,8 +24,11 @@ from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dst_t5x
+from dst_t5x import adapters
+from dst_t5x import budget as budget_lib
 from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
@@ -31,6 +36,7 @@ from dst_t5x import finite
 from dst_t5x import metrics_file
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -41,6 +47,7 @@ from dst_t5x.errors import UserError
 PyTree = Any
 
 SUBSET_FILE = 'last.dst'
+_REPORT_FILE = 'report.json'
 # Bindings that may differ between two calls for the same run: they change
 # nothing of what is computed in a step.
 _MAY_CHANGE = re.compile(
@@ -75,12 +82,16 @@ class Run:
     self.path = epath.Path(model_dir)
     self.eval_dir = os.fspath(self.path / 'evaluation')
     self.space = parameters.ParameterSpace(trainer.network, partitioner)
-    # θ⁰ on the devices, or () where the projection does not keep it.
-    self.seed: PyTree = ()
+    self.fixed = trainer_lib.Fixed()
     self._trainer = trainer
+    self._adapter = adapters.of(trainer.network)
+    self._shapes, self._frozen_shapes = trainer.split(self.space.shapes)
+    self.budget = budget_lib.of_run(
+      self.space.base_shapes, self._shapes, trainer.projection
+    )
     self._partitioner = partitioner
     self._reference: dict[str, Any] | None = None
-    self._params: PyTree = None  # θ⁰ on the host.
+    self._params: PyTree = None  # θ⁰ on the host, all of it.
     self._identity: dict[str, Any] = {}
     self._finite = jax.jit(finite.all_finite)
     try:
@@ -159,11 +170,11 @@ class Run:
       UserError: there is no seed, it is not for this network, or it is not
         the one that the folder's run started from.
     """
-    constrains = self._trainer.projection.constrains
-    if from_scratch and constrains:
+    projection = self._trainer.projection
+    if from_scratch and (projection.constrains or self._frozen_shapes):
       raise UserError(
-        'a subset is tuned on a pretrained seed: use gin/runs/finetune.gin '
-        'and set INITIAL_CHECKPOINT_PATH'
+        'this method tunes a pretrained seed: use gin/runs/finetune.gin and '
+        'set INITIAL_CHECKPOINT_PATH'
       )
     if from_scratch:
       logging.info('training from scratch, random seed %d', random_seed)
@@ -174,20 +185,26 @@ class Run:
         'to train from random parameters'
       )
     else:
-      seed = seeds.load_seed(path)
+      seed = seeds.load_seed(path).merged()
       self._reference = {
         'path': os.fspath(checkpoint_files.absolute(seed.path)),
         'format': seed.format,
         'step': seed.step,
         'fingerprint': seed.fingerprint,
       }
-      seeds.check_matches(seed.params, self.space.unstacked_shapes)
+      self.space.check(seed.params, base=True)
       self._params = seed.params
     self._check_seed()
-    if self._trainer.projection.keep_seed:
-      self.seed = self.space.to_devices(self._params)
-    if constrains:
-      self._log_budget()
+    to_devices = self.space.to_devices
+    self.fixed = trainer_lib.Fixed(
+      seed=to_devices(self._params, self._shapes)
+      if projection.keep_seed
+      else (),
+      frozen=to_devices(self._params, self._frozen_shapes)
+      if self._frozen_shapes
+      else (),
+    )
+    self._log_budget()
 
   def _check_seed(self) -> None:
     """Compares the seed with that of the folder's run; else claims it."""
@@ -212,30 +229,41 @@ class Run:
     (self.path / 'config.gin').write_text(config.operative_config())
 
   def _log_budget(self) -> None:
+    logging.info('budget: %s', self.budget)
     projection = self._trainer.projection
     if not isinstance(projection, projection_lib.SubsetProjection):
       return
-    layout = projection.layout(self.space.shapes)
-    table = layout.table(projection.epsilon)
-    logging.info('the budget of each silo:\n%s', table)
-    free = sum(layout.budgets(projection.epsilon))
-    logging.info(
-      'budget: %d of %d parameters are free (%.6g %%)',
-      free,
-      layout.size,
-      100 * free / layout.size,
-    )
+    layout = projection.layout(self._shapes)
     if layout.included < layout.size:
       logging.info(
         'budget: that is %.6g %% of the %d that are not excluded',
-        100 * free / layout.included,
+        100 * self.budget.free / layout.included,
         layout.included,
       )
+    table = layout.table(projection.epsilon)
+    logging.info('the budget of each silo:\n%s', table)
 
-  def begin(self) -> tuple[trainer_lib.TrainState, None]:
-    """Returns the state at the seed, and the start of the data."""
-    params = self._params
-    params = params() if callable(params) else self.space.to_devices(params)
+  def begin(
+    self, random_seed: int, encode: Callable[[str], list[int]]
+  ) -> tuple[trainer_lib.TrainState, None]:
+    """Returns the state at the seed, and the start of the data.
+
+    Args:
+      random_seed: of what an adapter adds.
+      encode: text -> pieces, for prompts that start as texts.
+    """
+    if callable(self._params):
+      params = self._params()
+    elif self._adapter.added:
+      params = self._adapter.initialize(
+        self.space.initialize_added(random_seed),
+        parts.flatten(self._params),
+        np.random.default_rng(random_seed),
+        encode,
+      )
+      params = self.space.to_devices(parts.unflatten(params))
+    else:
+      params = self.space.to_devices(self._params, self._shapes)
     init = jax.jit(self._trainer.init, out_shardings=self._state_shardings())
     state = init(params)
     self._forget_seed()
@@ -253,7 +281,7 @@ class Run:
       subset = subset_lib.from_arrays(saved)
       params = subset_lib.apply(subset, self._params)
     shardings = self._state_shardings()
-    abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
+    abstract = jax.eval_shape(self._trainer.init, self._shapes)
     like = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
@@ -268,21 +296,27 @@ class Run:
     state = trainer_lib.TrainState(
       **restored,
       step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
-      params=self.space.to_devices(params),
+      params=self.space.to_devices(params, self._shapes),
     )
     self._forget_seed()
     logging.info('resumed %s at step %d', self.path, step)
     return state, self._folder.position(step)
 
+  @property
+  def _leaves_subset(self) -> bool:
+    """Whether the result is a subset of the seed's own parameters."""
+    is_partial = bool(self._frozen_shapes) and not self._adapter.added
+    return self._trainer.projection.constrains or is_partial
+
   def _forget_seed(self) -> None:
     """Frees the host's copy where no subset has to be told from it."""
-    if not self._trainer.projection.constrains:
+    if not self._leaves_subset:
       self._params = None
 
   def _state_shardings(self) -> trainer_lib.TrainState:
-    abstract = jax.eval_shape(self._trainer.init, self.space.shapes)
+    abstract = jax.eval_shape(self._trainer.init, self._shapes)
     return self._partitioner.like_parameters(
-      abstract, self.space.shapes, self.space.shardings
+      abstract, self._shapes, parts.select(self.space.shardings, self._shapes)
     )
 
   def save(
@@ -335,6 +369,8 @@ class Run:
       'step': step,
       'seed': self._reference,
       'epsilon': getattr(self._trainer.projection, 'epsilon', None),
+      'adapter': self._adapter.to_json(),
+      'is_partial': bool(self._frozen_shapes),
       'parameters': self.space.size,
       'version': dst_t5x.__version__,
     }
@@ -348,7 +384,7 @@ class Run:
       The metrics of the last evaluation.
     """
     self._folder.wait()
-    if self._trainer.projection.constrains:
+    if self._leaves_subset:
       subset = self._subset(state)
       size = subset_lib.save(self.path / SUBSET_FILE, subset, self._about(step))
       logging.info(
@@ -357,7 +393,21 @@ class Run:
         size,
         self.path / SUBSET_FILE,
       )
+    self._write_report(step)
     return self.last_results()
+
+  def _write_report(self, step: int) -> None:
+    report = {
+      'step': step,
+      'parameters': self.budget.parameters,
+      'free': self.budget.free,
+      'fraction': self.budget.fraction,
+      'file_bytes': self.budget.file_bytes,
+      'results': self.last_results(),
+    }
+    part = self.path / f'{_REPORT_FILE}.part'
+    part.write_text(json.dumps(report, indent=2) + '\n')
+    part.replace(self.path / _REPORT_FILE)
 
   def last_results(self) -> dict[str, float]:
     """Returns the metrics of the last evaluation."""

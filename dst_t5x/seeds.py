@@ -10,9 +10,11 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
+from dst_t5x import adapters
 from dst_t5x import errors
 from dst_t5x import fingerprint as fingerprint_lib
 from dst_t5x import hf_checkpoint
+from dst_t5x import parts
 from dst_t5x import sizes
 from dst_t5x import t5x_checkpoint
 
@@ -26,12 +28,25 @@ class Seed:
     path: the folder that they were read from; of T5X, the one of the step.
     format: 't5x', 'hf' (Hugging Face) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
+    adapter: what the network needs besides, whose parameters are among these.
   """
 
   params: dict[str, Any]
   path: str
   format: str
   step: int
+  adapter: adapters.Adapter = adapters.NONE
+
+  def merged(self) -> 'Seed':
+    """Returns the seed of an equal network without adapter.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not self.adapter.added:
+      return self
+    params = parts.unflatten(self.adapter.merge(parts.flatten(self.params)))
+    return Seed(params, self.path, self.format, self.step)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -76,7 +91,7 @@ def load_seed(
       ' (config.json and model.safetensors), nor a run of this package'
       ' (run.json)'
     )
-  seed = Seed(loaded.params, str(folder), kind, loaded.step)
+  seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
   flat = traverse_util.flatten_dict(seed.params)
   logging.info(
     'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',

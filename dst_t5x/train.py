@@ -12,11 +12,13 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
+from dst_t5x import adapters
 from dst_t5x import best
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import monitor as monitor_lib
 from dst_t5x import partitioning
+from dst_t5x import parts
 from dst_t5x import run as run_lib
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError, check_positive, nearest
@@ -138,7 +140,9 @@ def train(
   ):
     run.claim(train)
     run.load_seed(initial_checkpoint_path, from_scratch, random_seed)
-    state, position = run.resume() or run.begin()
+    state, position = run.resume() or run.begin(
+      random_seed, task.output_features['inputs'].vocabulary.encode
+    )
     step = int(state.step)
     if step >= plan.train_steps:
       logging.info('nothing left to train: step %d is done', step)
@@ -150,9 +154,10 @@ def train(
       run.path,
       trainer.projection,
       state,
-      run.seed,
+      run.fixed.seed,
       plan.train_steps,
       plan.max_refused_steps,
+      run.budget,
     )
     logging.info('the first step is compiled first, which takes a while')
     with (
@@ -167,12 +172,13 @@ def train(
         position=position,
         save_after=plan.saves,
         place=partitioner.place_batch,
+        prefix=adapters.prefix(trainer.network),
       ) as batches,
     ):
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-          state, run.seed, batch, dropout_key, jnp.asarray(plan.logs(step))
+          state, run.fixed, batch, dropout_key, jnp.asarray(plan.logs(step))
         )
         monitor.record(step, metrics)
         if plan.logs(step):
@@ -180,7 +186,7 @@ def train(
         results: dict[str, float] = {}
         if plan.evaluates(step):
           with monitor.paused():
-            results = evaluate(state.params, step)
+            results = evaluate(parts.join(state.params, run.fixed.frozen), step)
           monitor.evaluated(step, results)
           plan.check_results(results)
           best.write(run.path, plan.keep_best_by)

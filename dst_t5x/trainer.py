@@ -3,7 +3,7 @@
 Everything that happens in a step stands in `Trainer.train_step`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from dst_t5x import adapters
 from dst_t5x import finite
 from dst_t5x import losses
 from dst_t5x import optimizers
+from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x.errors import UserError, check_positive
 
@@ -28,7 +30,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: int32 [], steps of this run that are done.
-    params: θᵗ.
+    params: θᵗ, of what is trained.
     opt_state: the optimizer's; it follows θ′, not the projected parameters.
     projection_state: the projection's.
     refused_steps: int32 [], steps that changed nothing because they were not
@@ -44,17 +46,35 @@ class TrainState(NamedTuple):
   refused_in_row: jax.Array
 
 
+class Fixed(NamedTuple):
+  """What no step changes.
+
+  Attributes:
+    seed: θ⁰, of what is trained; () where the projection does not keep it.
+    frozen: the parameters that are not trained.
+  """
+
+  seed: PyTree = ()
+  frozen: PyTree = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """The pure functions of training.
 
   Attributes:
-    network: the model; see `network.Transformer` for the call interface.
+    network: the model, with the method's adapter if it has one; see
+      `network.Transformer` for the call interface.
     optimizer: gradients -> updates, and its learning rate.
     projection: what is done to the parameters after the optimizer's step.
     loss: the loss.
     microbatches: parts into which a batch is split to save memory. Gradients
       are summed over them, so that the step is that of the whole batch.
+    trained: regular expressions over the paths of what is trained; by default
+      what the adapter adds, or everything where nothing is added.
+
+  Raises:
+    UserError: these do not go together.
   """
 
   network: nn.Module
@@ -62,9 +82,24 @@ class Trainer:
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: int = 1
+  trained: Sequence[str] | None = None
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
+    if isinstance(self.trained, str):
+      raise UserError(f'trained is a list of expressions, not {self.trained!r}')
+    adapter = adapters.of(self.network)
+    if adapter.added and self.projection.constrains:
+      raise UserError(
+        f'{type(adapter).__name__} adds parameters that no seed has, and the '
+        'projection ties all to a seed: use one method file'
+      )
+
+  def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the parameters that are trained, and the frozen ones."""
+    added = adapters.of(self.network).added
+    trained = self.trained or ([added] if added else ['.*'])
+    return parts.split(params, trained)
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if a batch cannot be split evenly."""
@@ -75,7 +110,7 @@ class Trainer:
       )
 
   def init(self, params: PyTree) -> TrainState:
-    """Returns the state before the first step, at the seed `params`."""
+    """Returns the state before the first step; `params` are the trained."""
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -88,7 +123,7 @@ class Trainer:
   def train_step(
     self,
     state: TrainState,
-    seed: PyTree,
+    fixed: Fixed,
     batch: Batch,
     dropout_key: jax.Array,
     report: jax.Array,
@@ -101,7 +136,7 @@ class Trainer:
 
     Args:
       state: where training stands.
-      seed: θ⁰, or () where the projection does not keep it.
+      fixed: seed and frozen parameters.
       batch: the model's features, each [batch, length].
       dropout_key: the run's key; the step is folded into it.
       report: bool [], whether norms are wanted, which cost a pass over the
@@ -112,14 +147,14 @@ class Trainer:
       free before the step, the update's over what is free after it.
     """
     key = jax.random.fold_in(dropout_key, state.step)
-    gradients, sums = self._gradients(state.params, batch, key)
+    gradients, sums = self._gradients(state.params, fixed.frozen, batch, key)
     # Before the optimizer's step, which may then take the gradients' place.
     gradient_norm = _if(
       report,
       self.projection.norm_of_free,
       gradients,
       state.params,
-      seed,
+      fixed.seed,
       state.projection_state,
     )
     updates, opt_state = self.optimizer.transformation.update(
@@ -127,7 +162,9 @@ class Trainer:
     )
 
     def accepted() -> tuple[PyTree, PyTree, PyTree]:
-      theta_0 = self.projection.seed(state.params, seed, state.projection_state)
+      theta_0 = self.projection.seed(
+        state.params, fixed.seed, state.projection_state
+      )
       new_params = optax.apply_updates(state.params, updates)
       params, projection_state = self.projection.apply(
         new_params, theta_0, state.projection_state
@@ -156,7 +193,7 @@ class Trainer:
         self.projection.norm_of_free,
         updates,
         params,
-        seed,
+        fixed.seed,
         projection_state,
       ),
       'refused_steps': next_state.refused_steps,
@@ -174,21 +211,25 @@ class Trainer:
     }
 
   def _gradients(
-    self, params: PyTree, batch: Batch, key: jax.Array
+    self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
   ) -> tuple[PyTree, losses.Sums]:
-    """Returns the gradient of the normalized loss, and the loss's sums."""
+    """Returns the gradient of the normalized loss, and the loss's sums.
+
+    Of frozen parameters there is none.
+    """
     normalizer = self.loss.normalizer(batch)
 
     def loss(
       params: PyTree, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, losses.Sums]:
-      sums = forward(self.network, self.loss, params, part, key)
+      whole = parts.join(params, frozen)
+      sums = forward(self.network, self.loss, whole, part, key)
       return sums.loss / normalizer, sums
 
     gradient = jax.grad(loss, has_aux=True)
     if self.microbatches == 1:
       return gradient(params, batch, key)
-    parts = jax.tree.map(self._split, batch)
+    microbatches = jax.tree.map(self._split, batch)
     keys = jax.random.split(key, self.microbatches)
 
     def add(total: PyTree, part: tuple[Batch, jax.Array]) -> Any:
@@ -197,10 +238,10 @@ class Trainer:
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),
       jax.eval_shape(
-        gradient, params, jax.tree.map(lambda x: x[0], parts), key
+        gradient, params, jax.tree.map(lambda x: x[0], microbatches), key
       ),
     )
-    return lax.scan(add, zeros, (parts, keys))[0]
+    return lax.scan(add, zeros, (microbatches, keys))[0]
 
   def _split(self, x: jax.Array) -> jax.Array:
     # Neighbours go to different parts, so that every device has its share.

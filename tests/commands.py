@@ -1,6 +1,6 @@
-"""Runs the binaries on the toy task, as a user would: in processes."""
+"""Runs the binaries on the toy task."""
 
-import dataclasses
+import importlib
 import os
 import pathlib
 import subprocess
@@ -17,60 +17,52 @@ PRETRAIN = [
 TIMEOUT = 240  # Seconds; some twenty times what an idle machine takes.
 
 
-@dataclasses.dataclass(frozen=True)
-class Commands:
-  """Starts processes that share one cache of compiled programs.
+def call(module, *arguments):
+  """Runs a binary in this process: TensorFlow need not be imported again."""
+  # Not above: conftest imports this module before it sets JAX up.
+  from dst_t5x import config
 
-  Attributes:
-    cache: the folder of the cache; None compiles everything anew.
-  """
+  config.parse(list(map(str, arguments)), binary(module))()
 
-  cache: pathlib.Path | None = None
 
-  def start(self, module, *arguments, environment=None, prefix=()):
-    """Starts `python -m dst_t5x.<module>`, perhaps through another program."""
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]
-    variables = os.environ | {
-      'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-      'JAX_PLATFORMS': 'cpu',
-    }
-    if self.cache is not None:
-      variables |= {
-        'JAX_COMPILATION_CACHE_DIR': str(self.cache),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-      }
-    return subprocess.Popen(
-      [
-        *prefix,
-        sys.executable,
-        '-m',
-        f'dst_t5x.{module}',
-        *map(str, arguments),
-      ],
-      env=variables | (environment or {}),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+def binary(module):
+  """Returns what gin configures for `python -m dst_t5x.<module>`."""
+  name = {'eval': 'evaluate'}.get(module, module)
+  return getattr(importlib.import_module(f'dst_t5x.{module}'), name)
 
-  def finish(self, process):
-    """Waits for a process; returns exit status, output and errors."""
-    try:
-      out, err = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired as e:
-      process.kill()
-      out, err = process.communicate()
-      raise AssertionError(f'still running after {TIMEOUT} s: {err}') from e
-    return process.returncode, out, err
 
-  def run(self, module, *arguments, environment=None):
-    """Runs a binary that must succeed; returns its output."""
-    status, out, err = self.finish(
-      self.start(module, *arguments, environment=environment)
-    )
-    assert status == 0, err
-    return out
+def start(module, *arguments, environment=None, prefix=()):
+  """Starts `python -m dst_t5x.<module>`, perhaps through another program."""
+  paths = [str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]
+  variables = os.environ | {
+    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+    'JAX_PLATFORMS': 'cpu',
+  }
+  return subprocess.Popen(
+    [*prefix, sys.executable, '-m', f'dst_t5x.{module}', *map(str, arguments)],
+    env=variables | (environment or {}),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process):
+  """Waits for a process; returns exit status, output and errors."""
+  try:
+    out, err = process.communicate(timeout=TIMEOUT)
+  except subprocess.TimeoutExpired as e:
+    process.kill()
+    out, err = process.communicate()
+    raise AssertionError(f'still running after {TIMEOUT} s: {err}') from e
+  return process.returncode, out, err
+
+
+def run(module, *arguments, environment=None):
+  """Runs a binary that must succeed, as a process; returns its output."""
+  status, out, err = finish(start(module, *arguments, environment=environment))
+  assert status == 0, err
+  return out
 
 
 def flags(**bindings):
@@ -105,7 +97,6 @@ def dst(seed):
 
 def fingerprint(folder):
   """Returns what `python -m dst_t5x.fingerprint` prints: step and hash."""
-  # Not above: conftest imports this module before it sets JAX up.
   from dst_t5x import seeds
 
   seed = seeds.load_seed(folder)

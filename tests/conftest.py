@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 import commands
 import gin
@@ -12,6 +13,13 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+# What one test compiles, others need not; so, too, the processes they start.
+_COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
+os.environ |= {
+  'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -41,16 +49,10 @@ def shared_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def toy_commands(tmp_path_factory) -> commands.Commands:
-  """The binaries as processes, which share what they compile."""
-  return commands.Commands(tmp_path_factory.mktemp('compiled'))
-
-
-@pytest.fixture(scope='session')
-def toy_seed(toy_commands, tmp_path_factory) -> pathlib.Path:
+def toy_seed(tmp_path_factory) -> pathlib.Path:
   """A run that pretrained the toy model; treat it as read-only."""
   folder = tmp_path_factory.mktemp('toy') / 'seed'
-  toy_commands.run(
+  commands.call(
     'train',
     *commands.PRETRAIN,
     *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=60, EVAL_EXAMPLES=4),
@@ -62,10 +64,11 @@ def toy_seed(toy_commands, tmp_path_factory) -> pathlib.Path:
 def toy_run(toy_seed, tmp_path_factory) -> pathlib.Path:
   """An uninterrupted run of DST from `toy_seed`; treat it as read-only."""
   folder = tmp_path_factory.mktemp('toy') / 'run'
-  # Compiled on its own: equal bits must not hang on the shared cache.
-  commands.Commands().run(
+  commands.run(
     'train',
     *commands.dst(toy_seed),
     *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=40, KEEP=2),
+    # Equal bits must not hang on the shared cache.
+    environment={'JAX_ENABLE_COMPILATION_CACHE': 'false'},
   )
   return folder

@@ -9,7 +9,6 @@ import pytest
 import tiny_t5
 
 from dst_t5x import checkpoints
-from dst_t5x import config
 from dst_t5x import hf_checkpoint
 from dst_t5x import seeds
 from dst_t5x.errors import UserError
@@ -17,17 +16,8 @@ from dst_t5x.errors import UserError
 
 def _message(arguments, binary='train'):
   """Returns the line that a binary ends with; it runs in this process."""
-  from dst_t5x import eval as eval_binary
-  from dst_t5x import infer
-  from dst_t5x import train
-
-  binaries = {
-    'train': train.train,
-    'eval': eval_binary.evaluate,
-    'infer': infer.infer,
-  }
   with pytest.raises(UserError) as caught:
-    config.parse(list(map(str, arguments)), binaries[binary])()
+    commands.call(binary, *arguments)
   message = str(caught.value)
   # Below the first line there is only what gin appends.
   first, *others = message.splitlines()
@@ -240,14 +230,12 @@ def test_wrong_steps_and_files_of_the_other_binaries(toy_run, tmp_path):
 
 
 @pytest.mark.parametrize('missing', ['data', 'vocabulary'])
-def test_what_a_task_needs_is_missing(
-  toy_commands, shared_data, tmp_path, missing
-):
+def test_what_a_task_needs_is_missing(shared_data, tmp_path, missing):
   vocabulary = next((shared_data / 'vocab').glob('*.model'))
   if missing == 'vocabulary':
     vocabulary = tmp_path / 'none.model'
-  status, _, err = toy_commands.finish(
-    toy_commands.start(
+  status, _, err = commands.finish(
+    commands.start(
       'train',
       '--gin_file=gin/models/t5_1_1_tiny.gin',
       '--gin_file=gin/tasks/gsm8k.gin',
@@ -278,18 +266,18 @@ def test_what_a_task_needs_is_missing(
 _NO_SPACE = ['sh', '-c', 'ulimit -f 1600; exec "$@"', 'sh']
 
 
-def test_a_full_disk(toy_commands, tmp_path):
+def test_a_full_disk(tmp_path):
   folder = tmp_path / 'run'
   arguments = [
     *commands.PRETRAIN,
     '--gin.network.T5Config.mlp_dim=4096',  # Makes parameters of 5 MB.
     *commands.flags(MODEL_DIR=folder, EVAL_EXAMPLES=4),
   ]
-  toy_commands.run('train', *arguments, '--gin.TRAIN_STEPS=5')
+  commands.call('train', *arguments, '--gin.TRAIN_STEPS=5')
   before = commands.fingerprint(folder)
   arguments.append('--gin.TRAIN_STEPS=10')
-  status, _, err = toy_commands.finish(
-    toy_commands.start('train', *arguments, prefix=_NO_SPACE)
+  status, _, err = commands.finish(
+    commands.start('train', *arguments, prefix=_NO_SPACE)
   )
   assert status == 1, err
   assert 'Traceback' not in err
@@ -297,7 +285,7 @@ def test_a_full_disk(toy_commands, tmp_path):
   assert line.startswith(f'error: cannot write a checkpoint to {folder}')
   assert line.endswith('checkpoint 5 is whole')
   assert commands.fingerprint(folder) == before
-  toy_commands.run('train', *arguments)
+  commands.call('train', *arguments)
   assert commands.fingerprint(folder)[0] == 10
 
 

@@ -1,5 +1,6 @@
 """The binaries together: seeds of all formats, evaluation, decoding, meshes."""
 
+import functools
 import json
 import re
 
@@ -25,13 +26,12 @@ CONFIG = network.T5Config(
 )
 
 
-def _finetune(toy_commands, seed, folder, *arguments, steps=20, **options):
-  toy_commands.run(
+def _finetune(seed, folder, *arguments, steps=20, how=commands.call):
+  how(
     'train',
     *commands.dst(seed),
     *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=steps),
     *arguments,
-    **options,
   )
   return subset.load(folder / 'last.dst')[0]
 
@@ -42,8 +42,8 @@ def _metrics(folder, step):
   return {name: value for row in rows for name, value in row.items()}
 
 
-def _evaluate(toy_commands, checkpoint, folder, *arguments):
-  toy_commands.run(
+def _evaluate(checkpoint, folder, *arguments):
+  commands.call(
     'eval',
     commands.TOY,
     '--gin_file=gin/runs/eval.gin',
@@ -53,8 +53,8 @@ def _evaluate(toy_commands, checkpoint, folder, *arguments):
   return json.loads((folder / 'results.json').read_text())
 
 
-def _infer(toy_commands, checkpoint, folder, *arguments):
-  toy_commands.run(
+def _infer(checkpoint, folder, *arguments):
+  commands.call(
     'infer',
     commands.TOY,
     '--gin_file=gin/runs/infer.gin',
@@ -97,10 +97,8 @@ def test_what_a_run_leaves(toy_run, toy_seed):
   assert list(toy_run.glob('events.out.tfevents.*'))
 
 
-def test_eval_repeats_the_evaluation_of_training(
-  toy_commands, toy_run, toy_seed, tmp_path
-):
-  results = _evaluate(toy_commands, toy_run, tmp_path / 'run')
+def test_eval_repeats_the_evaluation_of_training(toy_run, toy_seed, tmp_path):
+  results = _evaluate(toy_run, tmp_path / 'run')
   assert results['step'] == 40
   trained = _metrics(toy_run, 40)
   names = {'eval/loss', 'eval/accuracy', 'toy/exact_match'}
@@ -108,16 +106,16 @@ def test_eval_repeats_the_evaluation_of_training(
   for name in names:
     assert results[name] == pytest.approx(trained[name], abs=1e-6)
   step = ['--gin.CHECKPOINT_STEP=30']
-  earlier = _evaluate(toy_commands, toy_run, tmp_path / 'step', *step)
+  earlier = _evaluate(toy_run, tmp_path / 'step', *step)
   assert earlier['step'] == 30
   assert earlier['eval/loss'] != results['eval/loss']
-  zero_shot = _evaluate(toy_commands, toy_seed, tmp_path / 'seed')
+  zero_shot = _evaluate(toy_seed, tmp_path / 'seed')
   assert zero_shot['step'] == 60
   assert zero_shot['eval/loss'] > results['eval/loss']
 
 
-def test_infer_from_a_file_and_from_a_split(toy_commands, toy_run, tmp_path):
-  rows = _infer(toy_commands, toy_run, tmp_path / 'split')
+def test_infer_from_a_file_and_from_a_split(toy_run, tmp_path):
+  rows = _infer(toy_run, tmp_path / 'split')
   assert len(rows) == 10
   assert all(row['targets'] == row['inputs'].upper() for row in rows)
   assert len({row['prediction'] for row in rows}) > 1
@@ -126,7 +124,6 @@ def test_infer_from_a_file_and_from_a_split(toy_commands, toy_run, tmp_path):
   texts = [row['inputs'] for row in rows[:5]] + ['', 'ab\u2028c', 'a' * 40]
   file.write_text('\n'.join(texts) + '\n')
   of_file = _infer(
-    toy_commands,
     toy_run,
     tmp_path / 'file',
     *commands.flags(INPUT_FILE=file, INFER_SPLIT='none', INFER_BATCH_SIZE=3),
@@ -136,9 +133,7 @@ def test_infer_from_a_file_and_from_a_split(toy_commands, toy_run, tmp_path):
     assert row['prediction'] == other['prediction']
 
 
-def test_a_seed_in_any_format_gives_the_same_run(
-  toy_commands, toy_seed, toy_run, tmp_path
-):
+def test_a_seed_in_any_format_gives_the_same_run(toy_seed, toy_run, tmp_path):
   seed = seeds.load_seed(toy_seed)
   t5x_checkpoint.save(tmp_path / 't5x' / 'checkpoint_7', seed.params, 7)
   hf_checkpoint.save(tmp_path / 'hf', seed.params, CONFIG)
@@ -146,7 +141,7 @@ def test_a_seed_in_any_format_gives_the_same_run(
   for name in ('t5x', 'hf'):
     assert seeds.load_seed(tmp_path / name).fingerprint == seed.fingerprint
     folder = tmp_path / f'run_{name}'
-    subsets.append(_finetune(toy_commands, tmp_path / name, folder, steps=10))
+    subsets.append(_finetune(tmp_path / name, folder, steps=10))
     losses = [_metrics(f, 10)['train/loss'] for f in (folder, toy_run)]
     assert losses[0] == losses[1]
   for name, values in subsets[0].values.items():
@@ -157,10 +152,10 @@ def test_a_seed_in_any_format_gives_the_same_run(
 
 
 @pytest.fixture(scope='module')
-def plain_run(toy_commands, toy_seed, tmp_path_factory):
+def plain_run(toy_seed, tmp_path_factory):
   """A run on one device, unscanned, without dropout."""
   folder = tmp_path_factory.mktemp('plain')
-  _finetune(toy_commands, toy_seed, folder, '--gin.DROPOUT_RATE=0.0', steps=20)
+  _finetune(toy_seed, folder, '--gin.DROPOUT_RATE=0.0', steps=20)
   return folder
 
 
@@ -175,7 +170,7 @@ def _assert_nearly_the_same(folder, other):
 
 
 def test_scanned_layers_train_like_unscanned_ones(
-  toy_commands, toy_seed, plain_run, tmp_path
+  toy_seed, plain_run, tmp_path
 ):
   # Without dropout: scanned layers draw it differently.
   options = [
@@ -183,30 +178,27 @@ def test_scanned_layers_train_like_unscanned_ones(
     '--gin.DROPOUT_RATE=0.0',
   ]
   folder = tmp_path / 'scanned'
-  _finetune(toy_commands, toy_seed, folder, *options, steps=10)
+  _finetune(toy_seed, folder, *options, steps=10)
   # It resumes from its own checkpoint.
-  _finetune(toy_commands, toy_seed, folder, *options, steps=20)
+  _finetune(toy_seed, folder, *options, steps=20)
   _assert_nearly_the_same(folder, plain_run)
   # Its checkpoint is one of the unscanned network, too.
-  results = _evaluate(toy_commands, folder, tmp_path / 'eval')
+  results = _evaluate(folder, tmp_path / 'eval')
   assert results['eval/loss'] == pytest.approx(
     _metrics(folder, 20)['eval/loss'], abs=1e-5
   )
 
 
-def test_eight_devices_in_groups_of_two(
-  toy_commands, toy_seed, plain_run, tmp_path
-):
+def test_eight_devices_in_groups_of_two(toy_seed, plain_run, tmp_path):
   options = ['--gin.MODEL_PARALLELISM=2', '--gin.DROPOUT_RATE=0.0']
   environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
   folder = tmp_path / 'mesh'
   for steps in 10, 20:  # It resumes.
     _finetune(
-      toy_commands,
       toy_seed,
       folder,
       *options,
       steps=steps,
-      environment=environment,
+      how=functools.partial(commands.run, environment=environment),
     )
   _assert_nearly_the_same(folder, plain_run)

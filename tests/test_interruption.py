@@ -20,12 +20,12 @@ def _wait_for(process, happened):
     time.sleep(0.002)
 
 
-def _interrupt(toy_commands, arguments, happened, how=signal.SIGKILL):
+def _interrupt(arguments, happened, how=signal.SIGKILL):
   """Starts a run and sends it a signal; returns exit status and errors."""
-  process = toy_commands.start('train', *arguments)
+  process = commands.start('train', *arguments)
   _wait_for(process, happened)
   process.send_signal(how)
-  status, _, err = toy_commands.finish(process)
+  status, _, err = commands.finish(process)
   return status, err
 
 
@@ -54,9 +54,7 @@ def _metrics(folder):
   ]
 
 
-def test_a_killed_run_ends_as_an_uninterrupted_one(
-  toy_commands, toy_seed, toy_run, tmp_path
-):
+def test_a_killed_run_ends_as_an_uninterrupted_one(toy_seed, toy_run, tmp_path):
   folder = tmp_path / 'killed'
   arguments = [
     *commands.dst(toy_seed),
@@ -68,47 +66,42 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     lambda: (checkpoints / '10').exists() and _logged(folder, 20),
     lambda: (checkpoints / '20').exists() and _saving(folder),
   ):
-    status, err = _interrupt(toy_commands, arguments, happened)
+    status, err = _interrupt(arguments, happened)
     assert status == -signal.SIGKILL, err
-  toy_commands.run('train', *arguments)
+  commands.call('train', *arguments)
   assert (folder / 'last.dst').read_bytes() == (
     toy_run / 'last.dst'
   ).read_bytes()
   _assert_same(folder, toy_run)
 
 
-def test_full_finetuning_goes_on_after_signals(
-  toy_commands, toy_seed, tmp_path
-):
+def test_full_finetuning_goes_on_after_signals(toy_seed, tmp_path):
   def arguments(folder):
     plan = commands.flags(MODEL_DIR=folder, TRAIN_STEPS=30)
     return [*commands.finetune(toy_seed, 'full'), *plan]
 
   whole, folder = tmp_path / 'whole', tmp_path / 'interrupted'
-  toy_commands.run('train', *arguments(whole))
+  commands.call('train', *arguments(whole))
   checkpoints = folder / 'checkpoints'
+  # Long before the end, which is only a blink away.
   status, err = _interrupt(
-    toy_commands,
-    arguments(folder),
-    lambda: (checkpoints / '10').exists(),
-    signal.SIGINT,
+    arguments(folder), lambda: _logged(folder, 10), signal.SIGINT
   )
   assert status == 130, err
   assert err.splitlines()[-1] == 'interrupted'
   assert 'Traceback' not in err
   status, err = _interrupt(
-    toy_commands,
     arguments(folder),
     lambda: (checkpoints / '20').exists() or _saving(folder),
   )
   assert status == -signal.SIGKILL, err
-  toy_commands.run('train', *arguments(folder))
+  commands.call('train', *arguments(folder))
   _assert_same(folder, whole)
   assert not (folder / 'last.dst').exists()
 
 
 def test_a_finished_run_writes_a_missing_subset_file_again(
-  toy_commands, toy_seed, toy_run, tmp_path
+  toy_seed, toy_run, tmp_path
 ):
   folder = tmp_path / 'run'
   shutil.copytree(toy_run, folder)
@@ -121,7 +114,7 @@ def test_a_finished_run_writes_a_missing_subset_file_again(
   # What a kill after the last checkpoint leaves behind.
   (folder / 'last.dst').unlink()
   (folder / 'last.dst.part').write_bytes(wanted[:50])
-  status, _, err = toy_commands.finish(toy_commands.start('train', *arguments))
+  status, _, err = commands.finish(commands.start('train', *arguments))
   assert status == 0, err
   assert 'nothing left to train' in err
   assert (folder / 'last.dst').read_bytes() == wanted
@@ -129,7 +122,7 @@ def test_a_finished_run_writes_a_missing_subset_file_again(
 
 
 def test_a_pipeline_that_cannot_be_saved_is_read_again(
-  toy_commands, toy_seed, toy_run, tmp_path
+  toy_seed, toy_run, tmp_path
 ):
   folder = tmp_path / 'generator'
   arguments = [
@@ -140,16 +133,16 @@ def test_a_pipeline_that_cannot_be_saved_is_read_again(
       MIXTURE_OR_TASK_NAME='toy_generator',
     ),
   ]
-  process = toy_commands.start(
+  process = commands.start(
     'train', *arguments, *commands.flags(KEEP_BEST_BY='toy/exact_mach')
   )
   # It ends with an error while TensorFlow's generator is still there.
-  status, _, err = toy_commands.finish(process)
+  status, _, err = commands.finish(process)
   assert status == 1
   assert err.count('to resume, all batches are read again') == 1
   assert 'finalizing GeneratorDataset' not in err
   assert (folder / 'checkpoints' / '10').exists()
-  toy_commands.run('train', *arguments)
+  commands.call('train', *arguments)
   # The same rows in the same order as those of the task `toy`.
   last, _ = subset.load(folder / 'last.dst')
   wanted, _ = subset.load(toy_run / 'last.dst')
@@ -158,33 +151,31 @@ def test_a_pipeline_that_cannot_be_saved_is_read_again(
     assert last.values[name].tobytes() == values.tobytes()
 
 
-def test_only_one_process_trains_in_a_folder(toy_commands, toy_seed, tmp_path):
+def test_only_one_process_trains_in_a_folder(toy_seed, tmp_path):
   folder = tmp_path / 'run'
   arguments = [*commands.dst(toy_seed), *commands.flags(MODEL_DIR=folder)]
-  first = toy_commands.start('train', *arguments)
+  first = commands.start('train', *arguments)
   try:
     _wait_for(first, lambda: (folder / 'run.json').exists())
     before = (folder / 'run.json').stat()
-    status, _, err = toy_commands.finish(
-      toy_commands.start('train', *arguments)
-    )
+    status, _, err = commands.finish(commands.start('train', *arguments))
     assert status == 1
     assert err.splitlines()[-1].startswith('error: another process trains in')
     assert (folder / 'run.json').stat() == before
   finally:
     first.kill()
-    toy_commands.finish(first)
+    commands.finish(first)
 
 
 def test_an_older_checkpoint_half_deleted_does_not_matter(
-  toy_commands, toy_seed, toy_run, tmp_path
+  toy_seed, toy_run, tmp_path
 ):
   folder = tmp_path / 'run'
   shutil.copytree(toy_run, folder)
   files = [p for p in (folder / 'checkpoints/30').rglob('*') if p.is_file()]
   for file in files[: len(files) // 2]:
     file.unlink()
-  toy_commands.run(
+  commands.call(
     'train',
     *commands.dst(toy_seed),
     *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS + 1, KEEP=1),
@@ -193,13 +184,11 @@ def test_an_older_checkpoint_half_deleted_does_not_matter(
   assert kept == [str(STEPS + 1)]
 
 
-def test_what_the_projection_remembers_is_resumed(
-  toy_commands, toy_seed, tmp_path
-):
+def test_what_the_projection_remembers_is_resumed(toy_seed, tmp_path):
   ends = []
   for name, stops in {'whole': [12], 'in two': [7, 12]}.items():
     for steps in stops:
-      toy_commands.run(
+      commands.call(
         'train',
         *commands.dst(toy_seed),
         *commands.flags(

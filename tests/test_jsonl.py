@@ -2,8 +2,7 @@
 
 import json
 
-from commands import PRETRAIN
-from commands import flags
+import commands
 import gin
 import pytest
 import seqio
@@ -223,17 +222,17 @@ def test_the_gin_file_names_everything(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_model_trains_and_evaluates(toy_commands, write, tmp_path):
+def test_a_small_model_trains_and_evaluates(write, tmp_path):
   rows = [(f'copy: {i}', str(i)) for i in range(40)]
   train = write(_json_lines(rows), 'train.jsonl')
   validation = write(
     ''.join(f'{a}\t{b}\n' for a, b in rows[:5]), 'validation.tsv'
   )
-  toy_commands.run(
+  commands.call(
     'train',
-    *PRETRAIN,
+    *commands.PRETRAIN,
     '--gin_file=gin/tasks/jsonl.gin',
-    *flags(
+    *commands.flags(
       VOCABULARY='bytes',
       TRAIN_FILE=train,
       EVAL_FILE=validation,

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import stat
 
+import commands
 from fixtures_data import tfds_data_dir  # noqa: F401
 from fixtures_data import vocabulary_file  # noqa: F401
 import pytest
@@ -155,7 +156,6 @@ def _state(folder):
 
 @pytest.mark.slow
 def test_a_folder_is_prepared_and_then_only_read(
-  toy_commands,
   tfds_data_dir,  # noqa: F811
   vocabulary_file,  # noqa: F811
   tmp_path,
@@ -170,7 +170,7 @@ def test_a_folder_is_prepared_and_then_only_read(
   }
   umask = os.umask(0o077)
   try:
-    toy_commands.run('prepare_data', 'gsm8k', environment=environment)
+    commands.run('prepare_data', 'gsm8k', environment=environment)
   finally:
     os.umask(umask)
   for path in (folder, *folder.rglob('*')):
@@ -179,7 +179,7 @@ def test_a_folder_is_prepared_and_then_only_read(
     assert mode & stat.S_IXOTH or not path.is_dir(), path
   shutil.rmtree(downloads)
   before = _state(folder)
-  toy_commands.run(
+  commands.run(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
     '--gin_file=gin/tasks/gsm8k.gin',

@@ -2,6 +2,7 @@
 
 import json
 
+import commands
 from fixtures_data import vocabulary_file  # noqa: F401
 import gin
 import pytest
@@ -207,10 +208,10 @@ def test_task_names_that_make_no_sense(arguments, message):
   assert '\n' not in str(error.value)
 
 
-def test_the_command_line(toy_commands, tmp_path):
+def test_the_command_line(tmp_path):
   path = tmp_path / 'rows.tsv'
   path.write_text('a\tb\n')
-  out = toy_commands.run(
+  out = commands.run(
     'show_task',
     '--gin_file=gin/models/t5_1_1_demo.gin',
     'jsonl',

@@ -3,7 +3,7 @@
 from collections import Counter
 import json
 
-from commands import flags
+import commands
 from fixtures_data import tfds_data_dir  # noqa: F401
 from fixtures_data import vocabulary_file  # noqa: F401
 from fixtures_super_glue import FOLDERS
@@ -197,13 +197,13 @@ def test_the_diagnostics_are_needed_for_the_test_split_alone(data_dir):
 
 
 @pytest.mark.slow
-def test_tiny_model_trains_and_evaluates(toy_commands, data_dir, tmp_path):
-  toy_commands.run(
+def test_tiny_model_trains_and_evaluates(data_dir, tmp_path):
+  commands.run(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
     '--gin_file=gin/tasks/super_glue.gin',
     '--gin_file=gin/runs/pretrain.gin',
-    *flags(
+    *commands.flags(
       TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16},
       MODEL_DIR=tmp_path,
       TRAIN_STEPS=20,

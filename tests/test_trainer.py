@@ -74,10 +74,10 @@ def _compiled(trainer):
 def _train(trainer, seed, batch, steps, key=0):
   """Yields state and metrics after each step."""
   state = trainer.init(jax.tree.map(jnp.asarray, seed))
-  step = _compiled(trainer)
+  step, fixed = _compiled(trainer), trainer_lib.Fixed(seed)
   for _ in range(steps):
     state, metrics = step(
-      state, seed, batch, jax.random.key(key), jnp.asarray(True)
+      state, fixed, batch, jax.random.key(key), jnp.asarray(True)
     )
     yield state, metrics
 
@@ -155,7 +155,7 @@ def test_microbatches_give_the_same_gradient(seed, batch, factor):
   loss = losses.Loss(loss_normalizing_factor=factor, label_smoothing=0.1)
   whole, parts = (
     jax.jit(_trainer(loss=loss, microbatches=n)._gradients)(
-      seed, batch, jax.random.key(0)
+      seed, (), batch, jax.random.key(0)
     )[0]
     for n in (1, 2)
   )
@@ -201,7 +201,7 @@ def test_norms_are_over_what_is_free(seed, batch):
   ]
   metrics = list(_train(trainer, seed, batch, 3))[-1][1]
   gradients, _ = jax.jit(trainer._gradients)(
-    states[2].params, batch, jax.random.fold_in(jax.random.key(0), 2)
+    states[2].params, (), batch, jax.random.fold_in(jax.random.key(0), 2)
   )
   update = jax.tree.map(np.subtract, states[3].params, states[2].params)
   for name, tree, state in (
@@ -220,7 +220,11 @@ def test_norms_are_over_what_is_free(seed, batch):
 def test_norms_are_only_taken_where_they_are_wanted(seed, batch):
   trainer = _trainer()
   _, metrics = _compiled(trainer)(
-    trainer.init(seed), seed, batch, jax.random.key(0), jnp.asarray(False)
+    trainer.init(seed),
+    trainer_lib.Fixed(seed),
+    batch,
+    jax.random.key(0),
+    jnp.asarray(False),
   )
   assert np.isnan(metrics['gradient_norm'])
   assert np.isfinite(metrics['loss'])
@@ -236,7 +240,7 @@ def _same(a, b):
 @pytest.mark.parametrize('churn', [True, False])
 def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
   method = dataclasses.replace(DST, churn=churn)
-  step = _compiled(_trainer(method))
+  step, fixed = _compiled(_trainer(method)), trainer_lib.Fixed(seed)
   state = _trainer(method).init(jax.tree.map(jnp.asarray, seed))
   weights = batch['decoder_loss_weights'].astype(np.float32)
   batch = batch | {'decoder_loss_weights': weights}
@@ -246,7 +250,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
     before = state
     state, metrics = step(
       state,
-      seed,
+      fixed,
       poisoned if is_bad else batch,
       jax.random.key(0),
       jnp.asarray(True),
@@ -257,7 +261,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
         assert _same(getattr(state, field), getattr(before, field)), field
       continue
     expected, _ = step(
-      expected, seed, batch, jax.random.key(0), jnp.asarray(True)
+      expected, fixed, batch, jax.random.key(0), jnp.asarray(True)
     )
     assert _same(state.params, expected.params)
   assert int(metrics['refused_steps']) == int(state.refused_steps) == 3
@@ -287,7 +291,11 @@ def test_an_update_that_is_not_finite_is_refused(
   )
   state = trainer.init(jax.tree.map(jnp.asarray, seed))
   after, metrics = jax.jit(trainer.train_step)(
-    state, seed, batch, jax.random.key(0), jnp.asarray(False)
+    state,
+    trainer_lib.Fixed(seed),
+    batch,
+    jax.random.key(0),
+    jnp.asarray(False),
   )
   assert np.isfinite(metrics['loss'])
   assert int(metrics['refused_in_row']) == 1

@@ -2,7 +2,7 @@
 
 import json
 
-from commands import flags
+import commands
 from fixtures_data import tfds_data_dir  # noqa: F401
 from fixtures_data import vocabulary_file  # noqa: F401
 from fixtures_trivia_qa import read_rows
@@ -167,18 +167,17 @@ def test_evaluator_gives_every_accepted_answer_to_the_metric(task):
 
 @pytest.mark.slow
 def test_tiny_model_trains_and_evaluates(
-  toy_commands,
   trivia_qa_data_dir,  # noqa: F811
   vocabulary_file,  # noqa: F811
   tmp_path,
 ):
   del vocabulary_file  # Named by an environment variable.
-  toy_commands.run(
+  commands.run(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
     '--gin_file=gin/tasks/trivia_qa_closed_book.gin',
     '--gin_file=gin/runs/pretrain.gin',
-    *flags(
+    *commands.flags(
       TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16},
       MODEL_DIR=tmp_path,
       TRAIN_STEPS=20,

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from commands import flags
+import commands
 from fixtures_data import vocabulary_file  # noqa: F401
 from fixtures_wmt import real_lines
 from fixtures_wmt import sacrebleu_folder  # noqa: F401
@@ -351,18 +351,17 @@ def test_a_gin_file_adds_a_task():
 
 @pytest.mark.slow
 def test_tiny_model_trains_evaluates_and_its_predictions_can_be_scored(
-  toy_commands,
   sacrebleu_folder,  # noqa: F811
   vocabulary_file,  # noqa: F811
   tmp_path,
 ):
   del sacrebleu_folder, vocabulary_file  # Named by environment variables.
-  toy_commands.run(
+  commands.call(
     'train',
     '--gin_file=gin/models/t5_1_1_tiny.gin',
     '--gin_file=gin/tasks/wmt22_de_en.gin',
     '--gin_file=gin/runs/pretrain.gin',
-    *flags(
+    *commands.flags(
       TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16},
       MODEL_DIR=tmp_path,
       TRAIN_STEPS=20,
@@ -379,7 +378,7 @@ def test_tiny_model_trains_evaluates_and_its_predictions_can_be_scored(
   assert scores['chrf_signature'].startswith('nrefs:2|case:mixed|')
   predictions = tmp_path / 'evaluation' / 'wmt22_de_en-000020.jsonl'
   assert len(predictions.read_text().splitlines()) == 5
-  toy_commands.run('score', predictions, '--output', tmp_path / 'scores.json')
+  commands.run('score', predictions, '--output', tmp_path / 'scores.json')
   again = json.loads((tmp_path / 'scores.json').read_text())
   for name in ('bleu', 'chrf'):
     assert again[name]['value'] == pytest.approx(scores[name])

@@ -1,0 +1,182 @@
+"""What each method trains, and how large its file is.
+
+    python -m dst_t5x.budget --gin_file=gin/models/t5_1_1_small.gin
+    python -m dst_t5x.budget --gin_file=gin/models/t5_1_1_small.gin \
+      --gin.FRACTION=1e-3
+
+The first prints the number of free parameters of every method, over its usual
+settings; the second, for each method, the setting nearest to a fraction of the
+model's parameters. What runs report of themselves is counted here, too.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+
+from dst_t5x import adapters
+from dst_t5x import budgets
+from dst_t5x import ia3
+from dst_t5x import lora
+from dst_t5x import parameters
+from dst_t5x import parts
+from dst_t5x import projection as projection_lib
+from dst_t5x import prompts
+
+PyTree = Any
+
+# What `gin/methods/{norms,head_only}.gin` train.
+NORMS = '.*norm/scale'
+HEAD = 'decoder/logits_dense/kernel'
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How much a method trains.
+
+  Attributes:
+    parameters: n, of the model without what a method adds.
+    free: how many parameters the method trains: its own, or the model's.
+    file_bytes: of the file that it leaves behind, in float32, about.
+  """
+
+  parameters: int
+  free: int
+  file_bytes: int
+
+  @property
+  def fraction(self) -> float:
+    """The free parameters as a share of the model's."""
+    return self.free / self.parameters
+
+  def __str__(self) -> str:
+    return (
+      f'{self.free:,} of {self.parameters:,} parameters '
+      f'({100 * self.fraction:.6g} %), a file of {self.file_bytes:,} bytes'
+    )
+
+
+def of_run(
+  base: PyTree, trained: PyTree, projection: projection_lib.Projection
+) -> Budget:
+  """Returns the budget of a run.
+
+  Args:
+    base: shapes of the model's parameters, without an adapter's.
+    trained: shapes of what is trained.
+    projection: the method's.
+  """
+  n, free = _size(base), _size(trained)
+  if not isinstance(projection, projection_lib.SubsetProjection):
+    return Budget(n, free, 4 * free)
+  free = sum(projection.layout(trained).budgets(projection.epsilon))
+  return Budget(n, free, _subset_bytes(free, n))
+
+
+def _subset_bytes(free: int, n: int) -> int:
+  del n
+  return 8 * free
+
+
+def _size(shapes: PyTree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+class Row(NamedTuple):
+  """A method with a setting, and what that trains."""
+
+  method: str
+  setting: str
+  budget: Budget
+
+
+def rows(
+  network: nn.Module,
+  fraction: float | None = None,
+  epsilons: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+  ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 50),
+  lengths: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
+  targets: str = lora.LoRA.targets,
+) -> list[Row]:
+  """Returns the budgets of all methods; arguments as of `show`."""
+  base = parameters.shapes(network)
+  n = _size(base)
+
+  def added(adapter: adapters.Adapter) -> int:
+    return _size(parameters.shapes(adapters.replaced(network, adapter))) - n
+
+  def trained(pattern: str) -> int:
+    return _size(parts.split(base, [pattern])[0])
+
+  # So much for each rank, and for each vector of a prompt.
+  a_rank = added(lora.LoRA(rank=1, targets=targets))
+  a_vector = added(prompts.Prompt(length=1))
+  if fraction is not None:
+    epsilons = [float(budgets.check_epsilon(fraction))]
+    ranks = [max(1, round(fraction * n / a_rank))]
+    lengths = [max(1, round(fraction * n / a_vector))]
+  subsets = {
+    epsilon: sum(budgets.largest_remainder([n], epsilon))
+    for epsilon in epsilons
+  }
+  dense = {
+    ('full', ''): n,
+    ('head_only', ''): trained(HEAD),
+    ('norms', ''): trained(NORMS),
+    ('ia3', ''): added(ia3.IA3()),
+    **{('lora', f'LORA_RANK={rank}'): rank * a_rank for rank in ranks},
+    **{('prompt', f'PROMPT_LENGTH={k}'): k * a_vector for k in lengths},
+  }
+  return [
+    *(
+      Row(name, f'EPSILON={epsilon:g}', Budget(n, k, _subset_bytes(k, n)))
+      for name in ('dst', 'random')
+      for epsilon, k in subsets.items()
+    ),
+    *(
+      Row(name, setting, Budget(n, k, 4 * k))
+      for (name, setting), k in dense.items()
+    ),
+  ]
+
+
+def show(
+  network: nn.Module,
+  fraction: float | None = None,
+  epsilons: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+  ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 50),
+  lengths: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
+  targets: str = lora.LoRA.targets,
+) -> None:
+  """Prints the budgets of all methods.
+
+  Args:
+    network: the model.
+    fraction: show of each method only what is nearest to it.
+    epsilons: of `dst` and `random`.
+    ranks: of `lora`.
+    lengths: of `prompt`.
+    targets: LORA_TARGETS.
+
+  Raises:
+    UserError: a number that makes no sense.
+  """
+  found = rows(network, fraction, epsilons, ranks, lengths, targets)
+  print(f'{found[0].budget.parameters:,} parameters')
+  titles = 'free', 'fraction', 'bytes'
+  print(f'{"method":10}{"setting":20}{"{:>14}{:>14}{:>16}".format(*titles)}')
+  for row in found:
+    budget = row.budget
+    print(
+      f'{row.method:10}{row.setting:20}{budget.free:14,}'
+      f'{budget.fraction:14.6%}{budget.file_bytes:16,}'
+    )
+
+
+if __name__ == '__main__':
+  from dst_t5x import budget as this
+  from dst_t5x import config
+
+  config.run(this.show, lambda argv: [*argv, '--gin_file=gin/runs/budget.gin'])
