@@ -7,12 +7,14 @@
 is checked before the binary is called: see `parse`.
 """
 
+import _thread
 from collections.abc import Callable, Sequence
 import gc
 import inspect
 import logging as python_logging
 import os
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -50,9 +52,11 @@ def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
 
   Raises:
     UserError: a name is unknown, a value makes no sense, a flag or a binding
-      in a file of the user's has no effect, or a required value is missing.
+      in a file of the user's has no effect, a required value is missing, or
+      files are in an order that loses something.
   """
   files, flags = _split(argv)
+  _check_order(files)
   gin.clear_config()
   reference = gin_names.reference_to(binary)
   origins: gin_files.Origins = {}
@@ -82,8 +86,8 @@ def run(
     print(usage(binary))
     return
   log_quietly()
-  # Callbacks of libraries, after a failure that reaches us as an exception.
-  sys.unraisablehook = lambda unraisable: None
+  signal.signal(signal.SIGINT, _interrupt)
+  sys.unraisablehook = _unraisable
   status: str | int = 0
   try:
     parse(to_flags(argv), binary)()
@@ -102,6 +106,21 @@ def run(
     # hang on if it outlives the interpreter.
     gc.collect()
     sys.exit(status)
+
+
+def _interrupt(*unused: Any) -> None:
+  """Handles Ctrl-C just as Python does.
+
+  Python's own handler is replaced by asyncio while it runs, as in Orbax when it
+  saves, by one whose interrupts can get lost.
+  """
+  raise KeyboardInterrupt
+
+
+def _unraisable(unraisable: Any) -> None:
+  """Keeps quiet about callbacks of libraries, which fail after all else."""
+  if unraisable.exc_type is KeyboardInterrupt:
+    _thread.interrupt_main()  # It hit a destructor: once more.
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:
@@ -147,6 +166,17 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
       hint = nearest(flag, ['--gin_file', '--gin.NAME', '--help'])
       raise UserError(f'unknown argument {argument!r}{hint}')
   return files, flags
+
+
+def _check_order(files: Sequence[str]) -> None:
+  """Raises UserError if a model's file overrides a task's or a method's."""
+  for i, name in enumerate(files):
+    if 'gin/tasks/' in name or 'gin/methods/' in name:
+      for later in files[i + 1 :]:
+        if 'gin/models/' in later:
+          raise UserError(
+            f'name {later} before {name}, which has another decoder or dropout'
+          )
 
 
 def log_quietly() -> None:

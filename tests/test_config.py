@@ -54,6 +54,12 @@ def _error(*argv, binary=config_toy.fit):
   return message
 
 
+def test_a_model_comes_before_what_overrides_it():
+  model, task = 'gin/models/t5_1_1_tiny.gin', 'gin/tasks/wmt22_de_en.gin'
+  message = _error(f'--gin_file={task}', f'--gin_file={model}')
+  assert message.startswith(f'name {model} before {task}')
+
+
 class TestWhatIsBound:
   def test_files_and_flags(self, write):
     binary = config.parse(

@@ -63,7 +63,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(toy_seed, toy_run, tmp_path):
   checkpoints = folder / 'checkpoints'
   for happened in (
     lambda: _saving(folder),  # Nothing is whole yet.
-    lambda: (checkpoints / '10').exists() and _logged(folder, 20),
     lambda: (checkpoints / '20').exists() and _saving(folder),
   ):
     status, err = _interrupt(arguments, happened)
