@@ -10,6 +10,10 @@ def _cut_short(monkeypatch):
   kept = ('full', 'dst_1e-2', 'random_1e-2')
   monkeypatch.setattr(demo, '_PRETRAIN_STEPS', 40)
   monkeypatch.setattr(demo, '_STEPS', 4)
+  call = demo._call
+  monkeypatch.setattr(
+    demo, '_call', lambda *given: call(*given, '--gin.EVAL_EXAMPLES=64')
+  )
   monkeypatch.setattr(
     demo, 'TUNINGS', tuple(t for t in demo.TUNINGS if t.name in kept)
   )

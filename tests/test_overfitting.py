@@ -19,7 +19,7 @@ from dst_t5x import trainer as trainer_lib
 
 CONFIG = network.T5Config(
   vocab_size=264,
-  emb_dim=64,
+  emb_dim=128,
   num_heads=4,
   num_encoder_layers=1,
   num_decoder_layers=1,
