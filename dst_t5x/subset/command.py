@@ -12,7 +12,8 @@ Face folder, or a run.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,8 @@ from dst_t5x.subset import file
 
 _BAR = 30
 
+Rows = list[tuple[str, ...]]
+
 
 def info(options: argparse.Namespace) -> None:
   """Prints what files hold: their metadata, and what is free by module."""
@@ -44,7 +47,7 @@ def info(options: argparse.Namespace) -> None:
     _show(_modules(subset))
 
 
-def _modules(subset: extraction.Subset) -> list[tuple[str, ...]]:
+def _modules(subset: extraction.Subset) -> Rows:
   """Returns the table by module: parameters, free ones, their share, a bar."""
   sizes: dict[str, int] = {}
   free: dict[str, int] = {}
@@ -55,7 +58,7 @@ def _modules(subset: extraction.Subset) -> list[tuple[str, ...]]:
     free[module] = free.get(module, 0) + count
   shares = {m: free[m] / size if size else 0.0 for m, size in sizes.items()}
   most = max(shares.values(), default=0) or 1
-  rows = [('module', 'parameters', 'free', 'share', '')]
+  rows: Rows = [('module', 'parameters', 'free', 'share', '')]
   for module in sorted(sizes):
     bar = '█' * math.ceil(_BAR * shares[module] / most)
     rows.append((module, *_counts(sizes[module], free[module]), bar))
@@ -68,7 +71,7 @@ def _counts(parameters: int, free: int) -> tuple[str, str, str]:
   return f'{parameters:,}', f'{free:,}', f'{share:.3g} %'
 
 
-def _show(rows: Sequence[tuple[str, ...]]) -> None:
+def _show(rows: Rows) -> None:
   """Prints rows: names to the left, numbers to the right, bars as they are."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   for name, *numbers, last in rows:
@@ -145,15 +148,30 @@ def overlap(options: argparse.Namespace) -> None:
   if len(options.files) < 2:
     raise UserError('overlap takes two files or more')
   subsets = [file.load(path)[0] for path in options.files]
-  header = ('', 'first', 'second', 'shared', 'of first', 'Jaccard', '')
-  rows = [header]
-  for i, first in enumerate(subsets):
-    for j in range(i + 1, len(subsets)):
-      name = f'{options.files[i]}  {options.files[j]}'
-      rows.append(_overlap_row(name, algebra.overlap(first, subsets[j])))
+  overlaps = {
+    (i, j): algebra.overlap(subsets[i], subsets[j])
+    for i, j in itertools.combinations(range(len(subsets)), 2)
+  }
+  modules = {}
   if len(subsets) == 2:
     modules = algebra.overlap_by_module(*subsets)
-    rows += [_overlap_row(f'  {name}', of) for name, of in modules.items()]
+  _show_overlaps(options.files, overlaps, modules)
+
+
+def _show_overlaps(
+  files: Sequence[str],
+  overlaps: Mapping[tuple[int, int], algebra.Overlap],
+  modules: Mapping[str, algebra.Overlap],
+) -> None:
+  """Prints the overlaps of pairs of files, under their numbers from 1 on."""
+  for i, path in enumerate(files, start=1):
+    print(f'{i}: {path}')
+  rows: Rows = [('', 'first', 'second', 'shared', 'of first', 'Jaccard', '')]
+  rows += [_overlap_row(module, found) for module, found in modules.items()]
+  rows += [
+    _overlap_row(f'{i + 1} and {j + 1}', found)
+    for (i, j), found in overlaps.items()
+  ]
   _show(rows)
 
 
@@ -172,12 +190,7 @@ def combine(options: argparse.Namespace) -> None:
   combined, overlaps = algebra.combine(
     [subset for subset, _ in loaded], options.rule
   )
-  rows = [('', 'first', 'second', 'shared', 'of first', 'Jaccard', '')]
-  for (i, j), found in overlaps.items():
-    name = f'{options.files[i]}  {options.files[j]}'
-    rows.append(_overlap_row(name, found))
-  if overlaps:
-    _show(rows)
+  _show_overlaps(options.files, overlaps, {})
   about = {
     'seed': loaded[0][1]['seed'],
     'rule': options.rule,
@@ -197,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-  def add(run: Callable[..., None], files: str) -> argparse.ArgumentParser:
+  def add(
+    run: Callable[..., None], files: str | int
+  ) -> argparse.ArgumentParser:
     summary = (run.__doc__ or '').splitlines()[0]
     command = commands.add_parser(
       run.__name__, help=summary, description=summary
@@ -209,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
   add(info, '+')
   add(verify, '+').add_argument('--seed', metavar='DIR', help='is this theirs?')
   for run in (apply, export):
-    command = add(run, '1')
+    command = add(run, 1)
     command.add_argument('--seed', metavar='DIR', required=True)
     command.add_argument(
       '--output', metavar='DIR', required=True, help='new folder'

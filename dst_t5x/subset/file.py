@@ -314,5 +314,4 @@ def load(
   except OSError as e:
     raise UserError(f'cannot read the subset file {path}: {e}') from e
   except UserError as e:
-    reason = str(e).removeprefix('subset: ')
-    raise UserError(f'cannot use {path} as a subset file: {reason}') from e
+    raise UserError(f'{path}: {str(e).removeprefix("subset: ")}') from e

@@ -19,6 +19,7 @@ from jax import sharding as jax_sharding
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x import sharding_types
 from dst_t5x import silos
 from dst_t5x.errors import UserError
 from dst_t5x.subset import extraction
@@ -219,18 +220,26 @@ def revert(params: PyTree, undo: Patch) -> PyTree:
 def _compiled(shardings: Shardings, rooms: Rooms) -> tuple[Any, Any]:
   """Returns `_take` and `_put` for tensors that are where they are."""
   there, everywhere = list(shardings), _replicated(shardings)
-  take = jax.jit(
-    functools.partial(_take, rooms=rooms),
-    in_shardings=(there, everywhere),
-    out_shardings=everywhere,
+
+  def take(leaves: list[jax.Array], positions: ByType) -> ByType:
+    hidden = sharding_types.hide(functools.partial(_take, rooms=rooms))
+    return hidden(leaves, positions)
+
+  def put(
+    leaves: list[jax.Array], positions: ByType, values: ByType
+  ) -> list[jax.Array]:
+    hidden = sharding_types.hide(functools.partial(_put, rooms=rooms), leaves)
+    return hidden(leaves, positions, values)
+
+  return (
+    jax.jit(take, in_shardings=(there, everywhere), out_shardings=everywhere),
+    jax.jit(
+      put,
+      in_shardings=(there, everywhere, everywhere),
+      out_shardings=there,
+      donate_argnums=0,
+    ),
   )
-  put = jax.jit(
-    functools.partial(_put, rooms=rooms),
-    in_shardings=(there, everywhere, everywhere),
-    out_shardings=there,
-    donate_argnums=0,
-  )
-  return take, put
 
 
 def _take(
