@@ -35,8 +35,8 @@ _FINGERPRINT = re.compile('[0-9a-f]{64}')
 Arrays = Mapping[str, np.ndarray]
 
 
-def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
-  """Returns the content of a subset file, for checkpoints as well.
+def to_content(subset: extraction.Subset) -> dict[str, np.ndarray]:
+  """Returns the arrays of a subset file, but for the checksum.
 
   Returns:
     Of uint8: `tensors` [bytes], `quotients` [bytes], `remainders`
@@ -69,8 +69,8 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
   return dict(zip(CONTENT, content, strict=True))
 
 
-def from_arrays(arrays: Arrays) -> extraction.Subset:
-  """Inverse of `to_arrays`; the fingerprint is None.
+def from_content(arrays: Arrays) -> extraction.Subset:
+  """Inverse of `to_content`; the fingerprint is None.
 
   Raises:
     UserError: an array is missing or damaged, or they contradict each other.
@@ -109,10 +109,10 @@ def _check_finite(path: str, values: np.ndarray) -> None:
 
 def to_bytes(subset: extraction.Subset, about: Mapping[str, Any]) -> bytes:
   """Returns the subset file, see `save`."""
-  return pack(to_arrays(subset), complete(subset, about))
+  return pack(to_content(subset), with_fingerprint(subset, about))
 
 
-def complete(
+def with_fingerprint(
   subset: extraction.Subset, about: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns `about` with the seed's fingerprint.
@@ -128,12 +128,13 @@ def complete(
       f"about['seed']['fingerprint'] (found: {sorted(map(str, said))})"
     )
   seed['fingerprint'] = said.pop()
-  if not _FINGERPRINT.fullmatch(str(seed['fingerprint'])):
+  complete = {**about, 'seed': seed}
+  if _fingerprint(complete) is None:
     raise UserError(
       "subset: a seed's fingerprint is 64 hexadecimal digits, not "
       f'{seed["fingerprint"]!r}'
     )
-  return {**about, 'seed': seed}
+  return complete
 
 
 def pack(arrays: Arrays, about: Mapping[str, Any]) -> bytes:
@@ -199,6 +200,14 @@ def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
   Raises:
     UserError: it is not a whole, undamaged subset file of this version.
   """
+  subset, about = _unpack(blob)
+  if subset.fingerprint is None:
+    raise UserError("subset: it does not say its seed's fingerprint")
+  return subset, about
+
+
+def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
+  """Inverse of `pack`."""
   about = _read_about(blob)
   checksum = hashlib.sha256(memoryview(blob)[:-CHECKSUM_BYTES]).digest()
   if checksum != blob[-CHECKSUM_BYTES:]:
@@ -215,9 +224,48 @@ def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
     name: np.frombuffer(entry['data'], np.uint8).reshape(entry['shape'])
     for name, entry in entries.items()
   }
-  subset = from_arrays(arrays)
-  fingerprint = about['seed']['fingerprint']
-  return dataclasses.replace(subset, fingerprint=fingerprint), about
+  subset = from_content(arrays)
+  return dataclasses.replace(subset, fingerprint=_fingerprint(about)), about
+
+
+def _fingerprint(about: Mapping[str, Any]) -> str | None:
+  """Returns the seed's fingerprint, None if the metadata do not say it."""
+  seed = about.get('seed')
+  said = seed.get('fingerprint') if isinstance(seed, Mapping) else None
+  is_one = isinstance(said, str) and _FINGERPRINT.fullmatch(said)
+  return said if is_one else None
+
+
+def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
+  """Returns the subset file as one array, for checkpoints.
+
+  One, because Orbax stores no array without elements. The checkpoint says
+  itself which seed it is of.
+
+  Returns:
+    `subset`: uint8 [bytes].
+
+  Raises:
+    UserError: see `save`.
+  """
+  seed = {'fingerprint': subset.fingerprint}
+  about = {} if subset.fingerprint is None else {'seed': seed}
+  blob = pack(to_content(subset), about)
+  return {'subset': np.frombuffer(blob, np.uint8)}
+
+
+def from_arrays(arrays: Arrays) -> extraction.Subset:
+  """Inverse of `to_arrays`.
+
+  Raises:
+    UserError: this is no subset, or a damaged one.
+  """
+  if 'subset' not in arrays:
+    raise UserError(
+      'subset: the checkpoint holds none, or one of an older version'
+    )
+  subset, _ = _unpack(np.asarray(arrays['subset'], np.uint8).tobytes())
+  return subset
 
 
 def _header_bytes(start: bytes) -> int:
@@ -250,12 +298,6 @@ def _read_about(start: bytes) -> dict[str, Any]:
       f'subset: it is of version {version[:20]!r}, this program reads '
       f'{FORMAT.partition("/")[2]}'
     )
-  try:
-    is_named = _FINGERPRINT.fullmatch(about['seed']['fingerprint'])
-  except (KeyError, TypeError):
-    is_named = None
-  if not is_named:
-    raise UserError("subset: it does not say its seed's fingerprint")
   return about
 
 
