@@ -59,7 +59,7 @@ def _row(axis_type):
   is_equal = is_there = True
   for share in (0.1, 0.3):
     found, tuned = subsets.random_subset(seed, share, random)
-    patch = subset.place(found, params, found.fingerprint, capacity=300)
+    patch = subset.Slots(params, found.fingerprint, 300).place(found)
     params, undo = subset.apply_in_place(params, patch)
     is_equal &= _equal(params, tuned)
     is_there &= jax.tree.map(lambda x: x.sharding, params) == shardings

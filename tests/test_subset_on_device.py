@@ -48,7 +48,7 @@ def test_there_and_back(dtype, form):
   params = _on_devices(form(seed))
   for share in (0.02, 0.1, 0.5, 0.0):
     found, tuned = subsets.random_subset(seed, share, random)
-    patch = subset.place(found, params, found.fingerprint)
+    patch = subset.Slots(params, found.fingerprint, 99).place(found)
     params, undo = subset.apply_in_place(params, patch)
     subsets.assert_same(params, form(tuned))
     params = subset.revert(params, undo)
@@ -60,7 +60,7 @@ def test_several_types():
           'c': np.zeros(4, ml_dtypes.bfloat16)}  # fmt: skip
   found, tuned = subsets.random_subset(seed, 0.5, np.random.default_rng(0))
   params = _on_devices(seed)
-  patch = subset.place(found, params, found.fingerprint)
+  patch = subset.Slots(params, found.fingerprint, 99).place(found)
   params, undo = subset.apply_in_place(params, patch)
   subsets.assert_same(params, tuned)
   subsets.assert_same(subset.revert(params, undo), seed)
@@ -72,7 +72,7 @@ def test_parameters_stay_where_they_are():
   params = _on_devices(seed)
   before = jax.tree.leaves(params)
   places = [leaf.unsafe_buffer_pointer() for leaf in before]
-  patch = subset.place(found, params, found.fingerprint)
+  patch = subset.Slots(params, found.fingerprint, 99).place(found)
   params, undo = subset.apply_in_place(params, patch)
   assert all(leaf.is_deleted() for leaf in before)
   params = subset.revert(params, undo)
@@ -103,7 +103,7 @@ def test_nothing_is_compiled_for_another_subset(compilations):
     params = jax.tree.map(jnp.copy, params)
     for i, share in enumerate((0.05, 0.01, 0.1, 0.07, 0.0)):
       found, _ = subsets.random_subset(seed, share, random)
-      patch = subset.place(found, params, identity, capacity=300)
+      patch = subset.Slots(params, identity, 300).place(found)
       params, undo = subset.apply_in_place(params, patch)
       params = subset.revert(params, undo)
       # A patch is good for several times.
@@ -123,7 +123,7 @@ def test_what_finds_no_room_waits_for_another_round(compilations):
   tuned['cube'][2] = 0
   found = subset.extract(tuned, seed)
   params = _on_devices(seed)
-  patch = subset.place(found, params, 'f' * 64, capacity=1)
+  patch = subset.Slots(params, 'f' * 64, 1).place(found)
   assert len(patch.rounds) == 4  # Of 9 of 35 components.
   compilations.clear()
   params, undo = subset.apply_in_place(params, patch)
@@ -142,7 +142,7 @@ def test_one_on_another():
   params = _on_devices(seed)
   undos = []
   for found in (first, second):
-    patch = subset.place(found, params, found.fingerprint)
+    patch = subset.Slots(params, found.fingerprint, 99).place(found)
     params, undo = subset.apply_in_place(params, patch)
     undos.append(undo)
   both = subset.combine([second, first], 'priority').subset
@@ -161,7 +161,7 @@ def test_shapes_are_enough_to_place():
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     params,
   )
-  patch = subset.place(found, shapes, found.fingerprint)
+  patch = subset.Slots(shapes, found.fingerprint, 99).place(found)
   params, _ = subset.apply_in_place(params, patch)
   subsets.assert_same(params, tuned)
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_placed():
     (seed, found.fingerprint, 'these parameters are not on the devices'),
   ):
     with pytest.raises(errors.UserError, match=message):
-      subset.place(found, tree, identity)
+      subset.Slots(tree, identity, 99).place(found)
 
 
 @pytest.fixture(scope='module')

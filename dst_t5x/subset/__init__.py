@@ -7,7 +7,8 @@
     tuned, about = subset.load('gsm8k.dst')
     params = subset.apply(tuned, seed)
 
-On the devices `apply_in_place` and `revert` change parameters where they are.
+On the devices `apply_in_place` and `revert` change parameters where they are,
+see `on_device`.
 All of it needs JAX, NumPy and safetensors alone. As a command:
 `python -m dst_t5x.subset --help`.
 """
@@ -30,8 +31,8 @@ from dst_t5x.subset.file import save
 from dst_t5x.subset.file import to_arrays
 from dst_t5x.subset.file import to_bytes
 from dst_t5x.subset.on_device import Patch
+from dst_t5x.subset.on_device import Slots
 from dst_t5x.subset.on_device import apply_in_place
-from dst_t5x.subset.on_device import place
 from dst_t5x.subset.on_device import revert
 from dst_t5x.subset.prediction import predicted_bytes
 
@@ -41,6 +42,7 @@ __all__ = [
   'Difference',
   'Overlap',
   'Patch',
+  'Slots',
   'Subset',
   'apply',
   'apply_in_place',
@@ -52,7 +54,6 @@ __all__ = [
   'load',
   'overlap',
   'overlap_by_module',
-  'place',
   'predicted_bytes',
   'revert',
   'save',

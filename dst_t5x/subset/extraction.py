@@ -10,6 +10,7 @@ in the unstacked form, whatever form the network trains in.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -169,6 +170,7 @@ def apply(
       positions are not ascending or not inside of their tensors.
   """
   check_seed(subset, seed, fingerprint)
+  check_entries(subset)
   leaves, tree = jax.tree_util.tree_flatten_with_path(seed)
   result = []
   for key_path, leaf in leaves:
@@ -179,32 +181,32 @@ def apply(
     tuned = np.array(leaf, order='C')
     for path, tensor in zip(paths, tuned.reshape(len(paths), -1), strict=True):
       if path in subset.positions:
-        check_entries(subset, path)
         tensor[subset.positions[path]] = subset.values[path]
     result.append(tuned)
   return jax.tree_util.tree_unflatten(tree, result)
 
 
-def check_entries(subset: Subset, path: str) -> None:
-  """Raises UserError unless a tensor's positions and values fit into it."""
-  positions, values = subset.positions[path], subset.values[path]
-  tensor = subset.tensors.get(path)
-  if tensor is None:
-    raise UserError(f'subset: it has no tensor {path}')
-  if values.dtype != tensor.dtype:
-    raise UserError(
-      f'subset: the values of {path} are {values.dtype}, the tensor is '
-      f'{np.dtype(tensor.dtype).name}'
-    )
-  if positions.shape != values.shape:
-    raise UserError(f'subset: {path} has not one value for each position')
-  if (np.diff(positions) <= 0).any():
-    raise UserError(f'subset: the positions of {path} are not ascending')
-  if len(positions) and not 0 <= positions[0] <= positions[-1] < tensor.size:
-    raise UserError(
-      f'subset: a position of {path} is outside of the tensor, which has '
-      f'{tensor.size} components'
-    )
+def check_entries(subset: Subset) -> None:
+  """Raises UserError unless positions and values fit into their tensors."""
+  for path, positions in subset.positions.items():
+    values, tensor = subset.values.get(path), subset.tensors.get(path)
+    if tensor is None:
+      raise UserError(f'subset: it has no tensor {path}')
+    if values is None or values.shape != positions.shape:
+      raise UserError(f'subset: {path} has not one value for each position')
+    if values.dtype != tensor.dtype:
+      raise UserError(
+        f'subset: the values of {path} are {values.dtype}, the tensor is '
+        f'{np.dtype(tensor.dtype).name}'
+      )
+    if (positions[1:] <= positions[:-1]).any():
+      raise UserError(f'subset: the positions of {path} are not ascending')
+    size = math.prod(tensor.shape)
+    if len(positions) and not 0 <= positions[0] <= positions[-1] < size:
+      raise UserError(
+        f'subset: a position of {path} is outside of the tensor, which has '
+        f'{size} components'
+      )
 
 
 class Difference(NamedTuple):

@@ -46,12 +46,10 @@ def to_content(subset: extraction.Subset) -> dict[str, np.ndarray]:
     UserError: the subset contradicts itself, a value is not finite, or a file
       cannot hold one of the tensors.
   """
-  if unknown := sorted(subset.positions.keys() - subset.tensors.keys()):
-    raise UserError(f'subset: it has no tensor {unknown[0]}')
+  extraction.check_entries(subset)
   positions, values, start = [np.zeros(0, np.int64)], [b''], 0
   for path in sorted(subset.tensors):
     if path in subset.positions:
-      extraction.check_entries(subset, path)
       _check_finite(path, subset.values[path])
       positions.append(subset.positions[path] + start)
       values.append(subset.values[path].tobytes())

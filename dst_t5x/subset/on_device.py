@@ -1,15 +1,16 @@
 """Subsets put into parameters where they are, on the devices, and taken out.
 
-    patch = place(subset, params, fingerprint, capacity)
+    slots = Slots(params, fingerprint, capacity)  # Once.
+    patch = slots.place(subset)  # For each subset once.
     params, undo = apply_in_place(params, patch)
     params = revert(params, undo)
 
-Patches of one capacity have one shape, so that what is compiled once serves all
-of them. Parameters are donated and changed in place, and a sharded tensor stays
-where its shards are.
+Patches from the same slots have the same shape, so that what is compiled once
+serves all of them. Parameters are donated and changed in place, and a sharded
+tensor stays where its shards are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -21,12 +22,11 @@ import numpy as np
 
 from dst_t5x import sharding_types
 from dst_t5x import silos
-from dst_t5x.errors import UserError
+from dst_t5x.errors import UserError, check_positive
 from dst_t5x.subset import extraction
 
 PyTree = Any
 ByType = dict[str, Any]
-Entries = tuple[np.ndarray, np.ndarray]
 Rooms = tuple[int, ...]
 Shardings = tuple[jax_sharding.Sharding, ...]
 
@@ -61,46 +61,131 @@ class Patch(NamedTuple):
   rooms: Rooms
 
 
-def place(
-  subset: extraction.Subset,
-  params: PyTree,
-  fingerprint: str,
-  capacity: int | None = None,
-) -> Patch:
-  """Puts a subset on the devices of some parameters.
+class _Slot(NamedTuple):
+  """Where a tensor of the subset goes: into a leaf, which may be stacked.
 
-  Args:
-    subset: what to place.
-    params: tree of JAX arrays, stacked or not, or of `jax.ShapeDtypeStruct`
-      with shardings.
-    fingerprint: of the seed that is on the devices.
-    capacity: how many components to have room for: the size of the largest of
-      the subsets that are to share a program; by default the next power of
-      two. Room is spread over the tensors by their sizes. A subset that needs
-      more of it, in all or in one tensor, takes more rounds.
-
-  Raises:
-    UserError: the seed is another one or has other tensors, the subset
-      contradicts itself, or a tensor has 2³² - 1 components or more.
+  Attributes:
+    leaf: number of the leaf.
+    dtype: its name.
+    start: where in a round of this dtype the leaf's room begins.
+    room: of the leaf.
+    offset: position in the leaf of the tensor's first component.
   """
-  extraction.check_tensors(
-    extraction.types_of(params), subset.tensors, 'the model', 'the subset'
-  )
-  extraction.check_fingerprint(subset, fingerprint)
-  capacity = capacity or 1 << max(subset.size - 1, 0).bit_length()
-  leaves = jax.tree.leaves(params)
-  rooms = _rooms([math.prod(leaf.shape) for leaf in leaves], capacity)
-  entries = [
-    _entries(subset, silos.path_of(key_path), leaf.shape)
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  ]
-  needed = max(
-    -(-len(positions) // max(room, 1))
-    for (positions, _), room in zip(entries, rooms, strict=True)
-  )
-  rounds = [_round(i, entries, leaves, rooms) for i in range(max(needed, 1))]
-  where = _replicated(_shardings(leaves))
-  return Patch(tuple(jax.device_put(rounds, where)), rooms)
+
+  leaf: int
+  dtype: str
+  start: int
+  room: int
+  offset: int
+
+
+class Slots:
+  """Room for subsets beside parameters on the devices."""
+
+  def __init__(self, params: PyTree, fingerprint: str, capacity: int) -> None:
+    """Spreads the room over the tensors by their sizes.
+
+    Args:
+      params: tree of JAX arrays, stacked or not, or of `jax.ShapeDtypeStruct`
+        with shardings.
+      fingerprint: of the seed that they are.
+      capacity: the size of the largest subset. One that needs more room, in
+        all or in one tensor, takes more rounds.
+
+    Raises:
+      UserError: the parameters are not on devices, or a tensor has 2³² - 1
+        components or more.
+    """
+    check_positive('capacity', capacity)
+    leaves = jax.tree.leaves(params)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    self._fingerprint = fingerprint
+    self._types = extraction.types_of(params)
+    self._everywhere = _replicated(_shardings(leaves))
+    self._rooms = _rooms(sizes, capacity)
+    self._slots: dict[str, _Slot] = {}
+    nothing: dict[str, list[np.ndarray]] = {}
+    places = _places(leaves, self._rooms)
+    for i, (key_path, leaf) in enumerate(jax.tree.leaves_with_path(params)):
+      dtype, place = next(places)
+      vacant = np.full(self._rooms[i], sizes[i], np.uint32)
+      nothing.setdefault(dtype, []).append(vacant)
+      _, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
+      for layer, path in enumerate(paths):
+        offset = layer * (sizes[i] // len(paths))
+        self._slots[path] = _Slot(i, dtype, place.start, self._rooms[i], offset)
+    self._nothing = {d: np.concatenate(parts) for d, parts in nothing.items()}
+
+  def place(self, subset: extraction.Subset) -> Patch:
+    """Puts a subset on the devices.
+
+    Raises:
+      UserError: it is of another seed, has other tensors, or contradicts
+        itself.
+    """
+    extraction.check_tensors(
+      self._types, subset.tensors, 'the model', 'the subset'
+    )
+    extraction.check_fingerprint(subset, self._fingerprint)
+    extraction.check_entries(subset)
+    # How many entries of the same leaf come before a tensor's.
+    filled: dict[int, int] = {}
+    before: dict[str, int] = {}
+    for path, positions in subset.positions.items():
+      leaf = self._slots[path].leaf
+      before[path] = filled.get(leaf, 0)
+      filled[leaf] = before[path] + len(positions)
+    needed = [-(-count // self._rooms[leaf]) for leaf, count in filled.items()]
+    number = max([1, *needed])
+    arrays = {
+      dtype: self._fill(subset, before, number, dtype)
+      for dtype in self._nothing
+    }
+    rounds = [
+      Round(
+        {dtype: positions[i] for dtype, (positions, _) in arrays.items()},
+        {dtype: values[i] for dtype, (_, values) in arrays.items()},
+      )
+      for i in range(number)
+    ]
+    return Patch(tuple(jax.device_put(rounds, self._everywhere)), self._rooms)
+
+  def _fill(
+    self,
+    subset: extraction.Subset,
+    before: Mapping[str, int],
+    rounds: int,
+    dtype: str,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all rounds of a dtype, on the host.
+
+    Args:
+      subset: what to place.
+      before: path -> how many entries of the same leaf come before.
+      rounds: how many rounds.
+      dtype: name of the dtype.
+
+    Returns:
+      Positions uint32 [rounds, room], values [rounds, room].
+    """
+    positions = np.tile(self._nothing[dtype], (rounds, 1))
+    values = np.zeros(positions.shape, np.dtype(dtype))
+    paths = [path for path in before if self._slots[path].dtype == dtype]
+    if not paths:
+      return positions, values
+    counts = np.array([len(subset.positions[path]) for path in paths])
+    firsts = (
+      np.array([before[path] for path in paths]) + counts - counts.cumsum()
+    )
+    slots = np.array([self._slots[path][2:] for path in paths]).T
+    starts, rooms, offsets = np.repeat(slots, counts, axis=1)
+    # Entry i of a leaf goes to round i // room.
+    i = np.arange(counts.sum()) + np.repeat(firsts, counts)
+    where = i // rooms, starts + i % rooms
+    found = np.concatenate([subset.positions[path] for path in paths])
+    positions[where] = found + offsets
+    values[where] = np.concatenate([subset.values[path] for path in paths])
+    return positions, values
 
 
 def _rooms(sizes: Sequence[int], capacity: int) -> Rooms:
@@ -113,24 +198,7 @@ def _rooms(sizes: Sequence[int], capacity: int) -> Rooms:
   )
 
 
-def _entries(
-  subset: extraction.Subset, path: str, shape: tuple[int, ...]
-) -> Entries:
-  """Returns positions and values of a leaf, of all layers if it is stacked."""
-  stacked, paths = silos.slice_paths(path, shape)
-  layer_size = math.prod(shape[int(stacked) :])
-  positions, values = [], []
-  for layer, of_layer in enumerate(paths):
-    if of_layer in subset.positions:
-      extraction.check_entries(subset, of_layer)
-      positions.append(subset.positions[of_layer] + layer * layer_size)
-      values.append(subset.values[of_layer])
-  if not positions:
-    return np.zeros(0, np.int64), np.zeros(0, np.float32)
-  return np.concatenate(positions), np.concatenate(values)
-
-
-def _slots(leaves: Sequence[Any], rooms: Rooms) -> Iterator[tuple[str, slice]]:
+def _places(leaves: Sequence[Any], rooms: Rooms) -> Iterator[tuple[str, slice]]:
   """Yields, for each tensor, its dtype and where in a round it has room."""
   ends: dict[str, int] = {}
   for leaf, room in zip(leaves, rooms, strict=True):
@@ -138,27 +206,6 @@ def _slots(leaves: Sequence[Any], rooms: Rooms) -> Iterator[tuple[str, slice]]:
     start = ends.get(dtype, 0)
     ends[dtype] = start + room
     yield dtype, slice(start, start + room)
-
-
-def _round(
-  number: int, entries: Sequence[Entries], leaves: Sequence[Any], rooms: Rooms
-) -> Round:
-  """Returns those of the entries that a round has room for, on the host."""
-  positions: dict[str, list[np.ndarray]] = {}
-  values: dict[str, list[np.ndarray]] = {}
-  for (where, what), leaf, room in zip(entries, leaves, rooms, strict=True):
-    dtype = np.dtype(leaf.dtype)
-    part = slice(number * room, (number + 1) * room)
-    of_leaf = np.full(room, math.prod(leaf.shape), np.uint32)
-    of_leaf[: len(where[part])] = where[part]
-    positions.setdefault(dtype.name, []).append(of_leaf)
-    new = np.zeros(room, dtype)
-    new[: len(what[part])] = what[part]
-    values.setdefault(dtype.name, []).append(new)
-  return Round(
-    {dtype: np.concatenate(parts) for dtype, parts in positions.items()},
-    {dtype: np.concatenate(parts) for dtype, parts in values.items()},
-  )
 
 
 def _shardings(leaves: Sequence[Any]) -> Shardings:
@@ -184,9 +231,9 @@ def apply_in_place(params: PyTree, patch: Patch) -> tuple[PyTree, Patch]:
   """Puts a patch into parameters; use the returned ones, not `params`.
 
   Args:
-    params: tree of JAX arrays, like the one that `place` was told of. They are
+    params: tree of JAX arrays, like those of the slots. They are
       donated: their memory becomes the result's.
-    patch: what `place` returned.
+    patch: what `Slots.place` returned.
 
   Returns:
     The tuned parameters, and for `revert` what was there before. Of several
@@ -247,9 +294,9 @@ def _take(
 ) -> dict[str, jax.Array]:
   """Returns the values at some positions, anything where there are none."""
   taken: dict[str, list[jax.Array]] = {}
-  for leaf, (dtype, slot) in zip(leaves, _slots(leaves, rooms), strict=True):
+  for leaf, (dtype, place) in zip(leaves, _places(leaves, rooms), strict=True):
     leaf = jnp.atleast_1d(leaf)
-    indices = _indices(positions[dtype][slot], leaf.shape)
+    indices = _indices(positions[dtype][place], leaf.shape)
     taken.setdefault(dtype, []).append(leaf.at[indices].get(mode='clip'))
   return {dtype: jnp.concatenate(parts) for dtype, parts in taken.items()}
 
@@ -259,10 +306,10 @@ def _put(
 ) -> list[jax.Array]:
   """Returns the tensors with other values at some positions."""
   changed = []
-  for leaf, (dtype, slot) in zip(leaves, _slots(leaves, rooms), strict=True):
+  for leaf, (dtype, place) in zip(leaves, _places(leaves, rooms), strict=True):
     vector = jnp.atleast_1d(leaf)
-    indices = _indices(positions[dtype][slot], vector.shape)
-    vector = vector.at[indices].set(values[dtype][slot], mode='drop')
+    indices = _indices(positions[dtype][place], vector.shape)
+    vector = vector.at[indices].set(values[dtype][place], mode='drop')
     changed.append(vector.reshape(leaf.shape))
   return changed
 
