@@ -269,6 +269,18 @@ def test_forged_positions_and_values():
       _refused(_with_arrays(blob, **forged))
 
 
+def test_little_is_allocated_for_many_positions():
+  # A byte of quotients may claim eight positions, each of 64 bits here.
+  blob, million = _good(), 10**6
+  with _harmless(most_bytes=16 * million, most_seconds=5):
+    for quotients in (
+      np.full(million, 255, np.uint8),
+      np.zeros(million, np.uint8),
+      np.append(np.zeros(million, np.uint8), np.uint8(1)),
+    ):
+      _refused(_with_arrays(blob, quotients=quotients))
+
+
 def test_any_file_that_is_accepted_is_a_subset():
   # With a checksum that fits, any change may happen to be a file.
   random = np.random.default_rng(1)

@@ -236,6 +236,15 @@ def test_a_file_says_of_which_seed_it_is(tmp_path):
   }
 
 
+def test_metadata_that_no_reader_would_take(tmp_path):
+  _, _, found = _found()
+  about = {'seed': {'fingerprint': 'a' * 64}, 'task': 'x' * 2**20}
+  with pytest.raises(errors.UserError, match='more than a file can hold'):
+    subset.save(tmp_path / 'a.dst', found, about)
+  subset.save(tmp_path / 'a.dst', found, about | {'task': 'x' * 2**19})
+  assert subset.load(tmp_path / 'a.dst')[1]['task'] == 'x' * 2**19
+
+
 def test_the_old_file_stays_when_the_disk_is_full(tmp_path, monkeypatch):
   file = tmp_path / 'file'
   subset.save(file, subsets.one([1, 2]), {})

@@ -30,6 +30,7 @@ CHECKSUM_BYTES = 32
 _LENGTH_BYTES = 8
 # Of the header: more is no subset file, and is not even read.
 _MOST_HEADER_BYTES = 2**20
+_LEAST_VALUE_BYTES = min(dtype.itemsize for dtype in table.DTYPES.values())
 _FINGERPRINT = re.compile('[0-9a-f]{64}')
 
 Arrays = Mapping[str, np.ndarray]
@@ -80,6 +81,8 @@ def from_content(arrays: Arrays) -> extraction.Subset:
     tensors = table.from_text(text.tobytes().decode())
   except (KeyError, UnicodeDecodeError) as e:
     raise UserError(f'subset: it is damaged: {first_line(e)}') from e
+  if position_codes.number(quotients) * _LEAST_VALUE_BYTES > len(values):
+    raise UserError('subset: it has not one value for each position')
   sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
   starts = np.cumsum([0, *sizes])
   everywhere = position_codes.decode(quotients, remainders, int(starts[-1]))
@@ -153,6 +156,9 @@ def header_of(
   Args:
     shapes: of the four arrays of content.
     about: what the metadata say.
+
+  Raises:
+    UserError: they say more than a file can hold.
   """
   metadata = {'format': FORMAT, 'about': _json(_plain(about))}
   header: dict[str, Any] = {'__metadata__': metadata}
@@ -167,6 +173,11 @@ def header_of(
     offset = end
   text = _json(header).encode()
   text += b' ' * (-len(text) % 8)
+  if len(text) > _MOST_HEADER_BYTES:
+    raise UserError(
+      f'subset: its metadata take {len(text):,} bytes, more than a file can '
+      f'hold ({_MOST_HEADER_BYTES:,})'
+    )
   return len(text).to_bytes(_LENGTH_BYTES, 'little') + text
 
 

@@ -173,14 +173,15 @@ class Slots:
     paths = [path for path in before if self._slots[path].dtype == dtype]
     if not paths:
       return positions, values
+    slots = [self._slots[path] for path in paths]
     counts = np.array([len(subset.positions[path]) for path in paths])
-    firsts = (
-      np.array([before[path] for path in paths]) + counts - counts.cumsum()
-    )
-    slots = np.array([self._slots[path][2:] for path in paths]).T
-    starts, rooms, offsets = np.repeat(slots, counts, axis=1)
+    starts = np.repeat([slot.start for slot in slots], counts)
+    rooms = np.repeat([slot.room for slot in slots], counts)
+    offsets = np.repeat([slot.offset for slot in slots], counts)
     # Entry i of a leaf goes to round i // room.
-    i = np.arange(counts.sum()) + np.repeat(firsts, counts)
+    begins = np.repeat(counts.cumsum() - counts, counts)
+    i = np.arange(len(begins)) - begins
+    i += np.repeat([before[path] for path in paths], counts)
     where = i // rooms, starts + i % rooms
     found = np.concatenate([subset.positions[path] for path in paths])
     positions[where] = found + offsets

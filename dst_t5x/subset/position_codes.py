@@ -39,6 +39,11 @@ def expected_bytes(count: int, size: int) -> float:
   return count / (1 - more) / 8 + k * -(-count // 8)
 
 
+def number(quotients: np.ndarray) -> int:
+  """Returns how many positions are coded."""
+  return int(np.bitwise_count(quotients).sum())
+
+
 def encode(positions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the codes of positions.
 
@@ -78,19 +83,18 @@ def decode(
   Raises:
     UserError: this is not what `encode` returns for any positions.
   """
-  ends = np.flatnonzero(np.unpackbits(quotients, bitorder='little'))
-  count = len(ends)
+  # Before anything is allocated or shifted by what a forger chose.
+  count = number(quotients)
   k = remainder_bits(count, size)
-  used = int(ends[-1]) + 1 if count else 0
-  if (
-    len(quotients) != -(-used // 8)
-    or remainders.shape != (k, -(-count // 8))
-    or (count % 8 and (remainders[:, -1] >> count % 8).any())
+  if remainders.shape != (k, -(-count // 8)) or (
+    count % 8 and (remainders[:, -1] >> count % 8).any()
   ):
     raise UserError('subset: its positions are damaged')
-  # Before anything is shifted, which might overflow.
-  if used - count > size >> k:
+  if 8 * len(quotients) >= count + (size >> k) + 8:
     raise UserError('subset: a position is out of range')
+  ends = np.flatnonzero(np.unpackbits(quotients, bitorder='little'))
+  if len(quotients) != (ends[-1] // 8 + 1 if count else 0):
+    raise UserError('subset: its positions are damaged')
   gaps = (np.diff(ends, prepend=-1) - 1) << k
   for j in range(k):
     bit = np.unpackbits(remainders[j], count=count, bitorder='little')
