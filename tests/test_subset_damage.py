@@ -15,6 +15,7 @@ import subsets
 
 from dst_t5x import errors
 from dst_t5x import subset
+from dst_t5x.subset import content
 from dst_t5x.subset import file as file_lib
 
 _SEED = subsets.seed_tree()
@@ -61,7 +62,7 @@ def _with_header(blob, change):
 def _with_arrays(blob, **changed):
   """Returns a file of other arrays, well formed and with its checksum."""
   arrays = safetensors.numpy.load(blob)
-  return file_lib.pack({n: arrays[n] for n in file_lib.CONTENT} | changed,
+  return file_lib.pack({n: arrays[n] for n in content.NAMES} | changed,
                        _ABOUT)  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def _forged_headers():
     return change
 
   huge = [2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**64, 10**30]
-  for name in (*file_lib.CONTENT, 'sha256'):
+  for name in (*content.NAMES, 'sha256'):
     for number in [-1, 0, 1, 7, 10**4, *huge]:
       yield entry(name, data_offsets=[0, number])
       yield entry(name, data_offsets=[number, number])
@@ -323,10 +324,10 @@ def test_files_that_are_something_else(tmp_path):
     'old': (old, "it is of version '0', this program reads 1"),
     'cut': (_good()[:-100], 'damaged or cut short: its checksum is wrong'),
   }
-  for name, (content, message) in cases.items():
+  for name, (blob, message) in cases.items():
     path = tmp_path / name
-    if content is not None:
-      path.write_bytes(content)
+    if blob is not None:
+      path.write_bytes(blob)
     with pytest.raises(errors.UserError) as error:
       subset.load(path)
     assert message in str(error.value)

@@ -17,7 +17,7 @@ import subsets
 from dst_t5x import errors
 from dst_t5x import fingerprint
 from dst_t5x import subset
-from dst_t5x.subset import file as file_lib
+from dst_t5x.subset import content
 from dst_t5x.subset import table
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
@@ -98,7 +98,7 @@ def test_golden():
   params['b'][2] = 5
   found = subset.extract(params, seed, 'a1' * 32)
   blob = subset.to_bytes(found, {'task': 'Käse', 'epsilon': 0.1})
-  arrays = file_lib.to_content(found)
+  arrays = content.to_arrays(found)
   assert arrays['tensors'].tobytes() == (
     b'b float32 3\nencoder/layers/w float32 11,2,3\n'
   )
@@ -186,7 +186,7 @@ def test_another_reader_of_safetensors_opens_it(tmp_path):
   _, _, found = _found()
   blob = subset.to_bytes(found, {'seed': {'fingerprint': 'a' * 64}})
   arrays = safetensors.numpy.load(blob)
-  for name, array in file_lib.to_content(found).items():
+  for name, array in content.to_arrays(found).items():
     assert arrays[name].tobytes() == array.tobytes()
     assert arrays[name].shape == array.shape
   assert arrays['sha256'].tobytes() == hashlib.sha256(blob[:-32]).digest()

@@ -65,19 +65,16 @@ def extract(
   Raises:
     UserError: the two differ in a tensor's name, shape or dtype.
   """
-  positions, values, tensors = {}, {}, {}
+  tensors = types_of(seed)
+  check_tensors(types_of(params), tensors, 'the tuned model', 'the seed')
   seed_tensors = dict(fingerprint_lib.tensors(seed))
-  for path, new in fingerprint_lib.tensors(params):
-    tensors[path] = jax.ShapeDtypeStruct(new.shape, new.dtype)
-    if path in seed_tensors and seed_tensors[path].shape == new.shape:
-      old = seed_tensors[path].reshape(-1)
-      if old.dtype == new.dtype:
-        new = new.reshape(-1)
-        changed = np.flatnonzero(bits(new) != bits(old))
-        if len(changed):
-          positions[path] = changed
-          values[path] = new[changed]
-  check_tensors(tensors, types_of(seed), 'the tuned model', 'the seed')
+  positions, values = {}, {}
+  for path, tensor in fingerprint_lib.tensors(params):
+    new, old = tensor.reshape(-1), seed_tensors[path].reshape(-1)
+    changed = np.flatnonzero(bits(new) != bits(old))
+    if len(changed):
+      positions[path] = changed
+      values[path] = new[changed]
   return Subset(tensors, positions, values, fingerprint)
 
 

@@ -19,98 +19,23 @@ import numpy as np
 import safetensors
 
 from dst_t5x.errors import UserError, first_line
+from dst_t5x.subset import content
 from dst_t5x.subset import extraction
-from dst_t5x.subset import position_codes
-from dst_t5x.subset import table
 
 FORMAT = 'dst_t5x.subset/1'
-CONTENT = ('tensors', 'quotients', 'remainders', 'values')
 _CHECKSUM = 'sha256'
 CHECKSUM_BYTES = 32
 _LENGTH_BYTES = 8
 # Of the header: more is no subset file, and is not even read.
 _MOST_HEADER_BYTES = 2**20
-_LEAST_VALUE_BYTES = min(dtype.itemsize for dtype in table.DTYPES.values())
 _FINGERPRINT = re.compile('[0-9a-f]{64}')
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def to_content(subset: extraction.Subset) -> dict[str, np.ndarray]:
-  """Returns the arrays of a subset file, but for the checksum.
-
-  Returns:
-    Of uint8: `tensors` [bytes], `quotients` [bytes], `remainders`
-    [k, ⌈size / 8⌉], `values` [bytes]; see docs/subset_format.md.
-
-  Raises:
-    UserError: the subset contradicts itself, a value is not finite, or a file
-      cannot hold one of the tensors.
-  """
-  extraction.check_entries(subset)
-  positions, values, start = [np.zeros(0, np.int64)], [b''], 0
-  for path in sorted(subset.tensors):
-    if path in subset.positions:
-      _check_finite(path, subset.values[path])
-      positions.append(subset.positions[path] + start)
-      values.append(subset.values[path].tobytes())
-    start += math.prod(subset.tensors[path].shape)
-  text = table.to_text(subset.tensors).encode()
-  quotients, remainders = position_codes.encode(
-    np.concatenate(positions), start
-  )
-  content = (
-    np.frombuffer(text, np.uint8),
-    quotients,
-    remainders,
-    np.frombuffer(b''.join(values), np.uint8),
-  )
-  return dict(zip(CONTENT, content, strict=True))
-
-
-def from_content(arrays: Arrays) -> extraction.Subset:
-  """Inverse of `to_content`; the fingerprint is None.
-
-  Raises:
-    UserError: an array is missing or damaged, or they contradict each other.
-  """
-  try:
-    text, quotients, remainders, values = (
-      np.asarray(arrays[name], np.uint8) for name in CONTENT
-    )
-    tensors = table.from_text(text.tobytes().decode())
-  except (KeyError, UnicodeDecodeError) as e:
-    raise UserError(f'subset: it is damaged: {first_line(e)}') from e
-  if position_codes.number(quotients) * _LEAST_VALUE_BYTES > len(values):
-    raise UserError('subset: it has not one value for each position')
-  sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
-  starts = np.cumsum([0, *sizes])
-  everywhere = position_codes.decode(quotients, remainders, int(starts[-1]))
-  borders = np.searchsorted(everywhere, starts).tolist()
-  positions, raw = {}, {}
-  byte = 0
-  for i, (path, tensor) in enumerate(tensors.items()):
-    if borders[i] < borders[i + 1]:
-      positions[path] = everywhere[borders[i] : borders[i + 1]] - starts[i]
-      end = byte + len(positions[path]) * tensor.dtype.itemsize
-      raw[path] = values[byte:end]
-      byte = end
-  if byte != len(values):
-    raise UserError('subset: it has not one value for each position')
-  typed = {path: raw[path].view(tensors[path].dtype) for path in raw}
-  for path in typed:
-    _check_finite(path, typed[path])
-  return extraction.Subset(tensors, positions, typed)
-
-
-def _check_finite(path: str, values: np.ndarray) -> None:
-  if not np.isfinite(values).all():
-    raise UserError(f'subset: a value of {path} is not finite')
-
-
 def to_bytes(subset: extraction.Subset, about: Mapping[str, Any]) -> bytes:
   """Returns the subset file, see `save`."""
-  return pack(to_content(subset), with_fingerprint(subset, about))
+  return pack(content.to_arrays(subset), with_fingerprint(subset, about))
 
 
 def with_fingerprint(
@@ -141,7 +66,7 @@ def with_fingerprint(
 def pack(arrays: Arrays, about: Mapping[str, Any]) -> bytes:
   """Returns a safetensors file of arrays, ended by its own checksum."""
   header = header_of({n: a.shape for n, a in arrays.items()}, about)
-  parts = [header, *(arrays[name].tobytes() for name in CONTENT)]
+  parts = [header, *(arrays[name].tobytes() for name in content.NAMES)]
   digest = hashlib.sha256()
   for part in parts:
     digest.update(part)
@@ -225,7 +150,7 @@ def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
     entries = dict(safetensors.deserialize(blob))
   except safetensors.SafetensorError as e:
     raise UserError(f'subset: it is damaged: {first_line(e)}') from e
-  if entries.keys() != {*CONTENT, _CHECKSUM} or any(
+  if entries.keys() != {*content.NAMES, _CHECKSUM} or any(
     entry['dtype'] != 'U8' for entry in entries.values()
   ):
     raise UserError('subset: it has not the arrays of a subset file')
@@ -233,7 +158,7 @@ def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
     name: np.frombuffer(entry['data'], np.uint8).reshape(entry['shape'])
     for name, entry in entries.items()
   }
-  subset = from_content(arrays)
+  subset = content.from_arrays(arrays)
   return dataclasses.replace(subset, fingerprint=_fingerprint(about)), about
 
 
@@ -259,7 +184,7 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
   """
   seed = {'fingerprint': subset.fingerprint}
   about = {} if subset.fingerprint is None else {'seed': seed}
-  blob = pack(to_content(subset), about)
+  blob = pack(content.to_arrays(subset), about)
   return {'subset': np.frombuffer(blob, np.uint8)}
 
 
