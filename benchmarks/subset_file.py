@@ -9,12 +9,12 @@ over --repeats, with files in the page cache.
 Beside them: `flat`, the same entries with int32 positions in safetensors, a
 path and two arrays a tensor; 12 bytes an entry, the row, column and value of
 Hugging Face's SHiRA; LoRA's matrices at some ranks on all attention matrices;
-and the dense model in safetensors: `load_s`, from the file to the device,
-`copy_s`, from the device to the device.
+and the dense model in safetensors: `dense_load_s`, from the file to the device,
+`dense_copy_s`, from the device to the device.
 
 apply_s and revert_s are in place, on the device, with everything that has been
 loaded; place_s is the way there. `share_of_dense_load` is load, place and apply
-of the subset over `load_s` of the dense model.
+of the subset over `dense_load_s`.
 """
 
 import argparse
@@ -157,7 +157,8 @@ def times_of_dense(
   copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
   def load() -> PyTree:
-    return jax.device_put(safetensors_numpy.load_file(file))
+    # Not in the file's memory, which could not be changed in place.
+    return jax.device_put(safetensors_numpy.load_file(file), may_alias=False)
 
   for _ in range(repeats + 1):
     seconds, params = tables.seconds(load)

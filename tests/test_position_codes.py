@@ -72,12 +72,12 @@ def test_bytes_a_position_at_random(epsilon, most, entropy):
   assert found == pytest.approx(expected / len(positions), rel=0.01)
 
 
-def test_millions_take_well_under_a_second():
+def test_two_millions_take_under_a_second():
   positions = np.flatnonzero(np.random.default_rng(0).random(20_000_000) < 0.1)
-  start = time.perf_counter()
+  start = time.process_time()
   codes = position_codes.encode(positions, 20_000_000)
   found = position_codes.decode(*codes, 20_000_000)
-  assert time.perf_counter() - start < 2  # Two million, on a busy machine.
+  assert time.process_time() - start < 1
   assert np.array_equal(found, positions)
 
 

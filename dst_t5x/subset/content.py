@@ -32,10 +32,10 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
       cannot hold one of the tensors.
   """
   extraction.check_entries(subset)
+  _check_finite(subset.values)
   positions, values, start = [np.zeros(0, np.int64)], [b''], 0
   for path in sorted(subset.tensors):
     if path in subset.positions:
-      _check_finite(path, subset.values[path])
       positions.append(subset.positions[path] + start)
       values.append(subset.values[path].tobytes())
     start += math.prod(subset.tensors[path].shape)
@@ -82,11 +82,15 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
   if byte != len(values):
     raise UserError('subset: it has not one value for each position')
   typed = {path: raw[path].view(tensors[path].dtype) for path in raw}
-  for path in typed:
-    _check_finite(path, typed[path])
+  _check_finite(typed)
   return extraction.Subset(tensors, positions, typed)
 
 
-def _check_finite(path: str, values: np.ndarray) -> None:
-  if not np.isfinite(values).all():
-    raise UserError(f'subset: a value of {path} is not finite')
+def _check_finite(values: Mapping[str, np.ndarray]) -> None:
+  """Raises UserError for a value that is not finite."""
+  # All tensors at once: there are hundreds of them.
+  for dtype in {of_tensor.dtype for of_tensor in values.values()}:
+    of_dtype = [v for v in values.values() if v.dtype == dtype]
+    if not np.isfinite(np.concatenate(of_dtype)).all():
+      path = next(p for p, v in values.items() if not np.isfinite(v).all())
+      raise UserError(f'subset: a value of {path} is not finite')

@@ -196,14 +196,23 @@ def check_entries(subset: Subset) -> None:
         f'subset: the values of {path} are {values.dtype}, the tensor is '
         f'{np.dtype(tensor.dtype).name}'
       )
-    if (positions[1:] <= positions[:-1]).any():
-      raise UserError(f'subset: the positions of {path} are not ascending')
-    size = math.prod(tensor.shape)
-    if len(positions) and not 0 <= positions[0] <= positions[-1] < size:
-      raise UserError(
-        f'subset: a position of {path} is outside of the tensor, which has '
-        f'{size} components'
-      )
+  paths = [path for path, found in subset.positions.items() if len(found)]
+  if not paths:
+    return
+  # All tensors at once: there are hundreds of them.
+  ends = np.cumsum([len(subset.positions[path]) for path in paths])
+  everywhere = np.concatenate([subset.positions[path] for path in paths])
+  first, last = everywhere[[0, *ends[:-1]]], everywhere[ends - 1]
+  sizes = [math.prod(subset.tensors[path].shape) for path in paths]
+  for i in np.flatnonzero((first < 0) | (last >= sizes)):
+    raise UserError(
+      f'subset: a position of {paths[i]} is outside of the tensor, which has '
+      f'{sizes[i]} components'
+    )
+  falls = np.flatnonzero(everywhere[1:] <= everywhere[:-1])
+  for fall in np.setdiff1d(falls, ends[:-1] - 1, assume_unique=True):
+    path = paths[np.searchsorted(ends, fall, side='right')]
+    raise UserError(f'subset: the positions of {path} are not ascending')
 
 
 class Difference(NamedTuple):
