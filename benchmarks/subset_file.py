@@ -9,17 +9,18 @@ over --repeats, with files in the page cache.
 Beside them: `flat`, the same entries with int32 positions in safetensors, a
 path and two arrays a tensor; 12 bytes an entry, the row, column and value of
 Hugging Face's SHiRA; LoRA's matrices at some ranks on all attention matrices;
-and the dense model in safetensors: `dense_load_s`, from the file to the device,
-`dense_copy_s`, from the device to the device.
+and the dense model: `dense_load_s`, a Hugging Face folder to the device as this
+package reads it; `dense_read_s`, the least that it could take, a safetensors
+file with nothing to transpose; `dense_copy_s`, from the device to the device.
 
-apply_s and revert_s are in place, on the device, with everything that has been
-loaded; place_s is the way there. `share_of_dense_load` is load, place and apply
-of the subset over `dense_load_s`.
+apply_s and revert_s are in place, on the device; place_s is the way there from
+the loaded file. `share_of_dense_load` and `share_of_dense_read` are load, place
+and apply of the subset over those of the dense model.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import pathlib
 import tempfile
 from typing import Any
@@ -31,6 +32,8 @@ from safetensors import numpy as safetensors_numpy
 import tables
 from train_step import SMALL
 
+from dst_t5x import convert
+from dst_t5x import hf_checkpoint
 from dst_t5x import network
 from dst_t5x import subset
 
@@ -148,23 +151,30 @@ def times_of_subset(
 
 
 def times_of_dense(
-  seed: Mapping[str, np.ndarray], folder: pathlib.Path, repeats: int
+  seed: PyTree, folder: pathlib.Path, repeats: int
 ) -> dict[str, float]:
   """Returns how long it takes to load the dense model, and to copy it."""
+  hf_checkpoint.save(folder / 'hf', seed, convert.config_of_params(seed))
   file = folder / 'dense.safetensors'
-  safetensors_numpy.save_file(dict(seed), file)
-  times: dict[str, list[float]] = defaultdict(list)
+  leaves = jax.tree_util.tree_leaves_with_path(seed)
+  safetensors_numpy.save_file(
+    {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, file
+  )
   copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-  def load() -> PyTree:
+  def to_device(tree: PyTree) -> PyTree:
     # Not in the file's memory, which could not be changed in place.
-    return jax.device_put(safetensors_numpy.load_file(file), may_alias=False)
+    return jax.device_put(tree, may_alias=False)
 
+  times: dict[str, list[float]] = defaultdict(list)
   for _ in range(repeats + 1):
-    seconds, params = tables.seconds(load)
-    times['dense_load_s'].append(seconds)
+    for name, function in (
+      ('dense_load_s', lambda: hf_checkpoint.load(folder / 'hf').params),
+      ('dense_read_s', lambda: safetensors_numpy.load_file(file)),
+    ):
+      seconds, params = tables.seconds(lambda f=function: to_device(f()))
+      times[name].append(seconds)
     times['dense_copy_s'].append(tables.seconds(copy, params)[0])
-  file.unlink()
   return tables.medians({n: s[1:] for n, s in times.items()})
 
 
@@ -185,9 +195,7 @@ def measure(
       'device': jax.devices()[0].device_kind,
     }
 
-  paths = jax.tree_util.tree_leaves_with_path(seed)
-  by_path = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
-  dense = times_of_dense(by_path, folder, options.repeats)
+  dense = times_of_dense(seed, folder, options.repeats)
   for metric, value in dense.items():
     yield row(None, metric, value, 's')
   params = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(seed)
@@ -200,8 +208,9 @@ def measure(
     for metric, value in times.items():
       yield row(epsilon, metric, value, 's')
     applied = times['load_s'] + times['place_s'] + times['apply_s']
-    share = applied / dense['dense_load_s']
-    yield row(epsilon, 'share_of_dense_load', share, '')
+    for way in ('load', 'read'):
+      share = applied / dense[f'dense_{way}_s']
+      yield row(epsilon, f'share_of_dense_{way}', share, '')
 
 
 def main() -> None:

@@ -30,10 +30,10 @@ ByType = dict[str, Any]
 Rooms = tuple[int, ...]
 Shardings = tuple[jax_sharding.Sharding, ...]
 
-# A tensor has room for this many times its share of the capacity, and for a
-# few components more; what finds no room waits for another round.
-_SLACK = 2
-_LEAST_ROOM = 8
+# A tensor has room for its share of the capacity, some standard deviations of
+# what chance makes of it, and a few more; the rest waits for another round.
+_DEVIATIONS = 4
+_MORE_ROOM = 4
 
 
 class Round(NamedTuple):
@@ -193,9 +193,10 @@ def _rooms(sizes: Sequence[int], capacity: int) -> Rooms:
   """Returns how many components of each tensor there is room for."""
   if max(sizes) > silos.MOST:
     raise UserError('subset: a tensor has 2³² - 1 components or more')
-  n = max(sum(sizes), 1)
+  shares = [capacity * size / max(sum(sizes), 1) for size in sizes]
   return tuple(
-    min(size, -(-_SLACK * capacity * size // n) + _LEAST_ROOM) for size in sizes
+    min(size, math.ceil(share + _DEVIATIONS * math.sqrt(share)) + _MORE_ROOM)
+    for size, share in zip(sizes, shares, strict=True)
   )
 
 
