@@ -84,21 +84,18 @@ def _equal(params, expected):
 
 
 def _sent(params, patch):
-  """Returns for both programs the shapes that devices exchange."""
+  """Returns the shapes that devices exchange, and the operations."""
   leaves = jax.tree.leaves(params)
-  take, put = on_device._compiled(
+  exchange = on_device._compiled(
     tuple(leaf.sharding for leaf in leaves), patch.rooms
   )
   positions, values = patch.rounds[0]
-  texts = {
-    'take': take.lower(leaves, positions).compile().as_text(),
-    'put': put.lower(leaves, positions, values).compile().as_text(),
-  }
-  pattern = (
+  text = exchange.lower(leaves, positions, values).compile().as_text()
+  return re.findall(
     r'= \(?(\S+?)(?:\{\S*)? .*?'
-    r'(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\('
+    r'(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(',
+    text,
   )
-  return {name: re.findall(pattern, text) for name, text in texts.items()}
 
 
 for kind in (AxisType.Auto, AxisType.Explicit):

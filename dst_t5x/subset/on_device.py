@@ -233,8 +233,8 @@ def apply_in_place(params: PyTree, patch: Patch) -> tuple[PyTree, Patch]:
   """Puts a patch into parameters; use the returned ones, not `params`.
 
   Args:
-    params: tree of JAX arrays, like those of the slots. They are
-      donated: their memory becomes the result's.
+    params: tree of JAX arrays, like those of the slots. They are donated: their
+      memory becomes the result's.
     patch: what `Slots.place` returned.
 
   Returns:
@@ -242,12 +242,11 @@ def apply_in_place(params: PyTree, patch: Patch) -> tuple[PyTree, Patch]:
     patches that share components, the last one has to be reverted first.
   """
   leaves, tree = jax.tree.flatten(params)
-  take, put = _compiled(_shardings(leaves), patch.rooms)
+  exchange = _compiled(_shardings(leaves), patch.rooms)
   before = []
   for positions, values in patch.rounds:
-    # Apart: a program that reads and writes a tensor would copy it.
-    before.append(Round(positions, take(leaves, positions)))
-    leaves = put(leaves, positions, values)
+    leaves, old = exchange(leaves, positions, values)
+    before.append(Round(positions, old))
   return jax.tree.unflatten(tree, leaves), patch._replace(rounds=tuple(before))
 
 
@@ -258,62 +257,49 @@ def revert(params: PyTree, undo: Patch) -> PyTree:
     params: what it returned; donated.
     undo: what it returned beside them.
   """
-  leaves, tree = jax.tree.flatten(params)
-  _, put = _compiled(_shardings(leaves), undo.rooms)
-  for positions, values in undo.rounds:
-    leaves = put(leaves, positions, values)
-  return jax.tree.unflatten(tree, leaves)
+  params, _ = apply_in_place(params, undo)
+  return params
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(shardings: Shardings, rooms: Rooms) -> tuple[Any, Any]:
-  """Returns `_take` and `_put` for tensors that are where they are."""
+def _compiled(shardings: Shardings, rooms: Rooms) -> Any:
+  """Returns `_exchange` for tensors that are where they are."""
   there, everywhere = list(shardings), _replicated(shardings)
 
-  def take(leaves: list[jax.Array], positions: ByType) -> ByType:
-    hidden = sharding_types.hide(functools.partial(_take, rooms=rooms))
-    return hidden(leaves, positions)
-
-  def put(
+  def exchange(
     leaves: list[jax.Array], positions: ByType, values: ByType
-  ) -> list[jax.Array]:
-    hidden = sharding_types.hide(functools.partial(_put, rooms=rooms), leaves)
+  ) -> tuple[list[jax.Array], ByType]:
+    types = leaves, values
+    hidden = sharding_types.hide(
+      functools.partial(_exchange, rooms=rooms), types
+    )
     return hidden(leaves, positions, values)
 
-  return (
-    jax.jit(take, in_shardings=(there, everywhere), out_shardings=everywhere),
-    jax.jit(
-      put,
-      in_shardings=(there, everywhere, everywhere),
-      out_shardings=there,
-      donate_argnums=0,
-    ),
+  return jax.jit(
+    exchange,
+    in_shardings=(there, everywhere, everywhere),
+    out_shardings=(there, everywhere),
+    donate_argnums=0,
   )
 
 
-def _take(
-  leaves: list[jax.Array], positions: ByType, rooms: Rooms
-) -> dict[str, jax.Array]:
-  """Returns the values at some positions, anything where there are none."""
+def _exchange(
+  leaves: list[jax.Array], positions: ByType, values: ByType, rooms: Rooms
+) -> tuple[list[jax.Array], ByType]:
+  """Returns the tensors with other values, and the values that they had."""
+  changed: list[jax.Array] = []
   taken: dict[str, list[jax.Array]] = {}
   for leaf, (dtype, place) in zip(leaves, _places(leaves, rooms), strict=True):
-    leaf = jnp.atleast_1d(leaf)
-    indices = _indices(positions[dtype][place], leaf.shape)
-    taken.setdefault(dtype, []).append(leaf.at[indices].get(mode='clip'))
-  return {dtype: jnp.concatenate(parts) for dtype, parts in taken.items()}
-
-
-def _put(
-  leaves: list[jax.Array], positions: ByType, values: ByType, rooms: Rooms
-) -> list[jax.Array]:
-  """Returns the tensors with other values at some positions."""
-  changed = []
-  for leaf, (dtype, place) in zip(leaves, _places(leaves, rooms), strict=True):
-    vector = jnp.atleast_1d(leaf)
-    indices = _indices(positions[dtype][place], vector.shape)
-    vector = vector.at[indices].set(values[dtype][place], mode='drop')
-    changed.append(vector.reshape(leaf.shape))
-  return changed
+    tensor, where = jnp.atleast_1d(leaf), positions[dtype][place]
+    indices = _indices(where, tensor.shape)
+    old = tensor.at[indices].get(mode='clip')
+    # What is written where nothing is makes no difference, but it makes writing
+    # wait for reading: otherwise XLA would read from a copy of the tensor.
+    new = jnp.where(where == leaf.size, old, values[dtype][place])
+    tensor = tensor.at[indices].set(new, mode='drop')
+    changed.append(tensor.reshape(leaf.shape))
+    taken.setdefault(dtype, []).append(old)
+  return changed, {d: jnp.concatenate(parts) for d, parts in taken.items()}
 
 
 def _indices(
