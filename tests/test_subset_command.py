@@ -87,7 +87,7 @@ def test_info(capsys, folder):
 def test_info_shows_no_control_characters(capsys, tmp_path):
   seed = {'w': np.zeros(3, np.float32)}
   found = subset.extract(seed, seed, 'a' * 64)
-  subset.save(tmp_path / 'a.dst', found, {'task': '\x1b[2J\x07'})
+  subset.save(tmp_path / 'a.dst', found, {'task': '\x1b[2J\x07', '\x1b': 1})
   _, out, _ = _run(capsys, 'info', tmp_path / 'a.dst')
   assert 'task: "\\u001b[2J\\u0007"' in out
   assert all(c.isprintable() or c == '\n' for c in out)

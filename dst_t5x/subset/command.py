@@ -43,7 +43,7 @@ def info(options: argparse.Namespace) -> None:
     print(f'{path}: {size:,} bytes, {subset.size:,} values, {file.FORMAT}')
     # As JSON, which cannot hold what a terminal would obey.
     for key in sorted(about):
-      print(f'{key}: {json.dumps(about[key])}')
+      print(f'{json.dumps(key)[1:-1]}: {json.dumps(about[key])}')
     _show(_modules(subset))
 
 
@@ -81,37 +81,25 @@ def _show(rows: Rows) -> None:
 
 def verify(options: argparse.Namespace) -> None:
   """Checks that files are whole, and that a seed is theirs."""
+  subsets = {path: file.load(path)[0] for path in options.files}
   seed = _load_seed(options.seed) if options.seed else None
-  for path in options.files:
-    subset, _ = file.load(path)
+  for path, subset in subsets.items():
     if seed is not None:
-      with_name(path, extraction.check_seed, subset, seed.params,
-                seed.fingerprint)  # fmt: skip
-    belongs = 'belongs to' if seed is not None else 'is for'
+      check = extraction.check_seed
+      _for_file(path, check, subset, seed.params, seed.fingerprint)
+    belongs = 'is for' if seed is None else 'belongs to'
     print(
       f'{path} is whole: {subset.size:,} values; it {belongs} the seed '
       f'{subset.fingerprint}'
     )
 
 
-def with_name(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _for_file(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
   """Calls a function; what it says against a subset is said of its file."""
   try:
     return function(*arguments)
   except UserError as e:
     raise UserError(f'{path}: {str(e).removeprefix("subset: ")}') from e
-
-
-def apply(options: argparse.Namespace) -> None:
-  """Applies a file to its seed, and writes the model as the seed is written."""
-  seed = _load_seed(options.seed)
-  options.format = 'hf' if seed.format == 'hf' else 't5x'
-  _write_tuned(options, seed)
-
-
-def export(options: argparse.Namespace) -> None:
-  """Applies a file to its seed, and writes the model in a format."""
-  _write_tuned(options, _load_seed(options.seed))
 
 
 def _load_seed(path: str) -> Any:
@@ -121,13 +109,26 @@ def _load_seed(path: str) -> Any:
   return seeds.load_seed(path)
 
 
-def _write_tuned(options: argparse.Namespace, seed: Any) -> None:
+def apply(options: argparse.Namespace) -> None:
+  """Applies a file to its seed, and writes the model in the seed's format."""
+  _write_tuned(options, None)
+
+
+def export(options: argparse.Namespace) -> None:
+  """Applies a file to its seed, and writes the model in a format."""
+  _write_tuned(options, options.format)
+
+
+def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
+  """Writes the tuned model; a run, as which none can be written, as T5X's."""
   from dst_t5x import convert
   from dst_t5x import fingerprint
 
   (path,) = options.files
   subset, about = file.load(path)
-  params = with_name(
+  seed = _load_seed(options.seed)
+  kind = kind or ('hf' if seed.format == 'hf' else 't5x')
+  params = _for_file(
     path, extraction.apply, subset, seed.params, seed.fingerprint
   )
   step = about.get('step')
@@ -135,11 +136,11 @@ def _write_tuned(options: argparse.Namespace, seed: Any) -> None:
     options.output,
     params,
     step if isinstance(step, int) else seed.step,
-    options.format,
+    kind,
   )
   print(
     f'{seed.path} with {subset.size:,} values of {path} -> {written} '
-    f'({options.format}), fingerprint {fingerprint.fingerprint(params)}'
+    f'({kind}), fingerprint {fingerprint.fingerprint(params)}'
   )
 
 
