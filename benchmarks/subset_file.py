@@ -140,8 +140,10 @@ def times_of_subset(
     return result
 
   slots = subset.Slots(params, _FINGERPRINT, found.size)
+  # Apart: writing to the disk goes on for a while.
   for _ in range(repeats + 1):
     timed('save_s', subset.save, file, found, {})
+  for _ in range(repeats + 1):
     loaded, _ = timed('load_s', subset.load, file)
     patch = timed('place_s', slots.place, loaded)
     params, undo = timed('apply_s', subset.apply_in_place, params, patch)
