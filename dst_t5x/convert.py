@@ -38,15 +38,31 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
     UserError: the source cannot be read, is no T5 1.1, or the target exists.
   """
   seed = seeds.load_seed(source).merged()
-  if kind == 'hf':
-    hf_checkpoint.save(target, seed.params, config_of_params(seed.params))
-    written = epath.Path(target)
-  else:
-    written = t5x_checkpoint.save(target, seed.params, seed.step)
+  written = write(target, seed.params, seed.step, kind)
   return (
     f'{seed.path} ({seed.format}, step {seed.step}) -> {written} ({kind}),'
     f' fingerprint {seed.fingerprint}'
   )
+
+
+def write(
+  target: epath.PathLike, params: Mapping[str, Any], step: int, kind: str
+) -> epath.Path:
+  """Writes a whole model; returns the folder that holds it.
+
+  Args:
+    target: see `convert`.
+    params: unstacked nested dict of float32 arrays.
+    step: the training step, which Hugging Face's format does not keep.
+    kind: 'hf' or 't5x'.
+
+  Raises:
+    UserError: the parameters are no T5 1.1, or the target exists.
+  """
+  if kind == 'hf':
+    hf_checkpoint.save(target, params, config_of_params(params))
+    return epath.Path(target)
+  return t5x_checkpoint.save(target, params, step)
 
 
 def config_of_params(params: Mapping[str, Any]) -> network.T5Config:

@@ -6,21 +6,35 @@ prints one line, the step and the fingerprint of a run's last checkpoint; DIR
 may as well be a T5X checkpoint or a Hugging Face folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent import futures
 import hashlib
 import os
 import sys
 from typing import Any
 
-from flax import traverse_util
+import jax
 import numpy as np
 
 from dst_t5x import errors
-from dst_t5x import stacking
+from dst_t5x import silos
+
+PyTree = Any
 
 
-def fingerprint(params: Mapping[str, Any]) -> str:
+def tensors(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields unstacked path and tensor, on the host, in the order of the tree.
+
+  Args:
+    params: tree of NumPy or fully addressable JAX arrays, stacked or not.
+  """
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    path, array = silos.path_of(key_path), np.asarray(leaf)
+    stacked, paths = silos.slice_paths(path, array.shape)
+    yield from zip(paths, array if stacked else [array], strict=True)
+
+
+def fingerprint(params: PyTree) -> str:
   """Returns the SHA-256 of all parameters, 64 hexadecimal digits.
 
   Hashed is the UTF-8 text of one line a tensor, ended by a newline each, in
@@ -42,12 +56,9 @@ def fingerprint(params: Mapping[str, Any]) -> str:
   Args:
     params: nested dict of NumPy or fully addressable JAX arrays of any shape.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
-  host = {path: np.asarray(array) for path, array in flat.items()}
-  tree = stacking.unstack_layers(traverse_util.unflatten_dict(host, sep='/'))
-  tensors = sorted(traverse_util.flatten_dict(tree, sep='/').items())
+  in_order = sorted(tensors(params), key=lambda tensor: tensor[0])
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    lines = pool.map(lambda tensor: _line(*tensor), tensors)
+    lines = pool.map(lambda tensor: _line(*tensor), in_order)
     return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 

@@ -208,11 +208,16 @@ def path_of(key_path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(key_path), simple=True, separator='/')
 
 
+def is_stacked(path: str, shape: tuple[int, ...]) -> bool:
+  """Whether axis 0 of a tensor is that of the layers."""
+  return STACK in path.split('/')[:-1] and bool(shape)
+
+
 def slice_paths(path: str, shape: tuple[int, ...]) -> tuple[bool, list[str]]:
   """Returns whether a tensor is stacked, and the paths of its slices."""
-  parts = path.split('/')
-  if STACK not in parts[:-1] or not shape:
+  if not is_stacked(path, shape):
     return False, [path]
+  parts = path.split('/')
   i = parts.index(STACK)
   return True, [
     '/'.join([*parts[:i], f'{STACK}_{layer}', *parts[i + 1 :]])
