@@ -43,6 +43,7 @@ _INSTALL = [
 _TEST = [
   'hypothesis>=6.100',
   'mypy>=1.15',
+  'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
   'pytest>=8.0',
   'pytest-xdist>=3.5',
   'ruff>=0.11',

@@ -4,40 +4,64 @@
 
 T5 1.1 Small with random parameters and AdaFactor, on random tokens, one step
 of each method in turn, so that all see the same machine. Times are medians of
-the steps from the eleventh on; memory is what the compiler planned for, beside
-the arguments.
+the steps from the eleventh on; memory is what the compiler planned for:
+arguments and temporaries.
 
 Methods: `full`, no projection; `exact`, `iterative` (Algorithm 2, J = 10) and
 `sort` thresholds at each ε; `rebuilt_seed`, which is `exact` without a copy of
-the seed. On one GPU: --batch-size 128.
+the seed; `lora` of rank 8 on all attention matrices; `prompt` of length 10;
+`ia3`, `norms` and `head_only`. With --peft also `peft_lora`, which is `lora` in
+PyTorch with Hugging Face PEFT. On one GPU: --batch-size 128.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tables
 
+from dst_t5x import adapters
+from dst_t5x import budget
+from dst_t5x import ia3
+from dst_t5x import lora
 from dst_t5x import network
 from dst_t5x import optimizers
+from dst_t5x import parts
 from dst_t5x import projection
+from dst_t5x import prompts
 from dst_t5x import trainer as trainer_lib
 
 PyTree = Any
 
 _WARM = 10
 _SLOW_STEPS = 1  # Of `sort`, which takes many seconds on a CPU.
-_CHOICES: dict[str, dict[str, Any]] = {
+_PROJECTIONS: dict[str, dict[str, Any]] = {
   'exact': {},
   'rebuilt_seed': {'keep_seed': False},
   'iterative': {'threshold': 'iterative'},
   'sort': {'threshold': 'sort'},
 }
-SMALL = network.T5Config(
+_UNITS = {
+  'seconds_per_step': 's',
+  'relative_to_full': '',
+  'memory': 'MiB',
+  'arguments': 'MiB',
+  'temporary_memory': 'MiB',
+  'compile_s': 's',
+}
+_RANK = 8
+_ADAPTERS: dict[str, adapters.Adapter] = {
+  'lora': lora.LoRA(rank=_RANK, targets='.*attention/(query|key|value|out)'),
+  'prompt': prompts.Prompt(length=10),
+  'ia3': ia3.IA3(),
+}
+_PARTS = {'norms': [budget.NORMS], 'head_only': [budget.HEAD]}
+_METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
+_SMALL = network.T5Config(
   vocab_size=32128,
   emb_dim=512,
   num_heads=6,
@@ -71,27 +95,57 @@ def make_params(model: network.Transformer) -> PyTree:
   return init(jax.random.key(0), tokens, tokens, tokens)['params']
 
 
+class Stepper(Protocol):
+  """What takes a step with a batch, and remembers how long each took."""
+
+  times: list[float]
+  figures: dict[str, float]  # What else is known: metric -> value.
+
+  def __call__(self, batch: trainer_lib.Batch) -> None:
+    """Takes a step."""
+
+
 class Method:
   """A training step, compiled, with its state and its times."""
 
   def __init__(
     self, trainer: trainer_lib.Trainer, seed: PyTree, batch: trainer_lib.Batch
   ) -> None:
+    self._prefix = np.array(adapters.prefix(trainer.network), np.int32)
+    params = seed
+    if adapters.of(trainer.network).added:
+      whole = parts.flatten(make_params(trainer.network))
+      params = parts.unflatten(whole | parts.flatten(seed))
+    mine, frozen = trainer.split(params)
     self._fixed = trainer_lib.Fixed(
-      seed if trainer.projection.keep_seed else ()
+      seed if trainer.projection.keep_seed else (), frozen
     )
-    self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, seed))
+    self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, mine))
     self._rest = (jax.random.key(0), jnp.asarray(False))
     step: Callable[..., Any] = jax.jit(trainer.train_step, donate_argnums=0)
-    lowered = step.lower(self._state, self._fixed, batch, *self._rest)
-    self.compile_s, self._step = tables.seconds(lowered.compile)
+    lowered = step.lower(
+      self._state, self._fixed, self._prefixed(batch), *self._rest
+    )
+    compile_s, self._step = tables.seconds(lowered.compile)
     memory = self._step.memory_analysis()
-    self.temporary_bytes = memory.temp_size_in_bytes
-    self.argument_bytes = memory.argument_size_in_bytes
+    arguments = memory.argument_size_in_bytes / 2**20
+    temporaries = memory.temp_size_in_bytes / 2**20
+    self.figures = {
+      'memory': arguments + temporaries,
+      'arguments': arguments,
+      'temporary_memory': temporaries,
+      'compile_s': compile_s,
+    }
     self.times: list[float] = []
+
+  def _prefixed(self, batch: trainer_lib.Batch) -> trainer_lib.Batch:
+    tokens = batch['encoder_input_tokens']
+    prefixes = np.tile(self._prefix, (len(tokens), 1))
+    return batch | {'encoder_input_tokens': jnp.hstack([prefixes, tokens])}
 
   def __call__(self, batch: trainer_lib.Batch) -> None:
     """Takes a step."""
+    batch = jax.block_until_ready(self._prefixed(batch))
     taken, (self._state, _) = tables.seconds(
       self._step, self._state, self._fixed, batch, *self._rest
     )
@@ -100,28 +154,36 @@ class Method:
 
 def make_methods(
   seed: PyTree, batch: trainer_lib.Batch, options: argparse.Namespace
-) -> dict[tuple[str, float | None], Method]:
-  """Compiles one step for each method and ε."""
-  projections: dict[tuple[str, float | None], projection.Projection] = {
-    ('full', None): projection.NoProjection()
-  }
-  for epsilon in options.epsilon:
-    for name in options.methods:
-      projections[name, epsilon] = projection.SubsetProjection(
-        epsilon, **_CHOICES[name]
-      )
-  return {
-    key: Method(
-      trainer_lib.Trainer(
-        network=network.Transformer(SMALL),
-        optimizer=optimizers.adafactor(optimizers.schedule(0.001)),
-        projection=method,
-      ),
-      seed,
-      batch,
+) -> Iterator[tuple[str, float | None, Stepper]]:
+  """Yields each method's name, ε and compiled step."""
+
+  def method(
+    adapter: adapters.Adapter = adapters.NONE,
+    trained: list[str] | None = None,
+    after: projection.Projection | None = None,
+  ) -> Method:
+    trainer = trainer_lib.Trainer(
+      network=adapters.replaced(network.Transformer(_SMALL), adapter),
+      optimizer=optimizers.adafactor(optimizers.schedule(0.001)),
+      projection=after or projection.NoProjection(),
+      trained=trained,
     )
-    for key, method in projections.items()
-  }
+    return Method(trainer, seed, batch)
+
+  yield 'full', None, method()
+  for name in options.methods:
+    if name in _ADAPTERS:
+      yield name, None, method(adapter=_ADAPTERS[name])
+    elif name in _PARTS:
+      yield name, None, method(trained=_PARTS[name])
+    else:
+      for epsilon in options.epsilon:
+        after = projection.SubsetProjection(epsilon, **_PROJECTIONS[name])
+        yield name, epsilon, method(after=after)
+  if options.peft:
+    import peft_step  # It needs torch.
+
+    yield 'peft_lora', None, peft_step.PeftLora(_SMALL, seed, _RANK)
 
 
 def main() -> None:
@@ -135,66 +197,81 @@ def main() -> None:
   parser.add_argument('--targets', type=int, default=32, help='tokens a row')
   parser.add_argument('--epsilon', nargs='+', type=float, default=[1e-4, 1e-2])
   parser.add_argument(
-    '--methods', nargs='+', default=list(_CHOICES), choices=list(_CHOICES)
+    '--methods', nargs='+', default=_METHODS, choices=_METHODS
   )
+  parser.add_argument('--peft', action='store_true', help='peft_lora as well')
   parser.add_argument('--steps', type=int, default=40)
   options = parser.parse_args()
   if options.steps <= _WARM + 1:
     parser.error(f'--steps must be above {_WARM + 1}')
-  seed = make_params(network.Transformer(SMALL))
+  if options.peft and jax.default_backend() != 'cpu':
+    parser.error('--peft is for CPUs: run with JAX_PLATFORMS=cpu')
+  seed = make_params(network.Transformer(_SMALL))
   random = np.random.default_rng(0)
   batches = [
     make_batch(random, options.batch_size, options.inputs, options.targets)
     for _ in range(4)
   ]
-  methods = make_methods(seed, batches[0], options)
+  methods: dict[tuple[str, float | None], Stepper] = {}
+  for name, epsilon, method in make_methods(seed, batches[0], options):
+    methods[name, epsilon] = method
+    setting = '' if epsilon is None else f' ε = {epsilon:g}'
+    print(f'ready: {name}{setting}', flush=True)
   for step in range(options.steps):
     for (name, _), method in methods.items():
       if name != 'sort' or step >= options.steps - _SLOW_STEPS:
         method(batches[step % len(batches)])
-  rows = _rows(methods, options)
-  tables.write_json(options.json, rows)
-  tables.show(
-    rows, ('method', 'epsilon', 'metric', 'value', 'unit', 'batch_size')
-  )
+    if (step + 1) % 10 == 0:
+      print(f'{step + 1} of {options.steps} steps', flush=True)
+  found = _results(methods, options)
+  tables.write_json(options.json, _rows(found, options))
+  tables.show(found, ('method', 'epsilon', *_UNITS))
 
 
-def _rows(
-  methods: dict[tuple[str, float | None], Method], options: argparse.Namespace
+def _results(
+  methods: dict[tuple[str, float | None], Stepper], options: argparse.Namespace
 ) -> list[tables.Row]:
+  """Returns a row for each method."""
   taken = tables.medians(
     {
       key: method.times[-(options.steps - _WARM) :]
       for key, method in methods.items()
     }
   )
-  rows = []
-  for (name, epsilon), method in methods.items():
-    seconds = taken[name, epsilon]
-    values = {
-      'seconds_per_step': (seconds, 's'),
-      'relative_to_full': (seconds / taken['full', None], ''),
-      'temporary_memory': (method.temporary_bytes / 2**20, 'MiB'),
-      'arguments': (method.argument_bytes / 2**20, 'MiB'),
-      'compile_s': (method.compile_s, 's'),
+  return [
+    {
+      'method': name,
+      'epsilon': epsilon,
+      'seconds_per_step': taken[name, epsilon],
+      'relative_to_full': taken[name, epsilon] / taken['full', None],
+      **method.figures,
     }
-    rows += [
-      {
-        'work': 'train_step',
-        'model': 't5_1_1_small',
-        'method': name,
-        'epsilon': epsilon,
-        'metric': metric,
-        'value': value,
-        'unit': unit,
-        'batch_size': options.batch_size,
-        'inputs': options.inputs,
-        'targets': options.targets,
-        'device': jax.devices()[0].device_kind,
-      }
-      for metric, (value, unit) in values.items()
-    ]
-  return rows
+    for (name, epsilon), method in methods.items()
+  ]
+
+
+def _rows(
+  found: list[tables.Row], options: argparse.Namespace
+) -> list[tables.Row]:
+  """Returns a row for each method and metric."""
+  return [
+    {
+      'work': 'train_step',
+      'model': 't5_1_1_small',
+      'method': row['method'],
+      'epsilon': row['epsilon'],
+      'metric': metric,
+      'value': row[metric],
+      'unit': unit,
+      'batch_size': options.batch_size,
+      'inputs': options.inputs,
+      'targets': options.targets,
+      'device': jax.devices()[0].device_kind,
+    }
+    for row in found
+    for metric, unit in _UNITS.items()
+    if metric in row
+  ]
 
 
 if __name__ == '__main__':

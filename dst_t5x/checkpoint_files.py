@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -48,6 +49,21 @@ def to_float32(array: np.ndarray, name: str) -> np.ndarray:
   return np.asarray(array, dtype=np.float32)
 
 
+def read_json(file: epath.Path) -> dict[str, Any]:
+  """Returns the object that a JSON file holds.
+
+  Raises:
+    UserError: it is missing or damaged.
+  """
+  try:
+    content = json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f'cannot read {file}: {error}') from error
+  if not isinstance(content, dict):
+    raise errors.UserError(f'{file} holds no JSON object')
+  return content
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
   """Returns a path that means the same from any working directory."""
   text = os.fspath(path)
@@ -55,16 +71,22 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def new_folder(target: epath.Path) -> Iterator[epath.Path]:
+def new_folder(
+  target: epath.Path, replace: bool = False
+) -> Iterator[epath.Path]:
   """Lends a temporary folder that becomes `target` when all went well.
 
   Nothing is left behind when the writing fails; `target` never holds half a
   checkpoint.
 
+  Args:
+    target: the folder.
+    replace: whether it takes the place of one that is there.
+
   Raises:
-    UserError: `target` exists already, or the files cannot be written.
+    UserError: `target` exists and must not, or the files cannot be written.
   """
-  if target.exists():
+  if target.exists() and not replace:
     raise errors.UserError(
       f'{target} exists already: remove it or name another'
     )
@@ -72,7 +94,14 @@ def new_folder(target: epath.Path) -> Iterator[epath.Path]:
   try:
     temporary.mkdir(parents=True)
     yield temporary
+    if not target.exists():
+      temporary.rename(target)
+      return
+    # A folder cannot be renamed onto another.
+    older = target.parent / f'{target.name}.old-{os.getpid()}'
+    target.rename(older)
     temporary.rename(target)
+    older.rmtree()
   except OSError as error:
     raise errors.UserError(f'cannot write {target}: {error}') from error
   finally:

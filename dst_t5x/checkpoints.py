@@ -284,7 +284,7 @@ def load_run(
   trained = stacking.unstack_layers(parameters.get('dense', {}))
   if trained and not about['is_partial']:
     return checkpoint_files.LoadedCheckpoint(trained, step)
-  params = _seed_of(about['seed'], f'the run in {path}', seed_path).params
+  params = seed_of(about['seed'], f'the run in {path}', seed_path).params
   if trained:
     params = parts.unflatten(parts.flatten(params) | parts.flatten(trained))
   else:
@@ -292,18 +292,25 @@ def load_run(
   return checkpoint_files.LoadedCheckpoint(params, step, adapter)
 
 
-def _seed_of(
+def seed_of(
   reference: Mapping[str, Any], what: str, seed_path: str | None
 ) -> seeds.Seed:
   """Loads the seed that a checkpoint refers to.
 
+  Args:
+    reference: its `path`, `format`, `step` and `fingerprint`.
+    what: the checkpoint, for messages.
+    seed_path: where it is; by default where it was.
+
   Raises:
     UserError: it is not there, or is another one.
   """
+  path = seed_path or reference['path']
   # A run that became a seed may have been trained on since.
-  step = reference['step'] if reference['format'] == 'run' else None
+  was_run = reference['format'] == 'run'
+  step = reference['step'] if was_run and is_run(path) else None
   try:
-    seed = seeds.load_seed(seed_path or reference['path'], step).merged()
+    seed = seeds.load_seed(path, step).merged()
   except UserError as e:
     raise UserError(
       f'the seed of {what} cannot be loaded ({e}); if it was moved, set '

@@ -2,9 +2,12 @@
 
     python -m dst_t5x.convert SOURCE TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=t5x
+    python -m dst_t5x.convert MODEL_DIR TARGET --format=peft
 
 SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
-folder, or a run of this package. Values are the same bit for bit, in float32.
+folder, an adapter of Hugging Face PEFT, or a run of this package. Values are
+the same bit for bit, in float32; an adapter is merged into the weights. The
+last command takes the adapter alone out of a run that trained one.
 """
 
 import argparse
@@ -14,9 +17,12 @@ from typing import Any
 
 from etils import epath
 
+from dst_t5x import checkpoints
 from dst_t5x import errors
 from dst_t5x import hf_checkpoint
 from dst_t5x import network
+from dst_t5x import parts
+from dst_t5x import peft_files
 from dst_t5x import seeds
 from dst_t5x import sizes
 from dst_t5x import t5x_checkpoint
@@ -29,14 +35,17 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
     source: what `seeds.load_seed` reads.
     target: the new folder; for T5X, one that holds `checkpoint_<step>`, or that
       one itself.
-    kind: 'hf' or 't5x'.
+    kind: 'hf', 't5x' or 'peft'.
 
   Returns:
     One line that says what was done.
 
   Raises:
-    UserError: the source cannot be read, is no T5 1.1, or the target exists.
+    UserError: the source cannot be read, is no T5 1.1, has no adapter to take
+      out, or the target exists.
   """
+  if kind == 'peft':
+    return _take_adapter(epath.Path(source), target)
   seed = seeds.load_seed(source).merged()
   written = write(target, seed.params, seed.step, kind)
   return (
@@ -63,6 +72,21 @@ def write(
     hf_checkpoint.save(target, params, config_of_params(params))
     return epath.Path(target)
   return t5x_checkpoint.save(target, params, step)
+
+
+def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
+  """Writes the adapter of a run."""
+  run = seeds.load_seed(source)
+  if run.format != 'run' or not run.adapter.added:
+    raise errors.UserError(
+      f'{source} is no run that trained an adapter (LoRA, (IA)³ or a prompt):'
+      ' take --format=hf or t5x'
+    )
+  seed = checkpoints.read_run_file(source)['seed']
+  added, base = parts.split(run.params, [run.adapter.added])
+  flat = parts.flatten(added)
+  peft_files.save(target, run.adapter, flat, base, seed, run.step)
+  return f'{source} (run, step {run.step}) -> {target} (peft)'
 
 
 def config_of_params(params: Mapping[str, Any]) -> network.T5Config:
@@ -96,7 +120,7 @@ def main(arguments: list[str]) -> int:
   )
   parser.add_argument('source', help='T5X or Hugging Face folder, or a run')
   parser.add_argument('target', help='new folder')
-  parser.add_argument('--format', choices=('hf', 't5x'), required=True)
+  parser.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)
   parsed = parser.parse_args(arguments)
   try:
     print(convert(parsed.source, parsed.target, parsed.format))

@@ -138,7 +138,7 @@ def save(
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:
   """Returns config.json with its defaults; refuses what is not T5 1.1."""
-  stated = _read_json(folder / _CONFIG)
+  stated = checkpoint_files.read_json(folder / _CONFIG)
   defaults = {
     'relative_attention_num_buckets': 32,
     'relative_attention_max_distance': 128,
@@ -162,16 +162,6 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
       ' to the embeddings (T5 1.0); take a google/t5-v1_1 model'
     )
   return stated
-
-
-def _read_json(file: epath.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise errors.UserError(f'cannot read {file}: {error}') from error
-  if not isinstance(content, dict):
-    raise errors.UserError(f'{file} holds no JSON object')
-  return content
 
 
 def _config(stated: Mapping[str, Any]) -> network.T5Config:
@@ -227,7 +217,8 @@ def _stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
 def _read_tensors(folder: epath.Path) -> dict[str, Any]:
   """Returns the tensors of all files of a folder."""
   if (folder / _SHARDS).exists():
-    weight_map = _read_json(folder / _SHARDS).get('weight_map')
+    index = checkpoint_files.read_json(folder / _SHARDS)
+    weight_map = index.get('weight_map')
     if not isinstance(weight_map, dict):
       raise errors.UserError(f'{folder / _SHARDS} has no weight_map')
     files = sorted(set(weight_map.values()))

@@ -6,6 +6,7 @@ positions as [buckets, heads] and [heads, buckets].
 
 from collections.abc import Iterator
 import math
+import re
 import typing
 
 from dst_t5x import network
@@ -27,6 +28,8 @@ _DECODER_BLOCKS = (
   ),
   ('DenseReluDense', 'mlp', 'pre_mlp_layer_norm'),
 )
+_BLOCKS = {'encoder': _ENCODER_BLOCKS, 'decoder': _DECODER_BLOCKS}
+_LINEAR = re.compile(r'(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)')
 
 
 class Tensor(typing.NamedTuple):
@@ -64,10 +67,10 @@ def layout(config: network.T5Config, num_buckets: int) -> dict[str, Tensor]:
     HEAD: Tensor('decoder/logits_dense/kernel', table),
   }
   stacks = (
-    ('encoder', config.num_encoder_layers, _ENCODER_BLOCKS),
-    ('decoder', config.num_decoder_layers, _DECODER_BLOCKS),
+    ('encoder', config.num_encoder_layers),
+    ('decoder', config.num_decoder_layers),
   )
-  for stack, num_layers, blocks in stacks:
+  for stack, num_layers in stacks:
     tensors[f'{stack}.final_layer_norm.weight'] = Tensor(
       f'{stack}/{stack}_norm/scale', (config.emb_dim,)
     )
@@ -76,7 +79,7 @@ def layout(config: network.T5Config, num_buckets: int) -> dict[str, Tensor]:
       f'{stack}/relpos_bias/rel_embedding', (num_buckets, config.num_heads)
     )
     for layer in range(num_layers):
-      for number, (theirs, ours, norm) in enumerate(blocks):
+      for number, (theirs, ours, norm) in enumerate(_BLOCKS[stack]):
         block = f'{stack}.block.{layer}.layer.{number}'
         prefix = f'{stack}/layers_{layer}'
         tensors[f'{block}.layer_norm.weight'] = Tensor(
@@ -87,6 +90,25 @@ def layout(config: network.T5Config, num_buckets: int) -> dict[str, Tensor]:
             f'{prefix}/{ours}/{our}/kernel', shape
           )
   return tensors
+
+
+def linear_map(path: str) -> str:
+  """Returns their name of a linear map, which is that of its weight's module.
+
+  Args:
+    path: ours of its module, such as `encoder/layers_0/attention/query`.
+  """
+  found = _LINEAR.fullmatch(path)
+  if not found:
+    return HEAD.removesuffix('.weight')
+  stack, layer, block, name = found.groups()
+  number, theirs = next(
+    (number, theirs)
+    for number, (theirs, ours, _) in enumerate(_BLOCKS[stack])
+    if ours == block
+  )
+  name = name if block == 'mlp' else name[0]
+  return f'{stack}.block.{layer}.layer.{number}.{theirs}.{name}'
 
 
 def _kernels(

@@ -13,8 +13,9 @@ import numpy as np
 
 from dst_t5x import adapters
 
-_OUTPUTS = r'.*attention/(key|value)'
-_INPUTS = r'.*mlp/wo'
+# The linear maps whose outputs or whose inputs are rescaled.
+OUTPUTS = r'.*attention/(key|value)'
+INPUTS = r'.*mlp/wo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,10 @@ class IA3(adapters.Adapter):
 
   def linear(self, linear: adapters.Linear, x: jax.Array) -> jax.Array:
     """Rescales the output or the input."""
-    if re.fullmatch(_OUTPUTS, linear.path):
+    if re.fullmatch(OUTPUTS, linear.path):
       y = linear.apply(x)
       return y * _factors(y, linear.axes[1], linear.dtype)
-    if re.fullmatch(_INPUTS, linear.path):
+    if re.fullmatch(INPUTS, linear.path):
       return linear.apply(x * _factors(x, linear.axes[0], linear.dtype))
     return linear.apply(x)
 
@@ -46,7 +47,7 @@ class IA3(adapters.Adapter):
     for path in params:
       if re.fullmatch(self.added, path):
         module = path.removesuffix('/ia3')
-        is_input = re.fullmatch(_INPUTS, module)
+        is_input = re.fullmatch(INPUTS, module)
         factors = np.expand_dims(params[path], -1 if is_input else -2)
         kernel = merged[f'{module}/kernel']
         merged[f'{module}/kernel'] = (kernel * factors).astype(kernel.dtype)

@@ -20,7 +20,7 @@ from dst_t5x import adapters
 from dst_t5x.errors import UserError, check_positive, nearest
 
 _INITIALIZATIONS = ('vocabulary', 'labels', 'uniform')
-_PATH = 'encoder/prompt'
+PATH = 'encoder/prompt'
 # Rows are drawn from the most frequent pieces, which come first, behind the
 # special ones (Section 3.2 there: the 5,000 most common tokens).
 _FIRST, _FREQUENT = 3, 5000
@@ -42,7 +42,7 @@ class Prompt(adapters.Adapter):
   initialization: str = 'vocabulary'
   labels: Sequence[str] = ()
 
-  added: ClassVar[str] = _PATH
+  added: ClassVar[str] = PATH
 
   def __post_init__(self) -> None:
     check_positive('PROMPT_LENGTH', self.length)
@@ -104,10 +104,11 @@ class Prompt(adapters.Adapter):
       labels = [table[encode(label)].mean(axis=0) for label in self.labels]
       labels = labels[: self.length]
       prompt[: len(labels)] = np.reshape(labels, (len(labels), shape[1]))
-    return {_PATH: np.asarray(prompt, np.float32)}
+    return {PATH: np.asarray(prompt, np.float32)}
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Raises UserError: a prompt is no change of weights."""
     raise UserError(
-      'a prompt cannot be merged into the weights: export it by itself'
+      'a prompt cannot be merged into the weights: export it by itself, '
+      'python -m dst_t5x.convert MODEL_DIR TARGET --format=peft'
     )

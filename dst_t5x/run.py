@@ -11,6 +11,7 @@ MODEL_DIR/
   best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
   report.json       at the end: what was trained, how much, and the scores
   last.dst          the subset after the last step
+  last_adapter/     or the adapter, in the format of Hugging Face PEFT
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ from dst_t5x import metrics_file
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
+from dst_t5x import peft_files
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -47,6 +49,7 @@ from dst_t5x.errors import UserError
 PyTree = Any
 
 SUBSET_FILE = 'last.dst'
+ADAPTER_FOLDER = 'last_adapter'
 _REPORT_FILE = 'report.json'
 # Bindings that may differ between two calls for the same run: they change
 # nothing of what is computed in a step.
@@ -378,7 +381,7 @@ class Run:
   def finish(
     self, step: int, state: trainer_lib.TrainState
   ) -> dict[str, float]:
-    """Waits for the last checkpoint, writes the subset file.
+    """Waits for the last checkpoint, writes the subset, or the adapter.
 
     Returns:
       The metrics of the last evaluation.
@@ -393,8 +396,23 @@ class Run:
         size,
         self.path / SUBSET_FILE,
       )
+    if self._adapter.added:
+      self._write_adapter(step, state)
     self._write_report(step)
     return self.last_results()
+
+  def _write_adapter(self, step: int, state: trainer_lib.TrainState) -> None:
+    assert self._reference is not None, 'an adapter without a seed'
+    added = stacking.unstack_layers(jax.tree.map(np.asarray, state.params))
+    peft_files.save(
+      self.path / ADAPTER_FOLDER,
+      self._adapter,
+      parts.flatten(added),
+      jax.eval_shape(stacking.unstack_layers, self.space.base_shapes),
+      self._reference,
+      step,
+      replace=True,
+    )
 
   def _write_report(self, step: int) -> None:
     report = {

@@ -21,6 +21,7 @@ _DTYPES = {
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 _LENGTH_BYTES = 8
+_METADATA = '__metadata__'
 
 
 def read(file: epath.Path) -> dict[str, np.ndarray]:
@@ -34,12 +35,35 @@ def read(file: epath.Path) -> dict[str, np.ndarray]:
     UserError: the file cannot be read, is truncated or damaged, or holds a
       tensor that is not float32, float16 or bfloat16.
   """
+  header, data = _parts(file)
+  return {
+    name: _tensor(data, entry, f'{name} of {file}')
+    for name, entry in header.items()
+    if name != _METADATA
+  }
+
+
+def read_metadata(file: epath.Path) -> dict[str, str]:
+  """Returns what a file's writer said besides its tensors.
+
+  Raises:
+    UserError: as `read` does.
+  """
+  header, _ = _parts(file)
+  return header.get(_METADATA, {})
+
+
+def _parts(file: epath.Path) -> tuple[dict[str, Any], np.ndarray]:
+  """Returns the header of a whole file, and the data, uint8 [bytes]."""
   try:
     content = _bytes(file)
     start = _LENGTH_BYTES + int(content[:_LENGTH_BYTES].view('<u8')[0])
     header = json.loads(content[_LENGTH_BYTES:start].tobytes())
-    header.pop('__metadata__', None)
-    end = max(entry['data_offsets'][1] for entry in header.values())
+    end = max(
+      entry['data_offsets'][1]
+      for name, entry in header.items()
+      if name != _METADATA
+    )
   except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
     raise errors.UserError(
       f'{file} is truncated or no safetensors file: {error}'
@@ -48,11 +72,7 @@ def read(file: epath.Path) -> dict[str, np.ndarray]:
     raise errors.UserError(
       f'{file} is truncated or damaged: {len(content)} bytes, not {start + end}'
     )
-  data = content[start:]
-  return {
-    name: _tensor(data, entry, f'{name} of {file}')
-    for name, entry in header.items()
-  }
+  return header, content[start:]
 
 
 def _bytes(file: epath.Path) -> np.ndarray:

@@ -11,10 +11,12 @@ from etils import epath
 from flax import traverse_util
 
 from dst_t5x import adapters
+from dst_t5x import checkpoint_files
 from dst_t5x import errors
 from dst_t5x import fingerprint as fingerprint_lib
 from dst_t5x import hf_checkpoint
 from dst_t5x import parts
+from dst_t5x import peft_files
 from dst_t5x import sizes
 from dst_t5x import t5x_checkpoint
 
@@ -26,7 +28,8 @@ class Seed:
   Attributes:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
     path: the folder that they were read from; of T5X, the one of the step.
-    format: 't5x', 'hf' (Hugging Face) or 'run' (a run of this package).
+    format: 't5x', 'hf' (Hugging Face), 'peft' (an adapter in the format of
+      Hugging Face PEFT, with its base) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
     adapter: what the network needs besides, whose parameters are among these.
   """
@@ -61,10 +64,11 @@ def load_seed(
 
   Args:
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
-      Face T5 1.1 folder, or the folder of a run of this package (its last
-      checkpoint). May be `gs://…`.
+      Face T5 1.1 folder, a folder with an adapter of Hugging Face PEFT, or the
+      folder of a run of this package (its last checkpoint). May be `gs://…`.
     step: another checkpoint of such a run.
-    seed_path: where the seed of such a run is, if it was moved.
+    seed_path: where the seed of such a run, or the base of such an adapter is,
+      if it was moved.
 
   Raises:
     UserError: there is nothing at the path, or nothing of a known format, or
@@ -79,6 +83,8 @@ def load_seed(
     kind, loaded = 'run', checkpoints.load_run(folder, step, seed_path)
   elif step is not None:
     raise errors.UserError(f'CHECKPOINT_STEP needs a run folder, not {folder}')
+  elif peft_files.is_adapter(folder):
+    kind, loaded = 'peft', _load_adapter(folder, seed_path)
   elif t5x_checkpoint.is_checkpoint(folder):
     folder = t5x_checkpoint.find(folder)
     kind, loaded = 't5x', t5x_checkpoint.load(folder)
@@ -88,8 +94,8 @@ def load_seed(
     raise errors.UserError(
       f'nothing to load in {folder}: neither a T5X checkpoint (file'
       ' checkpoint, or folders checkpoint_<step>), nor a Hugging Face model'
-      ' (config.json and model.safetensors), nor a run of this package'
-      ' (run.json)'
+      ' (config.json and model.safetensors), nor an adapter of PEFT'
+      ' (adapter_config.json), nor a run of this package (run.json)'
     )
   seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
   flat = traverse_util.flatten_dict(seed.params)
@@ -103,6 +109,36 @@ def load_seed(
     seed.fingerprint,
   )
   return seed
+
+
+def _load_adapter(
+  folder: epath.Path, seed_path: str | None
+) -> checkpoint_files.LoadedCheckpoint:
+  """Returns the parameters of an adapter and of its base.
+
+  Raises:
+    UserError: the base is not there or is another one, or the adapter is of no
+      known kind.
+  """
+  from dst_t5x import checkpoints
+
+  about = peft_files.about(folder)
+  path = seed_path or about.base
+  if not path or not (seed_path or epath.Path(path).is_dir()):
+    raise errors.UserError(
+      f'the base of {folder}, {path!r}, is no folder: set'
+      ' INITIAL_CHECKPOINT_PATH to that of the base, or write it into'
+      ' adapter_config.json as base_model_name_or_path'
+    )
+  if checkpoint_files.absolute(path) == checkpoint_files.absolute(folder):
+    raise errors.UserError(f'{folder} is an adapter and cannot be its own base')
+  if about.seed:
+    base = checkpoints.seed_of(about.seed, f'the adapter in {folder}', path)
+  else:
+    base = load_seed(path).merged()
+  adapter, added = peft_files.load(folder, base.params)
+  params = parts.unflatten(parts.flatten(base.params) | added)
+  return checkpoint_files.LoadedCheckpoint(params, about.step, adapter)
 
 
 def check_matches(

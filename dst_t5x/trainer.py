@@ -70,8 +70,8 @@ class Trainer:
     loss: the loss.
     microbatches: parts into which a batch is split to save memory. Gradients
       are summed over them, so that the step is that of the whole batch.
-    trained: regular expressions over the paths of what is trained; by default
-      what the adapter adds, or everything where nothing is added.
+    trained: regular expressions over the paths of what is trained, where there
+      is no adapter; by default everything.
 
   Raises:
     UserError: these do not go together.
@@ -93,6 +93,11 @@ class Trainer:
       raise UserError(
         f'{type(adapter).__name__} adds parameters that no seed has, and the '
         'projection ties all to a seed: use one method file'
+      )
+    if adapter.added and self.trained:
+      raise UserError(
+        f'{type(adapter).__name__} trains what it adds and nothing else: use '
+        'it without trained'
       )
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:

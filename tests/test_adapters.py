@@ -307,6 +307,10 @@ def test_gradients_of_what_is_frozen_are_not_computed():
       'LoRA adds parameters that no seed has',
     ),
     (
+      lambda: _trainer(_network(ia3.IA3()), trained=['.*norm/scale']),
+      'IA3 trains what it adds and nothing else',
+    ),
+    (
       lambda: parts.split({'a': {'kernel': 1}}, ['a/kernal']),
       "no parameter matches 'a/kernal'; did you mean 'a/kernel'",
     ),

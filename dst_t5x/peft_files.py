@@ -1,0 +1,266 @@
+"""Adapters in the format of Hugging Face PEFT, read and written without torch.
+
+A folder holds adapter_config.json and adapter_model.safetensors. What differs
+from ours: linear maps are [out, in] there and [in, out] here, modules have
+other names (`hf_names`), and what is adapted is a list of modules' names, or of
+their ends, where we have a regular expression.
+
+What we know besides, which seed the adapter belongs to and its step, stands in
+the metadata of the safetensors file, where PEFT does not look.
+"""
+
+from collections.abc import Collection, Mapping
+import json
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from dst_t5x import adapters
+from dst_t5x import checkpoint_files
+from dst_t5x import hf_names
+from dst_t5x import ia3
+from dst_t5x import lora
+from dst_t5x import parts
+from dst_t5x import peft_config
+from dst_t5x import prompts
+from dst_t5x import safetensors_files
+from dst_t5x.errors import UserError
+
+PyTree = Any
+
+_CONFIG = 'adapter_config.json'
+_WEIGHTS = 'adapter_model.safetensors'
+_PICKLE = 'adapter_model.bin'
+_OURS = 'dst_t5x'  # In the metadata.
+
+_PROMPT = 'prompt_embeddings'
+_PREFIX = 'base_model.model.'
+_LEAVES = {
+  'lora_a': 'lora_A.weight',
+  'lora_b': 'lora_B.weight',
+  'ia3': 'ia3_l',
+}
+_LINEAR = re.compile(rf'{_PREFIX}(.+)\.({"|".join(_LEAVES.values())})')
+
+
+class About(NamedTuple):
+  """What a folder says of its adapter besides the adapter itself.
+
+  Attributes:
+    base: name or folder of the model that it belongs to.
+    seed: that model as a run refers to it, with its fingerprint; None if the
+      folder is not ours.
+    step: of training; 0 if unknown.
+  """
+
+  base: str
+  seed: dict[str, Any] | None
+  step: int
+
+
+class _Tensor(NamedTuple):
+  """A tensor of the file: its path in our tree, and its shape there."""
+
+  path: str
+  shape: tuple[int, ...]
+
+  @property
+  def _is_transposed(self) -> bool:
+    return bool(re.fullmatch(lora.LoRA.added, self.path))
+
+  def exported(self, array: np.ndarray) -> np.ndarray:
+    """Returns the array as the file has it, float32."""
+    array = np.asarray(array, np.float32)
+    array = array.T if self._is_transposed else array
+    return np.ascontiguousarray(array.reshape(self.shape))
+
+  def imported(self, array: np.ndarray) -> np.ndarray:
+    """Returns the array as we have it, float32, a copy."""
+    array = checkpoint_files.to_float32(array, self.path)
+    if self._is_transposed:
+      array = array.T
+    elif re.fullmatch(ia3.IA3.added, self.path):
+      array = array.ravel()
+    return np.array(array, order='C')
+
+
+def is_adapter(path: epath.PathLike) -> bool:
+  """Whether a folder holds an adapter in PEFT's format."""
+  return (epath.Path(path) / _CONFIG).exists()
+
+
+def save(
+  path: epath.PathLike,
+  adapter: adapters.Adapter,
+  added: Mapping[str, np.ndarray],
+  base: PyTree,
+  seed: Mapping[str, Any],
+  step: int,
+  replace: bool = False,
+) -> None:
+  """Writes a folder for `peft.PeftModel.from_pretrained`, float32.
+
+  Args:
+    path: the folder.
+    adapter: LoRA, (IA)³ or a prompt.
+    added: path -> its parameters, layers one by one.
+    base: the parameters of the model that it belongs to, unstacked, or their
+      shapes.
+    seed: that model as a run refers to it: `path`, `format`, `step` and
+      `fingerprint`.
+    step: of training.
+    replace: whether it takes the place of a folder that is there.
+
+  Raises:
+    UserError: the folder exists and must not, or cannot be written.
+  """
+  known = _linear_maps(base)
+  modules = {path.rpartition('/')[0] for path in added} & set(known)
+  layout = _layout(adapter, modules, base)
+  tensors = {
+    name: tensor.exported(added[tensor.path]) for name, tensor in layout.items()
+  }
+  stated = {
+    **peft_config.export(adapter, modules, known),
+    'base_model_name_or_path': seed['path'],
+    'inference_mode': True,
+    'task_type': 'SEQ_2_SEQ_LM',
+  }
+  ours = json.dumps({'seed': dict(seed), 'step': step})
+  metadata = {'format': 'pt', _OURS: ours}
+  with checkpoint_files.new_folder(epath.Path(path), replace) as folder:
+    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
+    content = safetensors_numpy.save(tensors, metadata)
+    (folder / _WEIGHTS).write_bytes(content)
+
+
+def about(path: epath.PathLike) -> About:
+  """Returns what a folder says besides.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+  folder = epath.Path(path)
+  base = checkpoint_files.read_json(folder / _CONFIG).get(
+    'base_model_name_or_path'
+  )
+  metadata = safetensors_files.read_metadata(_weights(folder))
+  if _OURS not in metadata:
+    return About(base or '', None, 0)
+  try:
+    ours = json.loads(metadata[_OURS])
+    return About(base or '', ours['seed'], ours['step'])
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{_weights(folder)} has damaged metadata: {e}') from e
+
+
+def load(
+  path: epath.PathLike, base: PyTree
+) -> tuple[adapters.Adapter, dict[str, np.ndarray]]:
+  """Reads an adapter, which may be PEFT's own.
+
+  Args:
+    path: the folder.
+    base: as of `save`.
+
+  Returns:
+    The adapter, and path -> its parameters, layers one by one.
+
+  Raises:
+    UserError: a file is missing or damaged, the adapter is of a kind or has an
+      option that is not known here, or it does not fit the base.
+  """
+  folder = epath.Path(path)
+  stated = checkpoint_files.read_json(folder / _CONFIG)
+  tensors = safetensors_files.read(_weights(folder))
+  modules = _adapted(tensors, base)
+  try:
+    adapter = peft_config.read(stated, modules, _linear_maps(base))
+  except UserError as e:
+    raise UserError(f'{folder / _CONFIG}: {e}') from e
+  if isinstance(adapter, prompts.Prompt) and _PROMPT in tensors:
+    # PEFT makes a second half for the decoder, but never looks at it.
+    rows = tensors[_PROMPT]
+    if len(rows) == 2 * adapter.length:
+      tensors[_PROMPT] = rows[: adapter.length]
+  layout = _layout(adapter, modules, base)
+  _check_tensors(folder, layout, tensors)
+  return adapter, {
+    tensor.path: tensor.imported(tensors[name])
+    for name, tensor in layout.items()
+  }
+
+
+def _weights(folder: epath.Path) -> epath.Path:
+  if not (folder / _WEIGHTS).exists() and (folder / _PICKLE).exists():
+    raise UserError(
+      f'{folder} has only {_PICKLE}, a pickle, which is not read: load it with'
+      ' peft and save it again with save_pretrained'
+    )
+  return folder / _WEIGHTS
+
+
+def _linear_maps(base: PyTree) -> dict[str, tuple[int, int]]:
+  """Returns the path of each linear map -> [n, features]."""
+  return {
+    path.removesuffix('/kernel'): leaf.shape
+    for path, leaf in parts.flatten(base).items()
+    if path.endswith('/kernel')
+  }
+
+
+def _adapted(tensors: Collection[str], base: PyTree) -> set[str]:
+  """Returns the paths of the base's linear maps that have tensors."""
+  ours = {hf_names.linear_map(path): path for path in _linear_maps(base)}
+  found = (_LINEAR.fullmatch(name) for name in tensors)
+  return {ours[m[1]] for m in found if m and m[1] in ours}
+
+
+def _layout(
+  adapter: adapters.Adapter, modules: Collection[str], base: PyTree
+) -> dict[str, _Tensor]:
+  """Returns the file's name of each tensor of the adapted modules -> it."""
+  if isinstance(adapter, prompts.Prompt):
+    width = base['token_embedder']['embedding'].shape[1]
+    return {_PROMPT: _Tensor(prompts.PATH, (adapter.length, width))}
+  known = _linear_maps(base)
+  layout = {}
+  for module in sorted(modules):
+    n, features = known[module]
+    shapes: dict[str, tuple[int, int]]
+    if isinstance(adapter, lora.LoRA):
+      shapes = {'lora_a': (adapter.rank, n), 'lora_b': (features, adapter.rank)}
+    elif re.fullmatch(ia3.INPUTS, module):
+      shapes = {'ia3': (1, n)}
+    else:
+      shapes = {'ia3': (features, 1)}
+    for leaf, shape in shapes.items():
+      name = f'{_PREFIX}{hf_names.linear_map(module)}.{_LEAVES[leaf]}'
+      layout[name] = _Tensor(f'{module}/{leaf}', shape)
+  return layout
+
+
+def _check_tensors(
+  folder: epath.Path,
+  layout: Mapping[str, _Tensor],
+  tensors: Mapping[str, np.ndarray],
+) -> None:
+  """Refuses superfluous, missing and misshapen tensors."""
+  extra = sorted(set(tensors) - set(layout))
+  if extra:
+    raise UserError(
+      f'{folder} has a tensor that has no place in its base: {extra[0]}'
+      f' ({len(extra)} in all)'
+    )
+  for name, tensor in layout.items():
+    if name not in tensors:
+      raise UserError(f'{folder} lacks tensor {name}')
+    found = tensors[name].shape
+    if found != tensor.shape:
+      raise UserError(
+        f'{folder}: tensor {name} is {found}, its base and {_CONFIG} ask for'
+        f' {tensor.shape}'
+      )
