@@ -74,6 +74,12 @@ def write(folder: str | os.PathLike[str], by: str | None) -> None:
     part.replace(path)
 
 
+def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Returns what `write` wrote, if anything."""
+  path = epath.Path(folder) / BEST_FILE
+  return json.loads(path.read_text()) if path.exists() else None
+
+
 def _task(name: str) -> str:
   """Returns the task of a metric's name, or nothing."""
   task, slash, _ = name.partition('/')

@@ -24,12 +24,14 @@ from dst_t5x import parameters
 from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import prompts
+from dst_t5x import subset
 
 PyTree = Any
 
 # What `gin/methods/{norms,head_only}.gin` train.
 NORMS = '.*norm/scale'
 HEAD = 'decoder/logits_dense/kernel'
+_FLOAT32 = 4  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +71,21 @@ def of_run(
     projection: the method's.
   """
   n, free = _size(base), _size(trained)
-  if not isinstance(projection, projection_lib.SubsetProjection):
-    return Budget(n, free, 4 * free)
-  free = sum(projection.layout(trained).budgets(projection.epsilon))
-  return Budget(n, free, _subset_bytes(free, n))
+  if isinstance(projection, projection_lib.SubsetProjection):
+    free = sum(projection.layout(trained).budgets(projection.epsilon))
+    return Budget(n, free, subset.predicted_bytes(base, free))
+  own = parts.flatten(trained).keys()
+  if not own <= parts.flatten(base).keys():
+    return Budget(n, free, _adapter_bytes(free, len(own)))
+  if free < n:
+    return Budget(n, free, subset.predicted_bytes(base, free))
+  return Budget(n, free, _FLOAT32 * free)
 
 
-def _subset_bytes(free: int, n: int) -> int:
-  del n
-  return 8 * free
+def _adapter_bytes(free: int, tensors: int) -> int:
+  """Returns the bytes of an adapter's file, in PEFT's format."""
+  # The header has the names and places of the tensors, and of the seed.
+  return _FLOAT32 * free + 130 * tensors + 400
 
 
 def _size(shapes: PyTree) -> int:
@@ -104,40 +112,42 @@ def rows(
   base = parameters.shapes(network)
   n = _size(base)
 
-  def added(adapter: adapters.Adapter) -> int:
-    return _size(parameters.shapes(adapters.replaced(network, adapter))) - n
+  def added(adapter: adapters.Adapter) -> PyTree:
+    shapes = parameters.shapes(adapters.replaced(network, adapter))
+    return parts.split(shapes, [adapter.added])[0]
 
-  def trained(pattern: str) -> int:
-    return _size(parts.split(base, [pattern])[0])
-
-  # So much for each rank, and for each vector of a prompt.
-  a_rank = added(lora.LoRA(rank=1, targets=targets))
-  a_vector = added(prompts.Prompt(length=1))
+  lora_1 = added(lora.LoRA(rank=1, targets=targets))
+  prompt_1 = added(prompts.Prompt(length=1))
+  # Each rank has as many, and each vector of a prompt.
+  a_rank, a_vector = _size(lora_1), _size(prompt_1)
   if fraction is not None:
     epsilons = [float(budgets.check_epsilon(fraction))]
     ranks = [max(1, round(fraction * n / a_rank))]
     lengths = [max(1, round(fraction * n / a_vector))]
-  subsets = {
-    epsilon: sum(budgets.largest_remainder([n], epsilon))
-    for epsilon in epsilons
-  }
-  dense = {
-    ('full', ''): n,
-    ('head_only', ''): trained(HEAD),
-    ('norms', ''): trained(NORMS),
-    ('ia3', ''): added(ia3.IA3()),
-    **{('lora', f'LORA_RANK={rank}'): rank * a_rank for rank in ranks},
-    **{('prompt', f'PROMPT_LENGTH={k}'): k * a_vector for k in lengths},
-  }
+
+  def subset_row(name: str, setting: str, free: int) -> Row:
+    size = subset.predicted_bytes(base, free)
+    return Row(name, setting, Budget(n, free, size))
+
+  def adapter_row(name: str, setting: str, one: PyTree, times: int) -> Row:
+    free = times * _size(one)
+    size = _adapter_bytes(free, len(jax.tree.leaves(one)))
+    return Row(name, setting, Budget(n, free, size))
+
   return [
     *(
-      Row(name, f'EPSILON={epsilon:g}', Budget(n, k, _subset_bytes(k, n)))
+      subset_row(name, f'EPSILON={epsilon:g}', free)
       for name in ('dst', 'random')
-      for epsilon, k in subsets.items()
+      for epsilon in epsilons
+      for free in [sum(budgets.largest_remainder([n], epsilon))]
     ),
+    Row('full', '', Budget(n, n, _FLOAT32 * n)),
+    subset_row('head_only', '', _size(parts.split(base, [HEAD])[0])),
+    subset_row('norms', '', _size(parts.split(base, [NORMS])[0])),
+    adapter_row('ia3', '', added(ia3.IA3()), 1),
+    *(adapter_row('lora', f'LORA_RANK={r}', lora_1, r) for r in ranks),
     *(
-      Row(name, setting, Budget(n, k, 4 * k))
-      for (name, setting), k in dense.items()
+      adapter_row('prompt', f'PROMPT_LENGTH={k}', prompt_1, k) for k in lengths
     ),
   ]
 

@@ -298,7 +298,8 @@ def seed_of(
   """Loads the seed that a checkpoint refers to.
 
   Args:
-    reference: its `path`, `format`, `step` and `fingerprint`.
+    reference: its `fingerprint`, and as far as they are known its `path`,
+      `format` and `step`.
     what: the checkpoint, for messages.
     seed_path: where it is; by default where it was.
 
@@ -307,7 +308,7 @@ def seed_of(
   """
   path = seed_path or reference['path']
   # A run that became a seed may have been trained on since.
-  was_run = reference['format'] == 'run'
+  was_run = reference.get('format') == 'run'
   step = reference['step'] if was_run and is_run(path) else None
   try:
     seed = seeds.load_seed(path, step).merged()

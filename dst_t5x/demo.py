@@ -22,7 +22,7 @@ from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
 from dst_t5x import metrics_file
-from dst_t5x import run as run_lib
+from dst_t5x import outcome
 from dst_t5x import train
 from dst_t5x.errors import UserError
 
@@ -144,7 +144,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
   ]
   loaded = checkpoints.load_run(folder)
   parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
-  subset_file = folder / run_lib.SUBSET_FILE
+  subset_file = outcome.subset_file(folder)
   reported = [row['free/total'] for row in rows if 'free/total' in row]
   return {
     'name': tuning.name,
@@ -265,7 +265,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   print(f'\n{table(rows)}\n')
   print(f'{time.time() - started:.0f} s in all')
   print(f'table and picture   {output}/results.json, score_vs_budget.png')
-  print(f'subset file         {best / run_lib.SUBSET_FILE}')
+  print(f'subset file         {outcome.subset_file(best)}')
   print(f'TensorBoard         tensorboard --logdir {output}')
   return rows
 

@@ -32,7 +32,7 @@ from dst_t5x.errors import UserError
 PyTree = Any
 
 _CONFIG = 'adapter_config.json'
-_WEIGHTS = 'adapter_model.safetensors'
+WEIGHTS_FILE = 'adapter_model.safetensors'
 _PICKLE = 'adapter_model.bin'
 _OURS = 'dst_t5x'  # In the metadata.
 
@@ -134,7 +134,7 @@ def save(
   with checkpoint_files.new_folder(epath.Path(path), replace) as folder:
     (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
     content = safetensors_numpy.save(tensors, metadata)
-    (folder / _WEIGHTS).write_bytes(content)
+    (folder / WEIGHTS_FILE).write_bytes(content)
 
 
 def about(path: epath.PathLike) -> About:
@@ -195,12 +195,12 @@ def load(
 
 
 def _weights(folder: epath.Path) -> epath.Path:
-  if not (folder / _WEIGHTS).exists() and (folder / _PICKLE).exists():
+  if not (folder / WEIGHTS_FILE).exists() and (folder / _PICKLE).exists():
     raise UserError(
       f'{folder} has only {_PICKLE}, a pickle, which is not read: load it with'
       ' peft and save it again with save_pretrained'
     )
-  return folder / _WEIGHTS
+  return folder / WEIGHTS_FILE
 
 
 def _linear_maps(base: PyTree) -> dict[str, tuple[int, int]]:

@@ -10,13 +10,11 @@ MODEL_DIR/
   evaluation/       predictions, as JSON lines
   best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
   report.json       at the end: what was trained, how much, and the scores
-  last.dst          the subset after the last step
-  last_adapter/     or the adapter, in the format of Hugging Face PEFT
+  last.dst, best.dst, or last_adapter/, best_adapter/: see `outcome`
 """
 
 from collections.abc import Callable, Mapping
 import fcntl
-import json
 import os
 import re
 from typing import Any, Self
@@ -29,16 +27,17 @@ import numpy as np
 
 import dst_t5x
 from dst_t5x import adapters
+from dst_t5x import best
 from dst_t5x import budget as budget_lib
 from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import finite
 from dst_t5x import metrics_file
+from dst_t5x import outcome
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
-from dst_t5x import peft_files
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -48,9 +47,6 @@ from dst_t5x.errors import UserError
 
 PyTree = Any
 
-SUBSET_FILE = 'last.dst'
-ADAPTER_FOLDER = 'last_adapter'
-_REPORT_FILE = 'report.json'
 # Bindings that may differ between two calls for the same run: they change
 # nothing of what is computed in a step.
 _MAY_CHANGE = re.compile(
@@ -67,6 +63,7 @@ class Run:
     model_dir: str | os.PathLike[str],
     trainer: trainer_lib.Trainer,
     partitioner: partitioning.Partitioner,
+    task: str,
     keep: int = 1,
     keep_best_by: str | None = None,
   ) -> None:
@@ -76,6 +73,7 @@ class Run:
       model_dir: MODEL_DIR.
       trainer: its projection says what is saved.
       partitioner: where parameters live.
+      task: what it trains on.
       keep: see `checkpoints.RunFolder`.
       keep_best_by: likewise.
 
@@ -87,6 +85,7 @@ class Run:
     self.space = parameters.ParameterSpace(trainer.network, partitioner)
     self.fixed = trainer_lib.Fixed()
     self._trainer = trainer
+    self._task = task
     self._adapter = adapters.of(trainer.network)
     self._shapes, self._frozen_shapes = trainer.split(self.space.shapes)
     self.budget = budget_lib.of_run(
@@ -190,6 +189,7 @@ class Run:
     else:
       seed = seeds.load_seed(path).merged()
       self._reference = {
+        'name': '/'.join(epath.Path(seed.path).parts[-2:]),
         'path': os.fspath(checkpoint_files.absolute(seed.path)),
         'format': seed.format,
         'step': seed.step,
@@ -277,12 +277,7 @@ class Run:
     step = self._folder.latest_step
     if step is None:
       return None
-    saved = self._folder.parameters(step)
-    if 'dense' in saved:
-      params = stacking.unstack_layers(saved['dense'])
-    else:
-      subset = subset_lib.from_arrays(saved)
-      params = subset_lib.apply(subset, self._params)
+    params = self._load(step)
     shardings = self._state_shardings()
     abstract = jax.eval_shape(self._trainer.init, self._shapes)
     like = jax.tree.map(
@@ -304,6 +299,13 @@ class Run:
     self._forget_seed()
     logging.info('resumed %s at step %d', self.path, step)
     return state, self._folder.position(step)
+
+  def _load(self, step: int) -> PyTree:
+    """Returns what was trained up to a checkpoint, unstacked, on the host."""
+    saved = self._folder.parameters(step)
+    if 'dense' in saved:
+      return stacking.unstack_layers(saved['dense'])
+    return subset_lib.apply(subset_lib.from_arrays(saved), self._params)
 
   @property
   def _leaves_subset(self) -> bool:
@@ -350,7 +352,9 @@ class Run:
       )
     saved: dict[str, Any]
     if self._trainer.projection.constrains:
-      saved = subset_lib.to_arrays(self._subset(state))
+      saved = subset_lib.to_arrays(
+        subset_lib.extract(state.params, self._params)
+      )
     else:
       saved = {'dense': state.params}
     # The next step overwrites these arrays while they are being written.
@@ -364,14 +368,15 @@ class Run:
       results,
     )
 
-  def _subset(self, state: trainer_lib.TrainState) -> subset_lib.Subset:
-    return subset_lib.extract(state.params, self._params)
-
   def _about(self, step: int) -> dict[str, Any]:
+    projection = self._trainer.projection
     return {
       'step': step,
       'seed': self._reference,
-      'epsilon': getattr(self._trainer.projection, 'epsilon', None),
+      'task': self._task,
+      'epsilon': getattr(projection, 'epsilon', None),
+      'silos': getattr(projection, 'silos', None),
+      'distance': getattr(projection, 'distance', None),
       'adapter': self._adapter.to_json(),
       'is_partial': bool(self._frozen_shapes),
       'parameters': self.space.size,
@@ -387,45 +392,33 @@ class Run:
       The metrics of the last evaluation.
     """
     self._folder.wait()
-    if self._leaves_subset:
-      subset = self._subset(state)
-      size = subset_lib.save(self.path / SUBSET_FILE, subset, self._about(step))
-      logging.info(
-        'subset: %d parameters, %d bytes, %s',
-        subset.size,
-        size,
-        self.path / SUBSET_FILE,
-      )
+    size = self._leave(outcome.LAST, step, state.params)
+    found = best.read(self.path) or {}
+    counts = found.get('step', step)
+    if counts in self._folder.steps and counts != step:
+      self._leave(outcome.BEST, counts, self._load(counts))
+    else:
+      self._leave(outcome.BEST, step, state.params)
+    results = self.last_results()
+    outcome.write_report(self.path, step, self.budget, size, results)
+    return results
+
+  def _leave(self, name: str, step: int, trained: PyTree) -> int | None:
+    """Writes what was trained as a file; returns its bytes, if there is one."""
+    about = self._about(step) | {'scores': self._scores(step)}
     if self._adapter.added:
-      self._write_adapter(step, state)
-    self._write_report(step)
-    return self.last_results()
+      base = self.space.base_shapes
+      return outcome.write_adapter(
+        self.path, name, self._adapter, trained, base, about
+      )
+    if self._leaves_subset:
+      return outcome.write_subset(self.path, name, trained, self._params, about)
+    return None
 
-  def _write_adapter(self, step: int, state: trainer_lib.TrainState) -> None:
-    assert self._reference is not None, 'an adapter without a seed'
-    added = stacking.unstack_layers(jax.tree.map(np.asarray, state.params))
-    peft_files.save(
-      self.path / ADAPTER_FOLDER,
-      self._adapter,
-      parts.flatten(added),
-      jax.eval_shape(stacking.unstack_layers, self.space.base_shapes),
-      self._reference,
-      step,
-      replace=True,
-    )
-
-  def _write_report(self, step: int) -> None:
-    report = {
-      'step': step,
-      'parameters': self.budget.parameters,
-      'free': self.budget.free,
-      'fraction': self.budget.fraction,
-      'file_bytes': self.budget.file_bytes,
-      'results': self.last_results(),
-    }
-    part = self.path / f'{_REPORT_FILE}.part'
-    part.write_text(json.dumps(report, indent=2) + '\n')
-    part.replace(self.path / _REPORT_FILE)
+  def _scores(self, step: int) -> dict[str, float]:
+    """Returns the metrics of the evaluation at a step."""
+    rows = metrics_file.read(self.path)
+    return next((r for r in rows if r['step'] == step and 'eval/loss' in r), {})
 
   def last_results(self) -> dict[str, float]:
     """Returns the metrics of the last evaluation."""

@@ -18,6 +18,7 @@ from dst_t5x import hf_checkpoint
 from dst_t5x import parts
 from dst_t5x import peft_files
 from dst_t5x import sizes
+from dst_t5x import subset
 from dst_t5x import t5x_checkpoint
 
 
@@ -29,7 +30,8 @@ class Seed:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
     path: the folder that they were read from; of T5X, the one of the step.
     format: 't5x', 'hf' (Hugging Face), 'peft' (an adapter in the format of
-      Hugging Face PEFT, with its base) or 'run' (a run of this package).
+      Hugging Face PEFT, with its base), 'dst' (a subset file, with its seed) or
+      'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
     adapter: what the network needs besides, whose parameters are among these.
   """
@@ -64,11 +66,12 @@ def load_seed(
 
   Args:
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
-      Face T5 1.1 folder, a folder with an adapter of Hugging Face PEFT, or the
-      folder of a run of this package (its last checkpoint). May be `gs://…`.
+      Face T5 1.1 folder, a folder with an adapter of Hugging Face PEFT, a file
+      `….dst`, or the folder of a run of this package (its last checkpoint). May
+      be `gs://…`.
     step: another checkpoint of such a run.
-    seed_path: where the seed of such a run, or the base of such an adapter is,
-      if it was moved.
+    seed_path: where the seed of such a run or file, or the base of such an
+      adapter is, if it was moved.
 
   Raises:
     UserError: there is nothing at the path, or nothing of a known format, or
@@ -77,9 +80,12 @@ def load_seed(
   # The runs' module loads seeds itself; also, it needs far more to import.
   from dst_t5x import checkpoints
 
+  is_subset = str(path).endswith('.dst')
   with _reached(path):
-    folder = _existing_folder(path)
-  if checkpoints.is_run(folder):
+    folder = epath.Path(path) if is_subset else _existing_folder(path)
+  if is_subset:
+    kind, loaded = 'dst', _load_subset(folder, seed_path)
+  elif checkpoints.is_run(folder):
     kind, loaded = 'run', checkpoints.load_run(folder, step, seed_path)
   elif step is not None:
     raise errors.UserError(f'CHECKPOINT_STEP needs a run folder, not {folder}')
@@ -109,6 +115,29 @@ def load_seed(
     seed.fingerprint,
   )
   return seed
+
+
+def _load_subset(
+  path: epath.Path, seed_path: str | None
+) -> checkpoint_files.LoadedCheckpoint:
+  """Returns the parameters of a seed with the values of a subset file.
+
+  Raises:
+    UserError: the file is damaged, or its seed is not to be had.
+  """
+  from dst_t5x import checkpoints
+
+  found, about = subset.load(path)
+  if not seed_path and 'path' not in about['seed']:
+    raise errors.UserError(
+      f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
+    )
+  seed = checkpoints.seed_of(about['seed'], str(path), seed_path)
+  params = subset.apply(found, seed.params, seed.fingerprint)
+  step = about.get('step')
+  return checkpoint_files.LoadedCheckpoint(
+    params, step if isinstance(step, int) else 0
+  )
 
 
 def _load_adapter(

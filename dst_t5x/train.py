@@ -135,7 +135,12 @@ def train(
   with (
     partitioner.activate(),
     run_lib.Run(
-      model_dir, trainer, partitioner, plan.keep, plan.keep_best_by
+      model_dir,
+      trainer,
+      partitioner,
+      train_data.task,
+      plan.keep,
+      plan.keep_best_by,
     ) as run,
   ):
     run.claim(train)

@@ -1,0 +1,121 @@
+"""What a finished run leaves beside its checkpoints: a file to store and send.
+
+A subset of the seed's parameters becomes `last.dst`, an adapter becomes
+`last_adapter/`, in Hugging Face PEFT's format; the checkpoint that counts (see
+`best`), or else the last, `best.dst` or `best_adapter/`. Full fine-tuning leaves
+nothing: its checkpoint is the model.
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from dst_t5x import adapters
+from dst_t5x import budget as budget_lib
+from dst_t5x import parts
+from dst_t5x import peft_files
+from dst_t5x import stacking
+from dst_t5x import subset
+
+PyTree = Any
+
+LAST, BEST = 'last', 'best'
+_REPORT_FILE = 'report.json'
+
+
+def subset_file(folder: epath.Path, name: str = LAST) -> epath.Path:
+  """Returns where a run's subset is."""
+  return epath.Path(folder) / f'{name}.dst'
+
+
+def write_subset(
+  folder: epath.Path,
+  name: str,
+  trained: PyTree,
+  seed: PyTree,
+  about: Mapping[str, Any],
+) -> int:
+  """Writes what differs from the seed; returns the file's bytes.
+
+  Args:
+    folder: MODEL_DIR.
+    name: LAST or BEST.
+    trained: the trained parameters, stacked or not, all or some of them.
+    seed: θ⁰, all of it, unstacked, on the host.
+    about: the metadata of docs/subset_format.md.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  fingerprint = about['seed']['fingerprint']
+  if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(seed)):
+    trained = stacking.unstack_layers(trained)
+    trained = parts.unflatten(parts.flatten(seed) | parts.flatten(trained))
+  found = subset.extract(trained, seed, fingerprint)
+  path = subset_file(folder, name)
+  size = subset.save(path, found, about)
+  logging.info('subset: %d parameters, %d bytes, %s', found.size, size, path)
+  return size
+
+
+def write_adapter(
+  folder: epath.Path,
+  name: str,
+  adapter: adapters.Adapter,
+  trained: PyTree,
+  base: PyTree,
+  about: Mapping[str, Any],
+) -> int:
+  """Writes an adapter; returns the bytes of its tensors' file.
+
+  Args:
+    folder: MODEL_DIR.
+    name: LAST or BEST.
+    adapter: whose they are.
+    trained: its parameters, stacked or not.
+    base: shapes of the seed's parameters, stacked or not.
+    about: `seed` and `step`.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  path = folder / f'{name}_adapter'
+  added = stacking.unstack_layers(jax.tree.map(np.asarray, trained))
+  peft_files.save(
+    path,
+    adapter,
+    parts.flatten(added),
+    jax.eval_shape(stacking.unstack_layers, base),
+    about['seed'],
+    about['step'],
+    replace=True,
+  )
+  logging.info('adapter: %s', path)
+  return (path / peft_files.WEIGHTS_FILE).stat().length
+
+
+def write_report(
+  folder: epath.Path,
+  step: int,
+  budget: budget_lib.Budget,
+  file_bytes: int | None,
+  results: Mapping[str, float],
+) -> None:
+  """Writes what was trained, how much of it, and the last scores."""
+  report = {
+    'step': step,
+    'parameters': budget.parameters,
+    'free': budget.free,
+    'fraction': budget.fraction,
+    'file_bytes_predicted': budget.file_bytes,
+    'file_bytes': file_bytes,
+    'results': dict(results),
+  }
+  part = folder / f'{_REPORT_FILE}.part'
+  part.write_text(json.dumps(report, indent=2) + '\n')
+  part.replace(folder / _REPORT_FILE)
