@@ -168,7 +168,8 @@ def test_overlap(capsys, folder):
   assert '\nencoder/mlp ' in out
   files = [folder / f'{name}.dst' for name in 'aba']
   assert _run(capsys, 'overlap', *files)[1].count('\n') == 3 + 4
-  assert 'two files or more' in _error(capsys, 'overlap', folder / 'a.dst')
+  for rest in (['overlap'], ['combine', '--output', folder / 'c.dst']):
+    assert 'two files or more' in _error(capsys, *rest, folder / 'a.dst')
   error = _error(capsys, 'overlap', folder / 'a.dst', folder / 'other.dst')
   assert 'different seeds' in error
 

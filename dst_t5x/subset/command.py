@@ -146,9 +146,7 @@ def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
 
 def overlap(options: argparse.Namespace) -> None:
   """Prints how much every two files share (Eq. 9), two of them by module."""
-  if len(options.files) < 2:
-    raise UserError('overlap takes two files or more')
-  subsets = [file.load(path)[0] for path in options.files]
+  subsets = [subset for subset, _ in _load_several(options.files)]
   overlaps = {
     (i, j): algebra.overlap(subsets[i], subsets[j])
     for i, j in itertools.combinations(range(len(subsets)), 2)
@@ -157,6 +155,14 @@ def overlap(options: argparse.Namespace) -> None:
   if len(subsets) == 2:
     modules = algebra.overlap_by_module(*subsets)
   _show_overlaps(options.files, overlaps, modules)
+
+
+def _load_several(
+  files: Sequence[str],
+) -> list[tuple[extraction.Subset, dict[str, Any]]]:
+  if len(files) < 2:
+    raise UserError(f'there is only {files[0]}: name two files or more')
+  return [file.load(path) for path in files]
 
 
 def _show_overlaps(
@@ -187,7 +193,7 @@ def _overlap_row(name: str, found: algebra.Overlap) -> tuple[str, ...]:
 
 def combine(options: argparse.Namespace) -> None:
   """Writes one file of the values of several."""
-  loaded = [file.load(path) for path in options.files]
+  loaded = _load_several(options.files)
   combined, overlaps = algebra.combine(
     [subset for subset, _ in loaded], options.rule
   )
