@@ -9,7 +9,7 @@ settings; the second, for each method, the setting nearest to a fraction of the
 model's parameters. What runs report of themselves is counted here, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -61,7 +61,10 @@ class Budget:
 
 
 def of_run(
-  base: PyTree, trained: PyTree, projection: projection_lib.Projection
+  base: PyTree,
+  trained: PyTree,
+  projection: projection_lib.Projection,
+  about: Mapping[str, Any] | None = None,
 ) -> Budget:
   """Returns the budget of a run.
 
@@ -69,16 +72,17 @@ def of_run(
     base: shapes of the model's parameters, without an adapter's.
     trained: shapes of what is trained.
     projection: the method's.
+    about: metadata of a subset's file, as far as they are known.
   """
   n, free = _size(base), _size(trained)
   if isinstance(projection, projection_lib.SubsetProjection):
     free = sum(projection.layout(trained).budgets(projection.epsilon))
-    return Budget(n, free, subset.predicted_bytes(base, free))
+    return Budget(n, free, subset.predicted_bytes(base, free, about))
   own = parts.flatten(trained).keys()
   if not own <= parts.flatten(base).keys():
     return Budget(n, free, _adapter_bytes(free, len(own)))
   if free < n:
-    return Budget(n, free, subset.predicted_bytes(base, free))
+    return Budget(n, free, subset.predicted_bytes(base, free, about))
   return Budget(n, free, _FLOAT32 * free)
 
 

@@ -2,8 +2,8 @@
 
 A subset of the seed's parameters becomes `last.dst`, an adapter becomes
 `last_adapter/`, in Hugging Face PEFT's format; the checkpoint that counts (see
-`best`), or else the last, `best.dst` or `best_adapter/`. Full fine-tuning leaves
-nothing: its checkpoint is the model.
+`best`), or else the last, `best.dst` or `best_adapter/`. Full fine-tuning
+leaves nothing: its checkpoint is the model.
 """
 
 from collections.abc import Mapping

@@ -88,9 +88,6 @@ class Run:
     self._task = task
     self._adapter = adapters.of(trainer.network)
     self._shapes, self._frozen_shapes = trainer.split(self.space.shapes)
-    self.budget = budget_lib.of_run(
-      self.space.base_shapes, self._shapes, trainer.projection
-    )
     self._partitioner = partitioner
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host, all of it.
@@ -206,6 +203,13 @@ class Run:
       frozen=to_devices(self._params, self._frozen_shapes)
       if self._frozen_shapes
       else (),
+    )
+    self.budget = budget_lib.of_run(
+      self.space.base_shapes,
+      self._shapes,
+      projection,
+      # Scores as long as they may be expected.
+      self._about(0) | {'scores': dict.fromkeys(('eval/loss', 'step'), 1 / 3)},
     )
     self._log_budget()
 
