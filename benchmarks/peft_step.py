@@ -18,7 +18,9 @@ from dst_t5x import trainer as trainer_lib
 class PeftLora:
   """An optimizer step, and how long each took.
 
-  LoRA on all four attention matrices, float32, AdaFactor as T5X runs it.
+  LoRA on all four attention matrices, float32, AdaFactor as T5X runs it. Its
+  threads wait for one another in every product: where other processes want the
+  processors as well, it takes up to ten times as long, so look for idle ones.
   """
 
   def __init__(self, config: network.T5Config, seed: Any, rank: int) -> None:

@@ -221,7 +221,7 @@ def main() -> None:
     for (name, _), method in methods.items():
       if name != 'sort' or step >= options.steps - _SLOW_STEPS:
         method(batches[step % len(batches)])
-    if (step + 1) % 10 == 0:
+    if (step + 1) % 5 == 0:
       print(f'{step + 1} of {options.steps} steps', flush=True)
   found = _results(methods, options)
   tables.write_json(options.json, _rows(found, options))
