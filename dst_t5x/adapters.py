@@ -122,7 +122,7 @@ class Adapter:
     except (KeyError, TypeError) as e:
       raise UserError(
         f'an adapter of kind {kind!r} is not known (known: '
-        f'{sorted(cls.kinds)}); was the checkpoint written by another version?'
+        f'{sorted(cls.kinds)}): if it is your own, give its gin file as well'
       ) from e
 
 

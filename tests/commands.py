@@ -33,14 +33,12 @@ def binary(module):
 
 def start(module, *arguments, environment=None, prefix=()):
   """Starts `python -m dst_t5x.<module>`, perhaps through another program."""
-  paths = [str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]
-  variables = os.environ | {
-    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-    'JAX_PLATFORMS': 'cpu',
-  }
+  variables = os.environ | (environment or {}) | {'JAX_PLATFORMS': 'cpu'}
+  paths = [TESTS.parent, TESTS, variables.get('PYTHONPATH', '')]
+  variables['PYTHONPATH'] = os.pathsep.join(filter(None, map(str, paths)))
   return subprocess.Popen(
     [*prefix, sys.executable, '-m', f'dst_t5x.{module}', *map(str, arguments)],
-    env=variables | (environment or {}),
+    env=variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

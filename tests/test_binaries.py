@@ -5,14 +5,18 @@ import json
 import re
 
 import commands
+import jax
 import numpy as np
 import pytest
 
+from dst_t5x import checkpoints
+from dst_t5x import fingerprint
 from dst_t5x import hf_checkpoint
 from dst_t5x import network
 from dst_t5x import seeds
 from dst_t5x import subset
 from dst_t5x import t5x_checkpoint
+from dst_t5x.errors import UserError
 
 CONFIG = network.T5Config(
   vocab_size=264,
@@ -109,9 +113,53 @@ def test_eval_repeats_the_evaluation_of_training(toy_run, toy_seed, tmp_path):
   earlier = _evaluate(toy_run, tmp_path / 'step', *step)
   assert earlier['step'] == 30
   assert earlier['eval/loss'] != results['eval/loss']
+  # Nor does it matter in which form the result comes.
+  of_file = _evaluate(toy_run / 'last.dst', tmp_path / 'file')
+  assert {n: of_file[n] for n in names} == {n: results[n] for n in names}
   zero_shot = _evaluate(toy_seed, tmp_path / 'seed')
   assert zero_shot['step'] == 60
   assert zero_shot['eval/loss'] > results['eval/loss']
+
+
+def test_a_subset_file_is_for_its_own_seed(toy_run, toy_seed, tmp_path):
+  seed = seeds.load_seed(toy_seed)
+  other = jax.tree.map(lambda x: x + 1, seed.params)
+  t5x_checkpoint.save(tmp_path / 'other', other, 1)
+  with pytest.raises(UserError, match=r'is not the seed of .*last\.dst'):
+    seeds.load_seed(toy_run / 'last.dst', seed_path=str(tmp_path / 'other'))
+  t5x_checkpoint.save(tmp_path / 'moved', seed.params, 1)
+  loaded = seeds.load_seed(
+    toy_run / 'last.dst', seed_path=str(tmp_path / 'moved')
+  )
+  assert loaded.fingerprint == seeds.load_seed(toy_run).fingerprint
+
+
+def test_the_best_checkpoint_leaves_a_file_too(toy_seed, tmp_path):
+  _finetune(
+    toy_seed,
+    tmp_path / 'run',
+    # It only gets worse.
+    *commands.flags(KEEP_BEST_BY='eval/loss', LEARNING_RATE=2.0, EVAL_PERIOD=5),
+    steps=10,
+  )
+  found = json.loads((tmp_path / 'run' / 'best.json').read_text())
+  assert found['step'] == 5
+  last, about_last = subset.load(tmp_path / 'run' / 'last.dst')
+  best, about_best = subset.load(tmp_path / 'run' / 'best.dst')
+  assert (about_best['step'], about_last['step']) == (5, 10)
+  assert about_best['scores']['eval/loss'] == found['value']
+  assert about_best['scores']['eval/loss'] < about_last['scores']['eval/loss']
+  assert subset.diff(best, last) != subset.diff(best, best)
+  run = checkpoints.load_run(tmp_path / 'run', 5)
+  of_file = seeds.load_seed(tmp_path / 'run' / 'best.dst')
+  assert of_file.fingerprint == fingerprint.fingerprint(run.params)
+
+
+def test_the_size_of_the_file_is_known_before(toy_run):
+  report = json.loads((toy_run / 'report.json').read_text())
+  actual = (toy_run / 'last.dst').stat().st_size
+  assert report['file_bytes'] == actual
+  assert report['file_bytes_predicted'] == pytest.approx(actual, rel=0.05)
 
 
 def test_infer_from_a_file_and_from_a_split(toy_run, tmp_path):
