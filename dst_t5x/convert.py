@@ -77,7 +77,7 @@ def write(
 def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
   """Writes the adapter of a run."""
   run = seeds.load_seed(source)
-  if run.format != 'run' or not run.adapter.added:
+  if run.format != 'run' or not peft_files.is_known(run.adapter):
     raise errors.UserError(
       f'{source} is no run that trained an adapter (LoRA, (IA)³ or a prompt):'
       ' take --format=hf or t5x'

@@ -156,7 +156,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
     'free_parameters': int(reported[-1]) if reported else parameters,
     'parameters': parameters,
     'bytes': (
-      subset_file.stat().st_size if subset_file.exists() else 4 * parameters
+      subset_file.stat().length if subset_file.exists() else 4 * parameters
     ),
     # The first report holds the compilation.
     'seconds_per_step': float(1 / np.median(rates[1:] or rates)),

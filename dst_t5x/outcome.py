@@ -3,7 +3,7 @@
 A subset of the seed's parameters becomes `last.dst`, an adapter becomes
 `last_adapter/`, in Hugging Face PEFT's format; the checkpoint that counts (see
 `best`), or else the last, `best.dst` or `best_adapter/`. Full fine-tuning
-leaves nothing: its checkpoint is the model.
+leaves nothing, nor does an adapter that PEFT has not: their checkpoint is it.
 """
 
 from collections.abc import Mapping

@@ -87,6 +87,11 @@ class _Tensor(NamedTuple):
     return np.array(array, order='C')
 
 
+def is_known(adapter: adapters.Adapter) -> bool:
+  """Whether PEFT has this kind of adapter."""
+  return isinstance(adapter, lora.LoRA | ia3.IA3 | prompts.Prompt)
+
+
 def is_adapter(path: epath.PathLike) -> bool:
   """Whether a folder holds an adapter in PEFT's format."""
   return (epath.Path(path) / _CONFIG).exists()

@@ -38,6 +38,7 @@ from dst_t5x import outcome
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
+from dst_t5x import peft_files
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -410,7 +411,7 @@ class Run:
   def _leave(self, name: str, step: int, trained: PyTree) -> int | None:
     """Writes what was trained as a file; returns its bytes, if there is one."""
     about = self._about(step) | {'scores': self._scores(step)}
-    if self._adapter.added:
+    if peft_files.is_known(self._adapter):
       base = self.space.base_shapes
       return outcome.write_adapter(
         self.path, name, self._adapter, trained, base, about

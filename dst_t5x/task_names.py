@@ -26,7 +26,10 @@ def to_flags(arguments: Sequence[str], run_file: str) -> list[str]:
     raise UserError(f'one task at a time, not {" and ".join(names)}')
   if not names and not any(flag.startswith('--gin_file') for flag in flags):
     raise UserError(f'name a task: {", ".join(_files())}; or give a --gin_file')
-  return [f'--gin_file={run_file}', *_flags_of(*names), *flags]
+  # A model's file comes before that of the task, which overrides some of it.
+  files = [flag for flag in flags if flag.startswith('--gin_file')]
+  others = [flag for flag in flags if flag not in files]
+  return [f'--gin_file={run_file}', *files, *_flags_of(*names), *others]
 
 
 def _flags_of(name: str | None = None) -> list[str]:
