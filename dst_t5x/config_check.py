@@ -11,6 +11,7 @@ from typing import Any
 
 from gin import config as gin_config
 
+from dst_t5x import gin_files
 from dst_t5x import gin_names
 from dst_t5x.errors import UserError, nearest
 from dst_t5x.gin_files import Author
@@ -106,11 +107,13 @@ def check(binary: Any, origins: Origins) -> None:
   reached = Reach([binary])
   # A file serves several binaries: not all of them need all of its macros.
   anything = Reach([binary, *macros])
+  known = gin_files.shipped_macros()
   for key, origin in origins.items():
     if origin.author is Author.PACKAGE:
       continue
     reach = reached if origin.author is Author.COMMAND_LINE else anything
-    if key.is_macro and key.scope not in reach.macros:
+    used = reach.macros if reach is reached else reach.macros | known
+    if key.is_macro and key.scope not in used:
       place = f'{origin.place}: ' if reach is anything else ''
       hint = nearest(key.scope, reached.macros)
       raise UserError(

@@ -89,6 +89,12 @@ def macro_lines(name: str) -> list[str]:
   ]
 
 
+def shipped_macros() -> set[str]:
+  """Names of the macros that the package's gin files define."""
+  lines = (line for name in shipped() for line in macro_lines(name))
+  return {line.partition('=')[0].strip() for line in lines}
+
+
 def read_file(
   name: str, origins: Origins, including: tuple[str, ...] = ()
 ) -> None:
