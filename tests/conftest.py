@@ -13,14 +13,12 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-# What one test compiles, others need not, be it in another process.
+# What one test compiles, others need not; so, too, the processes they start.
 _COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
 os.environ |= {
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-  # Any limit: with one, processes keep out of each other's way.
-  'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**32),
 }
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
