@@ -25,6 +25,7 @@ from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import prompts
 from dst_t5x import subset
+from dst_t5x.errors import UserError
 
 PyTree = Any
 
@@ -125,7 +126,9 @@ def rows(
   # Each rank has as many, and each vector of a prompt.
   a_rank, a_vector = _size(lora_1), _size(prompt_1)
   if fraction is not None:
-    epsilons = [float(budgets.check_epsilon(fraction))]
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+      raise UserError(f'FRACTION must be in (0, 1]; it is {fraction!r}')
+    epsilons = [fraction]
     ranks = [max(1, round(fraction * n / a_rank))]
     lengths = [max(1, round(fraction * n / a_vector))]
 
