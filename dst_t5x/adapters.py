@@ -8,6 +8,7 @@ subclasses, each in a file of its own.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import re
 from typing import Any, ClassVar, NamedTuple, Self
 
 from flax import linen as nn
@@ -90,6 +91,16 @@ class Adapter:
     """
     del seed, random, encode
     return dict(added)
+
+  def without_added(
+    self, params: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Returns path -> the parameters that are not the adapter's."""
+    return {
+      path: np.asarray(tensor)
+      for path, tensor in params.items()
+      if not re.fullmatch(self.added, path)
+    }
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the parameters of an equal network without the adapter.

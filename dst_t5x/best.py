@@ -17,6 +17,7 @@ from etils import epath
 import numpy as np
 
 from dst_t5x import metrics_file
+from dst_t5x import whole_files
 
 BEST_FILE = 'best.json'
 # Groups of metrics that are no task's.
@@ -69,9 +70,7 @@ def write(folder: str | os.PathLike[str], by: str | None) -> None:
   found = find_best(metrics_file.read(folder), by) if by else None
   if found is not None:
     path = epath.Path(folder) / BEST_FILE
-    part = path.with_name(f'{BEST_FILE}.part')
-    part.write_text(json.dumps(found, indent=2) + '\n')
-    part.replace(path)
+    whole_files.write_text(path, json.dumps(found, indent=2) + '\n')
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -113,7 +113,19 @@ def rows(
   lengths: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
   targets: str = lora.LoRA.targets,
 ) -> list[Row]:
-  """Returns the budgets of all methods; arguments as of `show`."""
+  """Returns the budgets of all methods.
+
+  Args:
+    network: the model.
+    fraction: give of each method only what is nearest to it.
+    epsilons: of `dst` and `random`.
+    ranks: of `lora`.
+    lengths: of `prompt`.
+    targets: LORA_TARGETS.
+
+  Raises:
+    UserError: a number that makes no sense.
+  """
   base = parameters.shapes(network)
   n = _size(base)
 
@@ -159,28 +171,8 @@ def rows(
   ]
 
 
-def show(
-  network: nn.Module,
-  fraction: float | None = None,
-  epsilons: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
-  ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 50),
-  lengths: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
-  targets: str = lora.LoRA.targets,
-) -> None:
-  """Prints the budgets of all methods.
-
-  Args:
-    network: the model.
-    fraction: show of each method only what is nearest to it.
-    epsilons: of `dst` and `random`.
-    ranks: of `lora`.
-    lengths: of `prompt`.
-    targets: LORA_TARGETS.
-
-  Raises:
-    UserError: a number that makes no sense.
-  """
-  found = rows(network, fraction, epsilons, ranks, lengths, targets)
+def show(found: Sequence[Row]) -> None:
+  """Prints what `rows` returned."""
   print(f'{found[0].budget.parameters:,} parameters')
   titles = 'free', 'fraction', 'bytes'
   print(f'{"method":10}{"setting":20}{"{:>14}{:>14}{:>16}".format(*titles)}')

@@ -29,6 +29,7 @@ from dst_t5x import prompts  # noqa: F401
 from dst_t5x import seeds
 from dst_t5x import stacking
 from dst_t5x import subset as subset_lib
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError
 
 PyTree = Any
@@ -232,9 +233,8 @@ def _root(error: BaseException) -> str:
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
   """Writes what a run is, whole or not at all."""
   path.mkdir(parents=True, exist_ok=True)
-  part = path / f'{_RUN_FILE}.part'
-  part.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + '\n')
-  part.replace(path / _RUN_FILE)
+  text = json.dumps(dict(content), indent=2, sort_keys=True) + '\n'
+  whole_files.write_text(path / _RUN_FILE, text)
 
 
 def read_run_file(path: epath.Path) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def load_run(
     return checkpoint_files.LoadedCheckpoint(trained, step)
   params = seed_of(about['seed'], f'the run in {path}', seed_path).params
   if trained:
-    params = parts.unflatten(parts.flatten(params) | parts.flatten(trained))
+    params = parts.join(params, trained)
   else:
     params = subset_lib.apply(subset_lib.from_arrays(parameters), params)
   return checkpoint_files.LoadedCheckpoint(params, step, adapter)

@@ -107,13 +107,14 @@ def check(binary: Any, origins: Origins) -> None:
   reached = Reach([binary])
   # A file serves several binaries: not all of them need all of its macros.
   anything = Reach([binary, *macros])
-  known = gin_files.shipped_macros()
   for key, origin in origins.items():
     if origin.author is Author.PACKAGE:
       continue
     reach = reached if origin.author is Author.COMMAND_LINE else anything
-    used = reach.macros if reach is reached else reach.macros | known
-    if key.is_macro and key.scope not in used:
+    if key.is_macro and key.scope not in reach.macros:
+      # Not misspelt, if a file of the package has it, too.
+      if reach is anything and key.scope in gin_files.shipped_macros():
+        continue
       place = f'{origin.place}: ' if reach is anything else ''
       hint = nearest(key.scope, reached.macros)
       raise UserError(

@@ -11,11 +11,9 @@ from etils import epath
 from flax import linen as nn
 import jax
 
-from dst_t5x import adapters
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
-from dst_t5x import seeds
 from dst_t5x.errors import writing
 
 
@@ -52,21 +50,23 @@ def evaluate(
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
-    seed = seeds.load_seed(
-      checkpoint_path, checkpoint_step, initial_checkpoint_path
+    loaded = parameters.load(
+      network,
+      partitioner,
+      checkpoint_path,
+      checkpoint_step,
+      initial_checkpoint_path,
     )
-    network = adapters.replaced(network, seed.adapter)
-    space = parameters.ParameterSpace(network, partitioner)
-    space.check(seed.params)
-    params = space.to_devices(seed.params)
-    evaluate_params = evaluation.prepare(network, partitioner, output_dir)
+    evaluate_params = evaluation.prepare(
+      loaded.network, partitioner, output_dir
+    )
     with writing(f'EVAL_OUTPUT_DIR {folder}'):
-      results = evaluate_params(params, seed.step)
+      results = evaluate_params(loaded.params, loaded.step)
   for name, value in results.items():
     logging.info('%s: %.6g', name, value)
   report: dict[str, object] = {
     'checkpoint': os.fspath(checkpoint_path),
-    'step': seed.step,
+    'step': loaded.step,
     'split': evaluation.split,
     **results,
     **evaluate_params.texts,

@@ -39,11 +39,7 @@ class IA3(adapters.Adapter):
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Multiplies the kernels' columns, or their rows."""
-    merged = {
-      path: np.asarray(tensor)
-      for path, tensor in params.items()
-      if not re.fullmatch(self.added, path)
-    }
+    merged = self.without_added(params)
     for path in params:
       if re.fullmatch(self.added, path):
         module = path.removesuffix('/ia3')

@@ -24,7 +24,6 @@ from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
-from dst_t5x import seeds
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
 
@@ -91,23 +90,24 @@ def infer(
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
   with partitioner.activate():
-    loaded = seeds.load_seed(
-      checkpoint_path, checkpoint_step, initial_checkpoint_path
-    )
-    network = adapters.replaced(network, loaded.adapter)
-    space = parameters.ParameterSpace(network, partitioner)
-    space.check(loaded.params)
-    predictor = evaluation_lib.Predictor(
+    loaded = parameters.load(
       network,
+      partitioner,
+      checkpoint_path,
+      checkpoint_step,
+      initial_checkpoint_path,
+    )
+    predictor = evaluation_lib.Predictor(
+      loaded.network,
       decoder,
       batch_size,
       feature_lengths['targets'],
       partitioner,
     )
-    prefix = np.array(adapters.prefix(network), np.int32)
+    prefix = np.array(adapters.prefix(loaded.network), np.int32)
     bar = tqdm.tqdm(rows, unit='input', disable=None)
     decoded = predictor(
-        space.to_devices(loaded.params),
+        loaded.params,
         ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
          for i, row in enumerate(bar)),
     )  # fmt: skip

@@ -82,11 +82,7 @@ class LoRA(adapters.Adapter):
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Adds (alpha / rank) · AB to the kernels."""
-    merged = {
-      path: np.asarray(tensor)
-      for path, tensor in params.items()
-      if not re.fullmatch(self.added, path)
-    }
+    merged = self.without_added(params)
     for path in params:
       if path.endswith('/lora_a'):
         module = path.removesuffix('/lora_a')

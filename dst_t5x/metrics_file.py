@@ -7,6 +7,8 @@ import os
 from absl import logging
 from etils import epath
 
+from dst_t5x import whole_files
+
 METRICS_FILE = 'metrics.jsonl'
 
 
@@ -32,9 +34,8 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
   rows = [row for row in read(folder) if row['step'] <= step]
   path = epath.Path(folder) / METRICS_FILE
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{METRICS_FILE}.part')
-  part.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  part.replace(path)
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  whole_files.write_text(path, text)
 
 
 def append(

@@ -6,7 +6,7 @@ A subset of the seed's parameters becomes `last.dst`, an adapter becomes
 leaves nothing, nor does an adapter that PEFT has not: their checkpoint is it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
@@ -21,6 +21,7 @@ from dst_t5x import parts
 from dst_t5x import peft_files
 from dst_t5x import stacking
 from dst_t5x import subset
+from dst_t5x import whole_files
 
 PyTree = Any
 
@@ -35,7 +36,7 @@ def subset_file(folder: epath.Path, name: str = LAST) -> epath.Path:
 
 def write_subset(
   folder: epath.Path,
-  name: str,
+  names: Sequence[str],
   trained: PyTree,
   seed: PyTree,
   about: Mapping[str, Any],
@@ -44,7 +45,7 @@ def write_subset(
 
   Args:
     folder: MODEL_DIR.
-    name: LAST or BEST.
+    names: LAST, BEST, or both.
     trained: the trained parameters, stacked or not, all or some of them.
     seed: θ⁰, all of it, unstacked, on the host.
     about: the metadata of docs/subset_format.md.
@@ -55,17 +56,18 @@ def write_subset(
   fingerprint = about['seed']['fingerprint']
   if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(seed)):
     trained = stacking.unstack_layers(trained)
-    trained = parts.unflatten(parts.flatten(seed) | parts.flatten(trained))
+    trained = parts.join(seed, trained)
   found = subset.extract(trained, seed, fingerprint)
-  path = subset_file(folder, name)
-  size = subset.save(path, found, about)
-  logging.info('subset: %d parameters, %d bytes, %s', found.size, size, path)
+  for name in names:
+    path = subset_file(folder, name)
+    size = subset.save(path, found, about)
+    logging.info('subset: %d parameters, %d bytes, %s', found.size, size, path)
   return size
 
 
 def write_adapter(
   folder: epath.Path,
-  name: str,
+  names: Sequence[str],
   adapter: adapters.Adapter,
   trained: PyTree,
   base: PyTree,
@@ -75,7 +77,7 @@ def write_adapter(
 
   Args:
     folder: MODEL_DIR.
-    name: LAST or BEST.
+    names: LAST, BEST, or both.
     adapter: whose they are.
     trained: its parameters, stacked or not.
     base: shapes of the seed's parameters, stacked or not.
@@ -84,18 +86,19 @@ def write_adapter(
   Raises:
     UserError: it cannot be written.
   """
-  path = folder / f'{name}_adapter'
   added = stacking.unstack_layers(jax.tree.map(np.asarray, trained))
-  peft_files.save(
-    path,
-    adapter,
-    parts.flatten(added),
-    jax.eval_shape(stacking.unstack_layers, base),
-    about['seed'],
-    about['step'],
-    replace=True,
-  )
-  logging.info('adapter: %s', path)
+  for name in names:
+    path = folder / f'{name}_adapter'
+    peft_files.save(
+      path,
+      adapter,
+      parts.flatten(added),
+      jax.eval_shape(stacking.unstack_layers, base),
+      about['seed'],
+      about['step'],
+      replace=True,
+    )
+    logging.info('adapter: %s', path)
   return (path / peft_files.WEIGHTS_FILE).stat().length
 
 
@@ -116,6 +119,5 @@ def write_report(
     'file_bytes': file_bytes,
     'results': dict(results),
   }
-  part = folder / f'{_REPORT_FILE}.part'
-  part.write_text(json.dumps(report, indent=2) + '\n')
-  part.replace(folder / _REPORT_FILE)
+  text = json.dumps(report, indent=2) + '\n'
+  whole_files.write_text(folder / _REPORT_FILE, text)

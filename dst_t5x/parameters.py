@@ -1,6 +1,6 @@
 """The network's parameters: their shapes, shardings, and way to the devices."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -100,6 +100,39 @@ class ParameterSpace:
     return jax.jit(
       lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
     )(placed)
+
+
+class Loaded(NamedTuple):
+  """A checkpoint, ready to be used.
+
+  Attributes:
+    network: the model, with the checkpoint's adapter if it has one.
+    params: its parameters, on the devices.
+    step: the training step at which they were saved; 0 if unknown.
+  """
+
+  network: nn.Module
+  params: PyTree
+  step: int
+
+
+def load(
+  network: nn.Module,
+  partitioner: partitioning.Partitioner,
+  path: str,
+  step: int | None = None,
+  seed_path: str | None = None,
+) -> Loaded:
+  """Loads a checkpoint for a network; see `seeds.load_seed`.
+
+  Raises:
+    UserError: it cannot be loaded, or is not one of this network.
+  """
+  found = seeds.load_seed(path, step, seed_path)
+  network = adapters.replaced(network, found.adapter)
+  space = ParameterSpace(network, partitioner)
+  space.check(found.params)
+  return Loaded(network, space.to_devices(found.params), found.step)
 
 
 def _init(network: nn.Module, key: jax.Array) -> PyTree:

@@ -53,7 +53,7 @@ def split(tree: PyTree, trained: Iterable[str]) -> tuple[PyTree, PyTree]:
 
 
 def join(a: PyTree, b: PyTree) -> PyTree:
-  """Returns the union of two trees that share no leaf."""
+  """Returns the union of two trees; where both have a leaf, that of `b`."""
   if not b:
     return a
   return unflatten(flatten(a) | flatten(b))

@@ -13,7 +13,7 @@ MODEL_DIR/
   last.dst, best.dst, or last_adapter/, best_adapter/: see `outcome`
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import fcntl
 import os
 import re
@@ -397,27 +397,30 @@ class Run:
       The metrics of the last evaluation.
     """
     self._folder.wait()
-    size = self._leave(outcome.LAST, step, state.params)
-    found = best.read(self.path) or {}
-    counts = found.get('step', step)
+    counts = (best.read(self.path) or {}).get('step', step)
     if counts in self._folder.steps and counts != step:
-      self._leave(outcome.BEST, counts, self._load(counts))
+      size = self._leave([outcome.LAST], step, state.params)
+      self._leave([outcome.BEST], counts, self._load(counts))
     else:
-      self._leave(outcome.BEST, step, state.params)
+      size = self._leave([outcome.LAST, outcome.BEST], step, state.params)
     results = self.last_results()
     outcome.write_report(self.path, step, self.budget, size, results)
     return results
 
-  def _leave(self, name: str, step: int, trained: PyTree) -> int | None:
-    """Writes what was trained as a file; returns its bytes, if there is one."""
+  def _leave(
+    self, names: Sequence[str], step: int, trained: PyTree
+  ) -> int | None:
+    """Writes what was trained under names; returns a file's bytes, if any."""
     about = self._about(step) | {'scores': self._scores(step)}
     if peft_files.is_known(self._adapter):
       base = self.space.base_shapes
       return outcome.write_adapter(
-        self.path, name, self._adapter, trained, base, about
+        self.path, names, self._adapter, trained, base, about
       )
     if self._leaves_subset:
-      return outcome.write_subset(self.path, name, trained, self._params, about)
+      return outcome.write_subset(
+        self.path, names, trained, self._params, about
+      )
     return None
 
   def _scores(self, step: int) -> dict[str, float]:

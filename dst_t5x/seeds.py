@@ -166,7 +166,7 @@ def _load_adapter(
   else:
     base = load_seed(path).merged()
   adapter, added = peft_files.load(folder, base.params)
-  params = parts.unflatten(parts.flatten(base.params) | added)
+  params = parts.join(base.params, parts.unflatten(added))
   return checkpoint_files.LoadedCheckpoint(params, about.step, adapter)
 
 

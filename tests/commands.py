@@ -1,6 +1,7 @@
 """Runs the binaries on the toy task."""
 
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -61,6 +62,24 @@ def run(module, *arguments, environment=None):
   status, out, err = finish(start(module, *arguments, environment=environment))
   assert status == 0, err
   return out
+
+
+def rows_on_eight_devices(script):
+  """Returns the rows of JSON that one of our scripts prints on 8 devices."""
+  done = subprocess.run(
+    [sys.executable, TESTS / script],
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'PYTHONPATH': str(TESTS.parent),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def flags(**bindings):

@@ -1,34 +1,15 @@
 """The projection of parameters that lie on many devices."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
+import commands
 import pytest
 
 from dst_t5x import thresholds
 
 
 @pytest.fixture(scope='module')
-def rows(repository):
+def rows():
   """Name of a setting -> what `project_sharded.py` found."""
-  done = subprocess.run(
-    [sys.executable, pathlib.Path(__file__).parent / 'project_sharded.py'],
-    cwd=repository,
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': str(repository),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  found = [json.loads(line) for line in done.stdout.splitlines()]
+  found = commands.rows_on_eight_devices('project_sharded.py')
   assert len(found) == 6
   return {row['name']: row for row in found}
 

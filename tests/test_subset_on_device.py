@@ -1,12 +1,8 @@
 """Subsets applied and reverted in place, on one device and on many."""
 
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -190,23 +186,9 @@ def test_what_cannot_be_placed():
 
 
 @pytest.fixture(scope='module')
-def rows(repository):
+def rows():
   """Kind of axes -> what `apply_sharded.py` found."""
-  tests = pathlib.Path(__file__).parent
-  done = subprocess.run(
-    [sys.executable, tests / 'apply_sharded.py'],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': str(repository),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  found = [json.loads(line) for line in done.stdout.splitlines()]
+  found = commands.rows_on_eight_devices('apply_sharded.py')
   return {row['axes']: row for row in found}
 
 
