@@ -53,6 +53,21 @@ _TEST = [
   'transformers>=5.0',
 ]
 
+# Genuine T5X is on no registry. What it asks for in turn is more than it needs:
+# docs/t5x.md says how to install it without.
+_T5X = [
+  't5x @ git+https://github.com/google-research/t5x'
+  '@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16',
+  'airio @ git+https://github.com/google/airio'
+  '@69897df7d9a427b947a9f7bb4164c7782b43e601',
+  'jestimator @ git+https://github.com/google-research/jestimator'
+  '@326824a477feef6d92e6f44175000907a72899ca',
+  'cached_property',
+  'fiddle>=0.3',
+  'grain>=0.2.12',
+  'jaxtyping',
+]
+
 setuptools.setup(
   name='dst_t5x',
   version=_VERSION,
@@ -69,7 +84,7 @@ setuptools.setup(
   # tensorflow-text has no wheels for Python 3.14 yet.
   python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
-  extras_require={'test': _TEST},
+  extras_require={'t5x': _T5X, 'test': _TEST},
   classifiers=[
     'Development Status :: 3 - Alpha',
     'Intended Audience :: Science/Research',

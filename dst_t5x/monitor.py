@@ -75,8 +75,9 @@ class Monitor:
     self._refused_steps = int(state.refused_steps)
     # Whether the last step that was looked at changed nothing.
     self.is_refused = False
+    self._seed = seed
     self._subset = (
-      SubsetMonitor(projection, state, seed)
+      SubsetMonitor(projection, state.params, state.projection_state, seed)
       if isinstance(projection, projection_lib.SubsetProjection)
       else None
     )
@@ -137,7 +138,9 @@ class Monitor:
     values |= {f'train/{n}': float(window[-1][n]) for n in reports.NORMS}
     values |= self._budget
     if self._subset is not None:
-      values |= self._subset.report(state)
+      values |= self._subset.report(
+        state.params, state.projection_state, self._seed
+      )
     shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
     rate = self._progress.report(shown)
     tokens = np.mean([w['target_tokens'] for w in window])
@@ -177,43 +180,46 @@ class SubsetMonitor:
   def __init__(
     self,
     projection: projection_lib.SubsetProjection,
-    state: trainer_lib.TrainState,
+    params: PyTree,
+    projection_state: PyTree,
     seed: PyTree,
   ) -> None:
-    """Remembers the subset of `state`.
+    """Remembers the subset.
 
     Args:
       projection: its silos are reported by module.
-      state: before the first step.
+      params: what is trained, before the first step.
+      projection_state: that goes with it.
       seed: θ⁰, or () if the projection does not keep it.
     """
     self._projection = projection
-    layout = projection.layout(state.params)
+    layout = projection.layout(params)
     self._modules = [module_of(name) for name in layout.names]
-    self._kept = seed
-
-    def theta_0(state: trainer_lib.TrainState, kept: PyTree) -> PyTree:
-      return projection.seed(state.params, kept, state.projection_state)
-
     self._free = jax.jit(
-      lambda state, kept: reports.pack_free(state.params, theta_0(state, kept))
-    )(state, seed)
+      lambda params, state, kept: reports.pack_free(
+        params, projection.seed(params, kept, state)
+      )
+    )(params, projection_state, seed)
     self._report = jax.jit(
-      lambda state, kept, before: reports.subset_report(
-        layout, state.params, theta_0(state, kept), before
+      lambda params, state, kept, before: reports.subset_report(
+        layout, params, projection.seed(params, kept, state), before
       )
     )
 
-  def report(self, state: trainer_lib.TrainState) -> dict[str, float]:
+  def report(
+    self, params: PyTree, projection_state: PyTree, seed: PyTree
+  ) -> dict[str, float]:
     """Returns free parameters, churn since the last report, thresholds."""
-    counts, self._free = self._report(state, self._kept, self._free)
+    counts, self._free = self._report(
+      params, projection_state, seed, self._free
+    )
     free, new = jax.device_get((counts['free'], counts['new']))
     thresholds = self._projection.distances(
-      np.asarray(state.projection_state.thresholds)
+      np.asarray(projection_state.thresholds)
     )
     total = int(free.sum())
     values = {
-      'speed/projection_passes': float(state.projection_state.passes),
+      'speed/projection_passes': float(projection_state.passes),
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,
     }

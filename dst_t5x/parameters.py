@@ -1,5 +1,6 @@
 """The network's parameters: their shapes, shardings, and way to the devices."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -53,19 +54,6 @@ class ParameterSpace:
       out_shardings=self.shardings,
     )
     return init(jax.random.key(random_seed))
-
-  def initialize_added(self, random_seed: int) -> dict[str, np.ndarray]:
-    """Returns path -> random parameters that the adapter adds, on the host.
-
-    Layers are as the network has them.
-    """
-    base = parts.flatten(self.base_shapes)
-
-    def added(key: jax.Array) -> dict[str, jax.Array]:
-      params = parts.flatten(_init(self._network, key)['params'])
-      return {path: x for path, x in params.items() if path not in base}
-
-    return jax.tree.map(np.asarray, jax.jit(added)(jax.random.key(random_seed)))
 
   def check(self, params: PyTree, base: bool = False) -> None:
     """Checks that a checkpoint is one of this network.
@@ -133,6 +121,34 @@ def load(
   space = ParameterSpace(network, partitioner)
   space.check(found.params)
   return Loaded(network, space.to_devices(found.params), found.step)
+
+
+def initialize_added(
+  network: nn.Module,
+  seed: PyTree,
+  random_seed: int,
+  encode: Callable[[str], list[int]],
+) -> PyTree:
+  """Returns what an adapter adds, before the first step, on the host.
+
+  Args:
+    network: with the adapter.
+    seed: the pretrained parameters, unstacked.
+    random_seed: what is random is drawn from this.
+    encode: text -> pieces, for prompts that start as texts.
+  """
+  base = parts.flatten(shapes(adapters.replaced(network, adapters.NONE)))
+
+  def added(key: jax.Array) -> dict[str, jax.Array]:
+    params = parts.flatten(_init(network, key)['params'])
+    return {path: x for path, x in params.items() if path not in base}
+
+  drawn = jax.tree.map(np.asarray, jax.jit(added)(jax.random.key(random_seed)))
+  adapter = adapters.of(network)
+  random = np.random.default_rng(random_seed)
+  return parts.unflatten(
+    adapter.initialize(drawn, parts.flatten(seed), random, encode)
+  )
 
 
 def _init(network: nn.Module, key: jax.Array) -> PyTree:

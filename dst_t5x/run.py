@@ -23,13 +23,11 @@ from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import dst_t5x
 from dst_t5x import adapters
 from dst_t5x import best
 from dst_t5x import budget as budget_lib
-from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import finite
@@ -186,13 +184,7 @@ class Run:
       )
     else:
       seed = seeds.load_seed(path).merged()
-      self._reference = {
-        'name': '/'.join(epath.Path(seed.path).parts[-2:]),
-        'path': os.fspath(checkpoint_files.absolute(seed.path)),
-        'format': seed.format,
-        'step': seed.step,
-        'fingerprint': seed.fingerprint,
-      }
+      self._reference = seed.reference
       self.space.check(seed.params, base=True)
       self._params = seed.params
     self._check_seed()
@@ -263,13 +255,10 @@ class Run:
     if callable(self._params):
       params = self._params()
     elif self._adapter.added:
-      params = self._adapter.initialize(
-        self.space.initialize_added(random_seed),
-        parts.flatten(self._params),
-        np.random.default_rng(random_seed),
-        encode,
+      added = parameters.initialize_added(
+        self._trainer.network, self._params, random_seed, encode
       )
-      params = self.space.to_devices(parts.unflatten(params))
+      params = self.space.to_devices(added)
     else:
       params = self.space.to_devices(self._params, self._shapes)
     init = jax.jit(self._trainer.init, out_shardings=self._state_shardings())

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
+import os
 from typing import Any
 
 from absl import logging
@@ -57,6 +58,17 @@ class Seed:
   def fingerprint(self) -> str:
     """Their identity, `fingerprint.fingerprint` of them."""
     return fingerprint_lib.fingerprint(self.params)
+
+  @property
+  def reference(self) -> dict[str, Any]:
+    """What a checkpoint or a subset file says of its seed; JSON."""
+    return {
+      'name': '/'.join(epath.Path(self.path).parts[-2:]),
+      'path': os.fspath(checkpoint_files.absolute(self.path)),
+      'format': self.format,
+      'step': self.step,
+      'fingerprint': self.fingerprint,
+    }
 
 
 def load_seed(

@@ -5,6 +5,8 @@ msgpack of `{'version': 3, 'optimizer': {'target': …, 'state': {'step': …}}}
 A leaf of `target` is an array, or the TensorStore spec of a zarr folder beside
 the file, `target.encoder.layers_0.…`. Specs remember the disk they were written
 to; only the folder's own name is used here, so checkpoints may be moved.
+
+Where T5X has written through Orbax instead, `t5x_orbax` reads.
 """
 
 from collections.abc import Mapping
@@ -24,6 +26,8 @@ import tensorstore
 
 from dst_t5x import checkpoint_files
 from dst_t5x import errors
+from dst_t5x import stacking
+from dst_t5x import t5x_orbax
 
 _INDEX = 'checkpoint'
 _VERSION = 3
@@ -52,7 +56,11 @@ def steps(folder: epath.PathLike) -> list[int]:
 def is_checkpoint(path: epath.PathLike) -> bool:
   """Whether a folder is a checkpoint, or holds folders `checkpoint_<step>`."""
   path = epath.Path(path)
-  return path.is_dir() and ((path / _INDEX).exists() or bool(steps(path)))
+  return path.is_dir() and (
+    (path / _INDEX).exists()
+    or t5x_orbax.is_checkpoint(path)
+    or bool(steps(path))
+  )
 
 
 def find(path: epath.PathLike) -> epath.Path:
@@ -63,7 +71,7 @@ def find(path: epath.PathLike) -> epath.Path:
       newest is taken, and the log says so.
 
   Raises:
-    UserError: there is no checkpoint, or it is in T5X's newer Orbax format.
+    UserError: there is no checkpoint.
   """
   folder = epath.Path(path)
   if folder.is_dir() and not (folder / _INDEX).exists():
@@ -71,13 +79,8 @@ def find(path: epath.PathLike) -> epath.Path:
     if found:
       folder = folder / f'checkpoint_{found[-1]}'
       logging.info('Newest of %d checkpoints: %s', len(found), folder)
-  if (folder / _INDEX).exists():
+  if (folder / _INDEX).exists() or t5x_orbax.is_checkpoint(folder):
     return folder
-  if (folder / 'state').exists() or (folder / '_CHECKPOINT_METADATA').exists():
-    raise errors.UserError(
-      f'{folder} is in the Orbax format of newer T5X, which is not read: save'
-      ' it from T5X with use_orbax=False'
-    )
   raise errors.UserError(f'no T5X checkpoint at {folder}: no file {_INDEX!r}')
 
 
@@ -93,6 +96,25 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
       or not a floating-point tensor.
   """
   folder = find(path)
+  if t5x_orbax.is_checkpoint(folder):
+    target, step = t5x_orbax.load(folder)
+    arrays = traverse_util.flatten_dict(target, sep='/')
+  else:
+    arrays, step = _load_native(folder)
+  params = {
+    name: checkpoint_files.to_float32(np.asarray(array), f'{name} of {folder}')
+    for name, array in arrays.items()
+  }
+  return checkpoint_files.LoadedCheckpoint(
+    params=stacking.unstack_layers(
+      traverse_util.unflatten_dict(params, sep='/')
+    ),
+    step=step,
+  )
+
+
+def _load_native(folder: epath.Path) -> tuple[dict[str, Any], int]:
+  """Returns path -> array, and the step."""
   content = _read_index(folder / _INDEX)
   leaves = traverse_util.flatten_dict(
     content['optimizer']['target'],
@@ -100,14 +122,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
     sep='/',
   )
   arrays = {**leaves, **_read_tensors(folder, leaves)}
-  params = {
-    name: checkpoint_files.to_float32(np.asarray(array), f'{name} of {folder}')
-    for name, array in arrays.items()
-  }
-  return checkpoint_files.LoadedCheckpoint(
-    params=traverse_util.unflatten_dict(params, sep='/'),
-    step=_step(content, folder),
-  )
+  return arrays, _step(content, folder)
 
 
 def save(

@@ -13,12 +13,12 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from dst_t5x import adapters
 from dst_t5x import finite
 from dst_t5x import losses
 from dst_t5x import optimizers
 from dst_t5x import parts
 from dst_t5x import projection as projection_lib
+from dst_t5x import trained as trained_lib
 from dst_t5x.errors import UserError, check_positive
 
 PyTree = Any
@@ -86,25 +86,14 @@ class Trainer:
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
-    if isinstance(self.trained, str):
-      raise UserError(f'trained is a list of expressions, not {self.trained!r}')
-    adapter = adapters.of(self.network)
-    if adapter.added and self.projection.constrains:
-      raise UserError(
-        f'{type(adapter).__name__} adds parameters that no seed has, and the '
-        'projection ties all to a seed: use one method file'
-      )
-    if adapter.added and self.trained:
-      raise UserError(
-        f'{type(adapter).__name__} trains what it adds and nothing else: use '
-        'it without trained'
-      )
+    trained_lib.expressions(self.network, self.projection, self.trained)
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
     """Returns the parameters that are trained, and the frozen ones."""
-    added = adapters.of(self.network).added
-    trained = self.trained or ([added] if added else ['.*'])
-    return parts.split(params, trained)
+    return parts.split(
+      params,
+      trained_lib.expressions(self.network, self.projection, self.trained),
+    )
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if a batch cannot be split evenly."""

@@ -298,7 +298,7 @@ def test_gradients_of_what_is_frozen_are_not_computed():
     (lambda: prompts.Prompt(initialization='labels'), 'PROMPT_LABELS goes'),
     (lambda: prompts.Prompt(labels=['a']), 'PROMPT_LABELS goes'),
     (lambda: prompts.Prompt(labels='a'), 'PROMPT_LABELS is a list'),
-    (lambda: _trainer(_network(), trained='.*'), 'trained is a list'),
+    (lambda: _trainer(_network(), trained='.*'), 'TRAINED is a list'),
     (
       lambda: dataclasses.replace(
         _trainer(_network(lora.LoRA())),

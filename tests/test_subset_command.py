@@ -153,6 +153,35 @@ def test_transformers_load_an_export(capsys, folder, tmp_path):
   assert 'exists already' in error
 
 
+@pytest.mark.parametrize('kind', ['seed', 'hf'])
+def test_extract(capsys, folder, tmp_path, kind):
+  found, _ = subset.load(folder / 'a.dst')
+  tuned = subset.apply(found, tiny_t5.random_params())
+  path = t5x_checkpoint.save(tmp_path, tuned, step=40)
+  output = tmp_path / 'again.dst'
+  status, out, _ = _run(
+    capsys, 'extract', path, '--seed', folder / kind, '--output', output
+  )
+  assert status == 0
+  assert f'{found.size:,} of ' in out
+  again, about = subset.load(output)
+  assert about['step'] == 40
+  tiny_t5.assert_same_bits(subset.apply(again, tiny_t5.random_params()), tuned)
+  for wrong, message in (
+    (folder / 'sead', "did you mean 'seed'"),
+    (t5x_checkpoint.save(tmp_path / 'n', _noise(), 1), 'is no subset'),
+  ):
+    error = _error(
+      capsys, 'extract', path, '--seed', wrong, '--output', tmp_path / 'x.dst'
+    )
+    assert message in error
+  assert not (tmp_path / 'x.dst').exists()
+
+
+def _noise():
+  return jax.tree.map(lambda x: x + 1, tiny_t5.random_params())
+
+
 def test_overlap(capsys, folder):
   a, b = (subset.load(folder / name)[0] for name in ('a.dst', 'b.dst'))
   expected = subset.overlap(a, b)

@@ -1,18 +1,22 @@
 """The format of the public T5X checkpoints."""
 
+import gc
 import gzip
 import shutil
 
 from etils import epath
 from flax import serialization
 from flax import traverse_util
+import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 import tiny_t5
 
 from dst_t5x import errors
+from dst_t5x import stacking
 from dst_t5x import t5x_checkpoint
 
 _QUERY = 'encoder/layers_0/attention/query/kernel'
@@ -215,10 +219,50 @@ def test_integers_are_refused(saved):
     t5x_checkpoint.load(saved)
 
 
-def test_orbax_format_is_refused(tmp_path):
-  (tmp_path / 'checkpoint_4' / 'state').mkdir(parents=True)
-  with pytest.raises(errors.UserError, match='use_orbax=False'):
-    t5x_checkpoint.load(tmp_path)
+@pytest.fixture
+def orbax_saved(tmp_path):
+  """A checkpoint as T5X writes it through Orbax, with moments."""
+  params = tiny_t5.random_params()
+  folder = tmp_path / 'orbax' / 'checkpoint_4'
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    moments = jax.tree.map(lambda x: {'v': np.ones_like(x)}, params)
+    state = {'step': np.int32(4), 'param_states': moments}
+    checkpointer.save(folder / 'state', {'target': params, 'state': state})
+  return folder
+
+
+def test_orbax_format_loads(orbax_saved):
+  assert t5x_checkpoint.is_checkpoint(orbax_saved)
+  for path in (orbax_saved, orbax_saved.parent):
+    loaded = t5x_checkpoint.load(path)
+    assert loaded.step == 4
+    tiny_t5.assert_same_bits(loaded.params, tiny_t5.random_params())
+
+
+@pytest.mark.filterwarnings(
+  # Orbax leaves coroutines behind that were waiting for what is damaged.
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+def test_damaged_orbax_format_is_named(orbax_saved):
+  for file in (orbax_saved / 'state').rglob('d/*'):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with pytest.raises(errors.UserError, match='state is damaged'):
+    t5x_checkpoint.load(orbax_saved)
+  gc.collect()
+
+
+def test_orbax_format_without_parameters_is_refused(tmp_path):
+  folder = tmp_path / 'checkpoint_4'
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(folder / 'state', {'state': {'step': np.int32(4)}})
+  with pytest.raises(errors.UserError, match="state holds no 'target'"):
+    t5x_checkpoint.load(folder)
+
+
+def test_stacked_layers_are_unstacked(tmp_path):
+  params = tiny_t5.random_params()
+  folder = t5x_checkpoint.save(tmp_path, stacking.stack_layers(params), 3)
+  tiny_t5.assert_same_bits(t5x_checkpoint.load(folder).params, params)
 
 
 def test_save_never_overwrites(saved):

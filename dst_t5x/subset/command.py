@@ -1,5 +1,6 @@
 """Looks at subset files, checks, applies, exports, compares, combines them.
 
+    python -m dst_t5x.subset extract TUNED --seed SEED --output a.dst
     python -m dst_t5x.subset info a.dst
     python -m dst_t5x.subset verify a.dst --seed SEED
     python -m dst_t5x.subset apply a.dst --seed SEED --output DIR
@@ -7,8 +8,8 @@
     python -m dst_t5x.subset overlap a.dst b.dst
     python -m dst_t5x.subset combine a.dst b.dst --rule=mean --output ab.dst
 
-SEED is what `python -m dst_t5x.convert` reads: a T5X checkpoint, a Hugging
-Face folder, or a run.
+SEED and TUNED are what `python -m dst_t5x.convert` reads: a T5X checkpoint in
+either of its formats, a Hugging Face folder, or a run.
 """
 
 import argparse
@@ -30,8 +31,35 @@ from dst_t5x.subset import extraction
 from dst_t5x.subset import file
 
 _BAR = 30
+# From this share of the parameters on, a subset is larger than the model.
+_MOST = 0.8
 
 Rows = list[tuple[str, ...]]
+
+
+def extract(options: argparse.Namespace) -> None:
+  """Writes what a tuned model has that its seed has not."""
+  (path,) = options.files
+  tuned, seed = _load_seed(path).merged(), _load_seed(options.seed).merged()
+  subset = extraction.extract(tuned.params, seed.params, seed.fingerprint)
+  parameters = sum(math.prod(t.shape) for t in subset.tensors.values())
+  if subset.size > _MOST * parameters:
+    raise UserError(
+      f'{subset.size:,} of {parameters:,} parameters differ: is {options.seed} '
+      f'the seed of {path}? If it is, the model is no subset: use '
+      '`python -m dst_t5x.convert`'
+    )
+  about = {
+    'seed': seed.reference,
+    'step': tuned.step,
+    'parameters': parameters,
+    'version': dst_t5x.__version__,
+  }
+  size = file.save(options.output, subset, about)
+  print(
+    f'{options.output}: {subset.size:,} of {parameters:,} parameters differ '
+    f'from {seed.path}, {size:,} bytes'
+  )
 
 
 def info(options: argparse.Namespace) -> None:
@@ -218,16 +246,24 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
   def add(
-    run: Callable[..., None], files: str | int
+    run: Callable[..., None],
+    files: str | int,
+    metavar: str = 'FILE',
+    what: str = '*.dst',
   ) -> argparse.ArgumentParser:
     summary = (run.__doc__ or '').splitlines()[0]
     command = commands.add_parser(
       run.__name__, help=summary, description=summary
     )
     command.set_defaults(run=run)
-    command.add_argument('files', nargs=files, metavar='FILE', help='*.dst')
+    command.add_argument('files', nargs=files, metavar=metavar, help=what)
     return command
 
+  command = add(extract, 1, 'TUNED', 'a tuned model of any format')
+  command.add_argument('--seed', metavar='DIR', required=True)
+  command.add_argument(
+    '--output', metavar='FILE', required=True, help='*.dst to write'
+  )
   add(info, '+')
   add(verify, '+').add_argument('--seed', metavar='DIR', help='is this theirs?')
   for run in (apply, export):

@@ -1,0 +1,169 @@
+"""What T5X starts from: a seed of any format that this package reads.
+
+T5X's own restoring maps names to names, and what it does not find it may draw
+at random. Here the pretrained parameters are read, and the state before the
+first step is made of them: the seed is a copy of what was read, the optimizer's
+moments and the step are zero. A run that is resumed goes T5X's own way.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax
+from flax import linen as nn
+from flax import traverse_util
+import jax
+from jax.sharding import NamedSharding
+import numpy as np
+import seqio
+from t5x import checkpoints
+from t5x import train_state as train_state_lib
+
+from dst_t5x import adapters
+from dst_t5x import parameters
+from dst_t5x import parts
+from dst_t5x import seeds
+from dst_t5x import stacking
+from dst_t5x.errors import UserError
+from dst_t5x.t5x import optimizer as optimizer_lib
+
+PyTree = Any
+
+
+class SeedCheckpointer(checkpoints.Checkpointer):
+  """Restores a seed, for training, or a tuned model, for evaluation.
+
+  For `utils.RestoreCheckpointConfig.checkpointer_cls`, with use_orbax=False.
+  """
+
+  def __init__(
+    self,
+    train_state: train_state_lib.TrainState,
+    *arguments: Any,
+    network: nn.Module,
+    task: str | None = None,
+    random_seed: int = 0,
+    **options: Any,
+  ) -> None:
+    """Takes what T5X gives any checkpointer, and what a seed needs.
+
+    Args:
+      train_state: shapes of the state to restore.
+      *arguments: see `checkpoints.Checkpointer`.
+      network: the model, with the method's adapter if it has one.
+      task: whose vocabulary an adapter's texts are in.
+      random_seed: what an adapter's parameters are drawn from.
+      **options: see `checkpoints.Checkpointer`.
+    """
+    self._network = network
+    self._task = task
+    self._random_seed = random_seed
+    super().__init__(train_state, *arguments, **options)
+
+  def restore(
+    self,
+    step: int | None = None,
+    path: str | None = None,
+    state_transformation_fns: Sequence[Any] = (),
+    fallback_state: Mapping[str, Any] | None = None,
+    lazy_parameters: bool = False,
+  ) -> train_state_lib.TrainState:
+    """Returns the state before the first step, or that of a tuned model.
+
+    Args:
+      step: not used.
+      path: what `seeds.load_seed` takes.
+      state_transformation_fns: none are possible.
+      fallback_state: none is possible.
+      lazy_parameters: not used.
+
+    Raises:
+      SystemExit: there is no such seed, or it is not one of this model.
+    """
+    del step, lazy_parameters
+    try:
+      if state_transformation_fns or fallback_state:
+        raise UserError(
+          'a seed is read as it is: leave assignment_map, '
+          'state_transformation_fns and fallback_to_scratch out'
+        )
+      if isinstance(self._train_state, train_state_lib.InferenceState):
+        return self._tuned(seeds.load_seed(path))
+      return self._start(seeds.load_seed(path).merged())
+    except UserError as error:
+      raise SystemExit(f'error: {error}') from error
+
+  def _tuned(self, found: seeds.Seed) -> train_state_lib.TrainState:
+    """Returns the state of a model that is evaluated."""
+    # T5X's own checkpoints do not say which adapter they have.
+    adapter = adapters.of(self._network)
+    if found.adapter.added and found.adapter != adapter:
+      raise UserError(
+        f'{found.path} has the adapter {found.adapter}, the network '
+        f'{adapter}: give the gin file of its method, with the same settings'
+      )
+    params = self._like_network(found.params, self._train_state.params)
+    placed = self._place(params, self._axes().params)
+    return self._train_state.restore_state(
+      {'target': placed, 'state': {'step': np.int32(found.step)}}
+    )
+
+  def _start(self, seed: seeds.Seed) -> train_state_lib.TrainState:
+    """Returns the state before the first step."""
+    definition = self._train_state._optimizer.optimizer_def
+    if not isinstance(definition, optimizer_lib.SubsetOptimizer):
+      raise UserError(
+        'SeedCheckpointer needs a SubsetOptimizer as OPTIMIZER, not a '
+        f'{type(definition).__name__}: see gin/t5x/finetune.gin'
+      )
+    base = self._train_state.params
+    if adapter := adapters.of(self._network).added:
+      _, base = parts.split(base, [adapter])
+    params = self._like_network(seed.params, base)
+    if adapter:
+      added = parameters.initialize_added(
+        self._network, seed.params, self._random_seed, self._encode
+      )
+      params = parts.join(params, added)
+    axes = self._axes()
+    begin = self._partitioner.partition(
+      definition.begin,
+      in_axis_resources=(axes.params,),
+      out_axis_resources=axes._optimizer,
+    )
+    with self._partitioner.mesh:
+      optimizer = begin(self._place(params, axes.params))
+    return self._train_state.replace(_optimizer=optimizer)
+
+  def _axes(self) -> train_state_lib.TrainState:
+    return self._partitioner.get_mesh_axes(self._train_state)
+
+  def _encode(self, text: str) -> list[int]:
+    features = seqio.get_mixture_or_task(self._task).output_features
+    return features['targets'].vocabulary.encode(text)
+
+  def _like_network(self, params: PyTree, expected: PyTree) -> PyTree:
+    """Returns unstacked parameters as the network has them, checked."""
+    expected = flax.core.unfreeze(expected)
+    seeds.check_matches(
+      params, jax.eval_shape(stacking.unstack_layers, expected)
+    )
+    stacked = 'layers' in expected['encoder']
+    return stacking.stack_layers(params) if stacked else params
+
+  def _place(self, params: PyTree, axes: PyTree) -> PyTree:
+    """Puts host arrays on the devices, each where its part is needed."""
+    specs = parts.flatten(axes)
+    return flax.core.freeze(
+      traverse_util.unflatten_dict(
+        {
+          path: jax.make_array_from_callback(
+            array.shape,
+            NamedSharding(self._partitioner.mesh, specs[path]),
+            array.__getitem__,
+          )
+          for path, array in parts.flatten(params).items()
+        },
+        sep='/',
+      )
+    )

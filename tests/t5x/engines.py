@@ -1,0 +1,191 @@
+"""Both engines on the same batches from the same seed, step by step.
+
+As a script, T5X's on eight devices; it prints JSON.
+"""
+
+import json
+import sys
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+from t5x import adafactor
+from t5x import partitioning
+from t5x import utils
+import toy_task
+
+from dst_t5x import data
+from dst_t5x import network as network_lib
+from dst_t5x import optimizers
+from dst_t5x import parts
+from dst_t5x import projection as projection_lib
+from dst_t5x import seeds
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.t5x import checkpointer
+from dst_t5x.t5x import model as model_lib
+from dst_t5x.t5x import optimizer as optimizer_lib
+from dst_t5x.t5x import trainer as t5x_trainer
+
+LENGTHS = {'inputs': 16, 'targets': 16}
+STEPS = 20
+# Of tests/toy.gin.
+CONFIG = network_lib.T5Config(
+  vocab_size=264,
+  emb_dim=32,
+  num_heads=2,
+  num_encoder_layers=2,
+  num_decoder_layers=1,
+  head_dim=8,
+  mlp_dim=48,
+  mlp_activations=('gelu', 'linear'),
+  dropout_rate=0.0,
+)
+RULES = (('lora_rank', None), ('prompt', None))
+
+
+def learning_rate(projection):
+  """Returns that of gin/methods: larger ones amplify roundings."""
+  return 0.01 if projection.constrains else 0.001
+
+
+class Trace(NamedTuple):
+  """What an engine did.
+
+  Attributes:
+    losses: [steps].
+    free: path -> bool, which parameters differ from the seed in the end.
+    specs: how arrays of the state were divided, by name.
+  """
+
+  losses: list[float]
+  free: dict[str, np.ndarray]
+  specs: dict[str, str]
+
+
+class Partitioner(partitioning.PjitPartitioner):
+  """T5X's, on a mesh that can be chosen on a CPU too."""
+
+  def __init__(self, data_parallelism: int, model_parallelism: int) -> None:
+    super().__init__(
+      num_partitions=model_parallelism,
+      logical_axis_rules=partitioning.standard_logical_axis_rules(
+        additional_rules=RULES
+      ),
+    )
+    shape = data_parallelism, model_parallelism
+    devices = np.array(jax.devices()[: np.prod(shape)])
+    self._chosen = Mesh(devices.reshape(shape), ('data', 'model'))
+
+  @property
+  def mesh(self) -> Mesh:
+    return self._chosen
+
+
+def batches():
+  """Returns packed batches of the toy task, [batch, length] each."""
+  task = data.check(toy_task.NAME, LENGTHS, 16)
+  with data.TrainIterator(task, LENGTHS, 16, seed=0) as source:
+    return [next(source).batch for _ in range(STEPS)]
+
+
+def trainer_of_t5x(network, projection, seed, partitioner, inner=None):
+  """Returns T5X's trainer at the start of a run."""
+  inner = inner or adafactor.Adafactor(
+    logical_factor_rules=optimizer_lib.logical_factor_rules()
+  )
+  optimizer = optimizer_lib.SubsetOptimizer(inner, network, projection)
+  model = model_lib.EncoderDecoderModel(network, toy_task.NAME, optimizer)
+  like = batches()[0]
+  initializer = utils.TrainStateInitializer(
+    optimizer,
+    model.get_initial_variables,
+    {name: x.shape for name, x in like.items()},
+    partitioner,
+    {name: x.dtype for name, x in like.items()},
+  )
+  reader = checkpointer.SeedCheckpointer(
+    initializer.global_train_state_shape,
+    partitioner,
+    '',
+    network=network,
+    restore_dtype=jnp.float32,
+  )
+  return t5x_trainer.SubsetTrainer(
+    train_state=reader.restore(path=str(seed)),
+    model=model,
+    partitioner=partitioner,
+    eval_names=(),
+    summary_dir=None,
+    train_state_axes=initializer.train_state_axes,
+    rng=jax.random.PRNGKey(0),
+    learning_rate_fn=lambda step: learning_rate(projection),
+    num_microbatches=1,
+  )
+
+
+def t5x(projection, seed, partitioner=None):
+  """Trains in T5X."""
+  partitioner = partitioner or Partitioner(1, 1)
+  network = network_lib.Transformer(CONFIG)
+  trainer = trainer_of_t5x(network, projection, seed, partitioner)
+  losses = []
+  for batch in batches():
+    with partitioner.mesh:
+      state, metrics = trainer._partitioned_train_step(
+        trainer.train_state, batch
+      )
+    trainer.train_state = state
+    losses.append(float(metrics['cross_ent_loss'].compute()))
+  trainer.close()
+  optimizer = trainer.train_state._optimizer
+  params = jax.device_get(flax.core.unfreeze(optimizer.target))
+  specs = {
+    name: str(x.sharding.spec)
+    for name, x in parts.flatten(optimizer.state_dict()).items()
+    if isinstance(x, jax.Array)
+  }
+  return Trace(losses, _free(params, seed), specs)
+
+
+def ours(projection, seed):
+  """Trains in our engine."""
+  trainer = trainer_lib.Trainer(
+    network_lib.Transformer(CONFIG),
+    optimizers.adafactor(optimizers.schedule(learning_rate(projection))),
+    projection,
+  )
+  params = jax.tree.map(jnp.asarray, seeds.load_seed(seed).params)
+  state, fixed = trainer.init(params), trainer_lib.Fixed(seed=params)
+  step = jax.jit(trainer.train_step)
+  losses = []
+  for batch in batches():
+    key, report = jax.random.key(0), jnp.asarray(False)
+    state, metrics = step(state, fixed, batch, key, report)
+    losses.append(float(metrics['loss']))
+  return Trace(losses, _free(jax.device_get(state.params), seed), {})
+
+
+def _free(params, seed):
+  before = parts.flatten(seeds.load_seed(seed).params)
+  return {
+    path: x.view(np.uint32) != before[path].view(np.uint32)
+    for path, x in parts.flatten(params).items()
+  }
+
+
+def shared(a, b):
+  """Returns how many parameters are free in both, and in each."""
+  both = sum(int(np.sum(a.free[path] & b.free[path])) for path in a.free)
+  return both, *(sum(int(x.sum()) for x in t.free.values()) for t in (a, b))
+
+
+if __name__ == '__main__':
+  projection = projection_lib.SubsetProjection(epsilon=0.01)
+  for shape in ((1, 1), (4, 2)):
+    trace = t5x(projection, sys.argv[1], Partitioner(*shape))
+    free = {p: np.flatnonzero(x).tolist() for p, x in trace.free.items()}
+    row = {'losses': trace.losses, 'free': free, 'specs': trace.specs}
+    print(json.dumps(row))
