@@ -7,6 +7,7 @@ moments and the step are zero. A run that is resumed goes T5X's own way.
 """
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 import flax
@@ -28,6 +29,20 @@ from dst_t5x.errors import UserError
 from dst_t5x.t5x import optimizer as optimizer_lib
 
 PyTree = Any
+
+
+def of_a_step(path: str) -> str:
+  """Returns a path that `t5x.eval` can take.
+
+  Raises:
+    SystemExit: it does not end in a step. T5X would fail after all the work.
+  """
+  if not re.search(r'\d/?$', path):
+    raise SystemExit(
+      'error: t5x.eval takes a path that ends in checkpoint_<step>, not '
+      f'{path}: write one with `python -m dst_t5x.convert {path} FOLDER --format=t5x`'
+    )
+  return path
 
 
 class SeedCheckpointer(checkpoints.Checkpointer):

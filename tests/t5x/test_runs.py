@@ -62,9 +62,13 @@ def _rows(path):
   return [json.loads(row) for row in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize('decoder', ['GreedyDecoder', 'BeamSearch'])
-def test_both_engines_decode_alike(dst_run, tmp_path, decoder):
-  about = {'CHECKPOINT_PATH': dst_run / 'checkpoint_20'}
+@pytest.mark.parametrize(
+  ('kind', 'decoder'),
+  [('t5x', 'GreedyDecoder'), ('dst', 'GreedyDecoder'), ('t5x', 'BeamSearch')],
+)
+def test_both_engines_decode_alike(kind, decoder, dst_run, toy_run, tmp_path):
+  path = {'t5x': dst_run / 'checkpoint_20', 'dst': toy_run / 'last.dst'}[kind]
+  about = {'CHECKPOINT_PATH': path}
   file = tmp_path / 'decoder.gin'
   file.write_text(f"""
     from __gin__ import dynamic_registration
@@ -93,14 +97,22 @@ def test_both_engines_decode_alike(dst_run, tmp_path, decoder):
 
 
 def test_both_engines_score_alike(dst_run, tmp_path):
-  flags = commands.flags(
-    CHECKPOINT_PATH=dst_run / 'checkpoint_20', EVAL_OUTPUT_DIR=tmp_path
-  )
+  path = dst_run / 'checkpoint_20'
+  flags = commands.flags(CHECKPOINT_PATH=path, EVAL_OUTPUT_DIR=tmp_path)
   binaries.call('eval', binaries.TOY, '--gin_file=gin/t5x/eval.gin', *flags)
   theirs = _rows(tmp_path / 'inference_eval/toy-metrics.jsonl')[-1]
   commands.call('eval', binaries.TOY, '--gin_file=gin/runs/eval.gin', *flags)
   ours = json.loads((tmp_path / 'results.json').read_text())
-  assert theirs == {'step': 20, 'exact_match': ours['toy/exact_match']}
+  expected = {'step': ours['step'], 'exact_match': ours['toy/exact_match']}
+  assert theirs == expected
+
+
+def test_t5x_evaluates_only_what_has_a_step(toy_run, tmp_path):
+  flags = commands.flags(
+    CHECKPOINT_PATH=toy_run / 'last.dst', EVAL_OUTPUT_DIR=tmp_path
+  )
+  with pytest.raises(SystemExit, match=r'dst_t5x.convert .*last.dst FOLDER'):
+    binaries.call('eval', binaries.TOY, '--gin_file=gin/t5x/eval.gin', *flags)
 
 
 def _state(folder):
