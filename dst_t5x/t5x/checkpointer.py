@@ -40,7 +40,8 @@ def of_a_step(path: str) -> str:
   if not re.search(r'\d/?$', path):
     raise SystemExit(
       'error: t5x.eval takes a path that ends in checkpoint_<step>, not '
-      f'{path}: write one with `python -m dst_t5x.convert {path} FOLDER --format=t5x`'
+      f'{path}: write one with `python -m dst_t5x.convert {path} FOLDER '
+      '--format=t5x`'
     )
   return path
 
