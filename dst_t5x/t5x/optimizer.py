@@ -266,5 +266,9 @@ def _with_empty(like: PyTree, content: Any) -> Any:
   if not isinstance(content, Mapping):
     return content
   whole = serialization.to_state_dict(like)
-  dropped: dict[str, Any] = {n: {} for n, value in whole.items() if value == {}}
+  dropped: dict[str, Any] = {
+    name: {}
+    for name, value in whole.items()
+    if isinstance(value, Mapping) and not value
+  }
   return dropped | dict(content)

@@ -135,6 +135,15 @@ def test_a_state_survives_a_checkpoint(inner, options):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def test_t5x_may_drop_what_is_empty():
+  optimizer = _steps(_wrapped())
+  flat = traverse_util.flatten_dict(optimizer.state_dict(), sep='/')
+  stored = traverse_util.unflatten_dict(flat, sep='/')
+  assert 'sparse_seed' not in stored['state']['projection']
+  restored = optimizer.restore_state(stored)
+  assert jax.tree.structure(restored) == jax.tree.structure(optimizer)
+
+
 def test_without_a_projection_the_state_is_that_of_t5x():
   definition = _wrapped(projection=projection_lib.NoProjection())
   ours = _steps(definition).state_dict()
