@@ -49,6 +49,7 @@ def evaluate(
   folder = epath.Path(output_dir)
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
+  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
       network,
@@ -80,5 +81,6 @@ def evaluate(
 if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import eval as this
+  from dst_t5x import processes
 
-  config.run(this.evaluate)
+  config.run(this.evaluate, joined=processes.joined)

@@ -79,9 +79,7 @@ class Predictor:
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
     for indices, inputs in self._batches(examples):
-      batch = self.partitioner.place_whole_batch(
-        {'encoder_input_tokens': inputs}
-      )
+      batch = self.partitioner.place_batch({'encoder_input_tokens': inputs})
       tokens, _ = self._decode(params, batch['encoder_input_tokens'])
       tokens = np.asarray(tokens)[: len(indices)]
       self.tokens += int(np.count_nonzero(tokens))
@@ -332,7 +330,7 @@ class Evaluator:
       evaluation.num_examples,
       adapters.prefix(self._network),
     )
-    place = self._partitioner.place_whole_batch
+    place = self._partitioner.place_batch
     sums = [
       jax.device_get(self._sums(params, place(batch))) for batch in batches
     ]

@@ -89,6 +89,7 @@ def infer(
   folder = epath.Path(output_dir)
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
+  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
       network,
@@ -174,5 +175,6 @@ def _of_split(
 if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import infer as this
+  from dst_t5x import processes
 
-  config.run(this.infer)
+  config.run(this.infer, joined=processes.joined)

@@ -201,7 +201,9 @@ class SubsetMonitor:
     self._report = jax.jit(
       lambda state, kept, before: reports.subset_report(
         layout, state.params, theta_0(state, kept), before
-      )
+      ),
+      # Every process wants the counts; masks stay where the parameters are.
+      out_shardings=(state.step.sharding, None),
     )
 
   def report(self, state: trainer_lib.TrainState) -> dict[str, float]:
