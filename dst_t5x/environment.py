@@ -9,7 +9,8 @@ The environment decides, and nothing has to be given on the command line:
   an indexed Job of Kubernetes, or a JobSet        GKE with GPUs
 
 What comes first counts. For all but the first, JAX itself finds the other
-processes. Without any of them, one process is all there is.
+processes. Without any of them, one process is all there is. JOIN_TIMEOUT says
+for how many seconds a process waits for the others; 300 by default.
 """
 
 from collections.abc import Mapping
@@ -33,12 +34,14 @@ class Group(NamedTuple):
     coordinator: `host:port` of process 0; None where JAX finds it.
     processes: how many there are; likewise.
     process: which one this is; likewise.
+    timeout: seconds that processes wait for each other to start.
   """
 
   how: str
   coordinator: str | None = None
   processes: int | None = None
   process: int | None = None
+  timeout: int = 300
 
 
 def find_group(
@@ -53,6 +56,15 @@ def find_group(
   Raises:
     UserError: variables are missing, or make no sense.
   """
+  group = _find(environment, has_tpu)
+  if group is None or not environment.get('JOIN_TIMEOUT'):
+    return group
+  timeout = _number('JOIN_TIMEOUT', environment['JOIN_TIMEOUT'])
+  return group._replace(timeout=timeout)
+
+
+def _find(environment: Mapping[str, str], has_tpu: bool) -> Group | None:
+  """Returns the group, but for the time that it waits."""
   variables = {name: _variable(environment, name) for name in _BY_HAND}
   if any(variables.values()):
     return _by_hand(variables)

@@ -188,16 +188,21 @@ def _connect(group: environment.Group) -> None:
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # It would catch SIGTERM, and wait to be asked about it.
   jax.config.update('jax_enable_preemption_service', False)
-  if group.process:
-    logging.info(
-      'process %d waits for process 0 at %s', group.process, group.coordinator
-    )
+  what = 'the processes'
+  if group.coordinator:
+    what = f'the {group.processes} processes at {group.coordinator}'
+    logging.info('process %d waits for all of %s', group.process, what)
+  # JAX would end the process itself, without a word that helps.
+  limit = threading.Timer(group.timeout, _give_up, [what, group])
+  limit.daemon = True
+  limit.start()
   try:
     jax.distributed.initialize(
       group.coordinator,
       group.processes,
       group.process,
       cluster_detection_method='deactivate' if group.coordinator else None,
+      initialization_timeout=group.timeout + 60,
       heartbeat_timeout_seconds=_JAX_MISSED,
     )
   except (RuntimeError, ValueError) as error:
@@ -205,6 +210,20 @@ def _connect(group: environment.Group) -> None:
       f'the processes, found by {group.how}, did not come together: '
       f'{first_line(error)}'
     ) from error
+  finally:
+    limit.cancel()
+
+
+def _give_up(what: str, group: environment.Group) -> NoReturn:
+  """Ends a process that has waited in vain."""
+  print(
+    f'error: {what}, found by {group.how}, did not come together within '
+    f'{group.timeout} s: look into the log of each whether it was started, and '
+    'whether process 0 can be reached there',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
 
 
 def _is_others_fault(error: BaseException | None) -> bool:

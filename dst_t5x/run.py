@@ -18,7 +18,6 @@ import fcntl
 import functools
 import json
 import os
-import re
 from typing import IO, Any, Self
 
 from absl import logging
@@ -36,6 +35,7 @@ from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import data_position
 from dst_t5x import finite
+from dst_t5x import identity
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import parameters
@@ -52,13 +52,6 @@ from dst_t5x.errors import UserError
 
 PyTree = Any
 
-# Bindings that may differ between two calls for the same run: they change
-# nothing of what is computed in a step.
-_MAY_CHANGE = re.compile(
-  r'\.train\.(model_dir|initial_checkpoint_path)$'
-  r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
-)
-
 
 class Run:
   """One training run; a context manager that closes its files."""
@@ -67,6 +60,7 @@ class Run:
     self,
     model_dir: str | os.PathLike[str],
     trainer: trainer_lib.Trainer,
+    space: parameters.ParameterSpace,
     partitioner: partitioning.Partitioner,
     task: str,
     keep: int = 1,
@@ -77,7 +71,8 @@ class Run:
     Args:
       model_dir: MODEL_DIR.
       trainer: its projection says what is saved.
-      partitioner: where parameters live.
+      space: its network's parameters.
+      partitioner: where they live.
       task: what it trains on.
       keep: see `checkpoints.RunFolder`.
       keep_best_by: likewise.
@@ -87,7 +82,7 @@ class Run:
     """
     self.path = epath.Path(model_dir)
     self.eval_dir = os.fspath(self.path / 'evaluation')
-    self.space = parameters.ParameterSpace(trainer.network, partitioner)
+    self.space = space
     self.fixed = trainer_lib.Fixed()
     self._trainer = trainer
     self._task = task
@@ -150,21 +145,8 @@ class Run:
     Raises:
       UserError: the folder's run had another configuration.
     """
-    self._identity = {
-      name: value
-      for name, value in config.bindings(binary).items()
-      if not _MAY_CHANGE.search(name)
-    }
-    if not checkpoints.is_run(self.path):
-      return
-    before = checkpoints.read_run_file(self.path)['config']
-    for name in sorted(before.keys() | self._identity.keys()):
-      old, new = before.get(name), self._identity.get(name)
-      if old != new:
-        raise UserError(
-          f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
-          'go on with that, or choose another MODEL_DIR'
-        )
+    self._identity = identity.identity(binary)
+    identity.check_folder(self.path, self._identity)
 
   def load_seed(
     self, path: str | None, from_scratch: bool, random_seed: int

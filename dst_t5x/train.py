@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 
 from absl import logging
+from etils import epath
 import jax
 import numpy as np
 
@@ -20,6 +21,7 @@ from dst_t5x import monitor as monitor_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
+from dst_t5x import preflight
 from dst_t5x import processes
 from dst_t5x import run as run_lib
 from dst_t5x import trainer as trainer_lib
@@ -120,6 +122,7 @@ def train(
   initial_checkpoint_path: str | None = None,
   from_scratch: bool = False,
   random_seed: int = 0,
+  only_check: bool = False,
 ) -> dict[str, float]:
   """Trains, evaluates and saves; continues where an earlier call was killed.
 
@@ -133,6 +136,7 @@ def train(
     initial_checkpoint_path: the seed, θ⁰, in any format of `seeds`.
     from_scratch: start from random parameters instead.
     random_seed: of initialisation, data order and dropout.
+    only_check: whether to do no more than `python -m dst_t5x.preflight` does.
 
   Returns:
     The metrics of the last evaluation.
@@ -144,17 +148,31 @@ def train(
   partitioner = parameters.fit(
     trainer.network, partitioner, partitioning.IN_TRAINING
   )
-  task = data.check(
-    train_data.task, train_data.feature_lengths, train_data.batch_size
-  )
-  trainer.check_batch_size(train_data.batch_size)
-  partitioner.check_batch_size(train_data.batch_size, trainer.microbatches)
-  evaluation.check(trainer.network)
+  space = parameters.ParameterSpace(trainer.network, partitioner)
+  with preflight.no_trace(epath.Path(model_dir)) as token:
+    checks = preflight.checks_of_training(
+      epath.Path(model_dir),
+      trainer,
+      train_data,
+      evaluation,
+      partitioner,
+      space,
+      train,
+      token,
+    )
+    if only_check:
+      path = None if from_scratch else initial_checkpoint_path
+      checks.append(('seed', lambda: preflight.seed(path, space)))
+    preflight.run_checks(checks, show=only_check)
+  if only_check:
+    return {}
+  task = data.find(train_data.task)
   with (
     partitioner.activate(),
     run_lib.Run(
       model_dir,
       trainer,
+      space,
       partitioner,
       train_data.task,
       plan.keep,
