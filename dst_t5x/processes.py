@@ -249,7 +249,9 @@ class _Watch:
     self._me = jax.process_index()
     self._missed = _MISSED
     self._stopped = threading.Event()
+    self._lost: set[int] = set()
     self._is_telling = False
+    self._is_ending = False
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -265,6 +267,8 @@ class _Watch:
     """
     self._missed = _MISSED_IN_TROUBLE
     time.sleep(_MISSED_IN_TROUBLE + 3 * _BEAT)
+    if self._is_ending:
+      self._thread.join()
 
   def tell(self, error: BaseException) -> None:
     """Tells the others why this process ends."""
@@ -284,7 +288,7 @@ class _Watch:
       deadline = time.monotonic() + _LINGER
       while self._me == 0 and time.monotonic() < deadline:
         ended = self._client.key_value_dir_get('dst_t5x/ended')
-        if len(ended) == jax.process_count():
+        if len(ended) + len(self._lost) >= jax.process_count():
           return
         time.sleep(0.1)
 
@@ -318,6 +322,7 @@ class _Watch:
       self._end(text, message['status'])
 
   def _miss(self, process: int, seconds: float) -> None:
+    self._lost.add(process)
     self._end(
       f'error: {name(process)} has not been heard of for {seconds:.0f} s: it '
       'was killed, or its machine or the network failed; start all processes '
@@ -329,5 +334,6 @@ class _Watch:
     """Ends this process, unless it is ending for a reason of its own."""
     if self._is_telling or self._stopped.is_set():
       return
+    self._is_ending = True
     print(line, file=sys.stderr)
     leave(status)

@@ -37,7 +37,8 @@ def test_devices_that_cannot_be_divided():
 _EIGHT_DEVICES = """
 import jax, numpy as np
 from dst_t5x import network, optimizers, parameters, partitioning, projection
-from dst_t5x import stacking, trainer
+from dst_t5x import stacking, subset, trainer
+import jax.numpy as jnp
 from dst_t5x.errors import UserError
 import tiny_t5, dataclasses
 
@@ -100,6 +101,16 @@ with partitioner.activate():
   assert {s.data.shape for s in kernel.addressable_shards} == {(24, 8)}
   back = stacking.unstack_layers(jax.device_get(params))
   jax.tree.map(np.testing.assert_array_equal, back, host)
+  # What differs from the seed is found where it lies, by whoever has it.
+  tuned = jax.jit(
+    lambda tree: jax.tree.map(lambda x: jnp.where(x > 1.5, x + 1, x), tree),
+    out_shardings=space.shardings,
+  )(params)
+  here = subset.merge([subset.extract_here(tuned, host)])
+  assert subset.to_arrays(here)['subset'].tobytes() == subset.to_arrays(
+    subset.extract(jax.device_get(tuned), host)
+  )['subset'].tobytes()
+  assert here.size > 100
   # The optimizer's unfactored moments lie where the parameters do.
   t = trainer.Trainer(
     network.Transformer(config),
