@@ -25,6 +25,7 @@ from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import losses
 from dst_t5x import partitioning
+from dst_t5x import processes
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import check_positive
 from dst_t5x.tasks import vocabulary
@@ -142,7 +143,7 @@ class TaskEvaluator:
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
-      logger_cls=[] if jax.process_index() else [seqio.JSONLogger],
+      logger_cls=[seqio.JSONLogger] if processes.is_first() else [],
       log_dir=output_dir,
       async_compute_metrics=False,
     )

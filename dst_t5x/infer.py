@@ -14,7 +14,6 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 from absl import logging
 from etils import epath
 from flax import linen as nn
-import jax
 import numpy as np
 import seqio
 import tqdm
@@ -24,6 +23,7 @@ from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import processes
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
 
@@ -106,14 +106,15 @@ def infer(
       partitioner,
     )
     prefix = np.array(adapters.prefix(loaded.network), np.int32)
-    bar = tqdm.tqdm(rows, unit='input', disable=None)
+    quiet = None if processes.is_first() else True
+    bar = tqdm.tqdm(rows, unit='input', disable=quiet)
     decoded = predictor(
         loaded.params,
         ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
          for i, row in enumerate(bar)),
     )  # fmt: skip
   path = folder / 'predictions.jsonl'
-  if jax.process_index():
+  if not processes.is_first():
     return str(path)
   part = folder / 'predictions.jsonl.part'
   with writing(f'INFER_OUTPUT_DIR {folder}'):
@@ -175,6 +176,5 @@ def _of_split(
 if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import infer as this
-  from dst_t5x import processes
 
   config.run(this.infer, joined=processes.joined)

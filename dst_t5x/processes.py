@@ -51,7 +51,7 @@ def is_first() -> bool:
 def name(process: int | None = None) -> str:
   """Returns what a process (by default this one) is called in messages."""
   process = jax.process_index() if process is None else process
-  host = _watch.hosts.get(process) if _watch else socket.gethostname()
+  host = _watch.hosts.get(process) if _watch else None
   return f'process {process} ({host})' if host else f'process {process}'
 
 
