@@ -153,10 +153,16 @@ def measure(
   }
 
 
-def _in_process(devices: int, arguments: list[str]) -> dict[str, Any]:
+def _in_process(
+  options: argparse.Namespace, devices: int, mesh: str, width: int, steps: int
+) -> dict[str, Any]:
   """Returns the row of one mesh; JAX knows its devices only once."""
   done = subprocess.run(
-    [sys.executable, __file__, '--in-process', *arguments],
+    [
+      *(sys.executable, __file__, '--in-process'),
+      *(f'--meshes={mesh}', f'--widths={width}', f'--steps={steps}'),
+      *(f'--rows={options.rows}', f'--epsilon={options.epsilon}'),
+    ],
     env=os.environ
     | {
       'JAX_PLATFORMS': 'cpu',
@@ -169,38 +175,13 @@ def _in_process(devices: int, arguments: list[str]) -> dict[str, Any]:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-  """Measures all and prints tables."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--devices', type=int, nargs='+', default=[1, 2, 4, 8])
-  parser.add_argument('--meshes', nargs='+', default=['data', 'fsdp'])
-  parser.add_argument('--width', type=int, default=256)
-  parser.add_argument('--widths', type=int, nargs='+', default=[32, 64, 128])
-  parser.add_argument('--rows', type=int, default=4, help='for each device')
-  parser.add_argument('--steps', type=int, default=12)
-  parser.add_argument('--epsilon', type=float, default=1e-3)
-  parser.add_argument('--json', help='writes the rows there')
-  parser.add_argument('--in-process', action='store_true')
-  options = parser.parse_args()
-  if options.in_process:
-    [mesh], [width] = options.meshes, options.widths
-    row = measure(mesh, width, options.rows, options.steps, options.epsilon)
-    print(json.dumps(row))
-    return
-
-  def run(devices: int, mesh: str, width: int, steps: int) -> dict[str, Any]:
-    row = _in_process(
-      devices,
-      [f'--meshes={mesh}', f'--widths={width}', f'--rows={options.rows}',
-       f'--steps={steps}', f'--epsilon={options.epsilon}'],
-    )  # fmt: skip
-    return row
-
-  print('devices  mesh  s full  s dst  projection  passes')
+def show_times(options: argparse.Namespace) -> list[dict[str, Any]]:
+  """Prints and returns the rows of all meshes."""
   rows = []
+  print('devices  mesh  s full  s dst  projection  passes')
   for mesh in options.meshes:
     for devices in options.devices:
-      row = run(devices, mesh, options.width, options.steps)
+      row = _in_process(options, devices, mesh, options.width, options.steps)
       full, dst = row['seconds']['full'], row['seconds']['dst']
       row['share'] = (dst - full) / dst
       rows.append(row)
@@ -209,12 +190,18 @@ def main() -> None:
         f'{row["share"]:>9.1%}  {row["passes"]:.1f}',
         flush=True,
       )
+  return rows
+
+
+def show_sent(options: argparse.Namespace) -> list[dict[str, Any]]:
+  """Prints and returns what is sent, for all widths."""
+  rows = []
   devices = max(options.devices)
   print(f'\nsent on {devices} devices, bytes; of a loop, once\n')
   print('mesh   parameters  silos  by full       added by the projection')
   for mesh in options.meshes:
     for width in options.widths:
-      row = run(devices, mesh, width, 0)
+      row = _in_process(options, devices, mesh, width, 0)
       rows.append(row)
       added = ', '.join(
         f'{n} {operation} {types} ({size})'
@@ -225,8 +212,31 @@ def main() -> None:
         f'{row["sent_by_full"]:>11,}  {added or "nothing"}',
         flush=True,
       )
-  if options.json:
-    tables.write_json(options.json, rows)
+  return rows
+
+
+def main() -> None:
+  """Measures all and prints tables."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--devices', type=int, nargs='+', default=[1, 2, 4, 8])
+  parser.add_argument('--meshes', nargs='+', default=['data', 'fsdp'])
+  parser.add_argument('--width', type=int, default=256)
+  parser.add_argument('--widths', type=int, nargs='+', default=[32, 64, 128])
+  parser.add_argument('--rows', type=int, default=4, help='for each device')
+  parser.add_argument(
+    '--steps', type=int, default=12, help='0: only what is sent'
+  )
+  parser.add_argument('--epsilon', type=float, default=1e-3)
+  parser.add_argument('--json', help='writes the rows there')
+  parser.add_argument('--in-process', action='store_true')
+  options = parser.parse_args()
+  if options.in_process:
+    [mesh], [width] = options.meshes, options.widths
+    row = measure(mesh, width, options.rows, options.steps, options.epsilon)
+    print(json.dumps(row))
+    return
+  rows = show_times(options) if options.steps else []
+  tables.write_json(options.json, rows + show_sent(options))
 
 
 if __name__ == '__main__':

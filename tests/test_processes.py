@@ -1,5 +1,6 @@
 """Several real processes, on the loopback interface, train together."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -207,6 +208,20 @@ def test_what_is_wrong_on_one_host_ends_all(toy_seed, tmp_path):
     assert 'initial_checkpoint_path' in line
     assert f'process 1 ({HOST})' in line
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_folder_in_which_others_train(toy_seed, tmp_path):
+  with (tmp_path / '.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    processes = _start('train', 2, *_arguments(toy_seed, tmp_path))
+    statuses, errors = _finish(processes)
+  assert statuses == [1, 1], errors
+  for err in errors:
+    last = err.splitlines()[-1]
+    assert last.startswith('error: another process trains in MODEL_DIR')
+  assert errors[1].splitlines()[-1].endswith(f', in process 0 ({HOST})')
+  assert not (tmp_path / 'run.json').exists()
 
 
 @pytest.mark.slow
