@@ -74,7 +74,9 @@ class Steps:
       )
       self._rest = (
         fixed,
-        self._partitioner.place_batch(_batch(rows * jax.device_count())),
+        self._partitioner.place_batch(
+          _batch(rows * jax.device_count(), model.config.vocab_size)
+        ),
         self._partitioner.key(0),
         np.bool_(False),
       )
@@ -89,6 +91,7 @@ class Steps:
     self.state, metrics = self._step(self.state, *self._rest)
     jax.block_until_ready((self.state, metrics))
     self.times.append(time.perf_counter() - start)
+    assert not int(metrics['refused_steps']), 'the loss is not finite'
     if self.state.projection_state:
       self.passes.append(int(self.state.projection_state.passes))
 
@@ -107,10 +110,10 @@ def _config(width: int) -> network.T5Config:
   )
 
 
-def _batch(rows: int) -> dict[str, np.ndarray]:
+def _batch(rows: int, vocab_size: int) -> dict[str, np.ndarray]:
   random = np.random.default_rng(0)
-  inputs = random.integers(2, 4000, (rows, 64)).astype(np.int32)
-  targets = random.integers(2, 4000, (rows, 32)).astype(np.int32)
+  inputs = random.integers(2, vocab_size, (rows, 64)).astype(np.int32)
+  targets = random.integers(2, vocab_size, (rows, 32)).astype(np.int32)
   return {
     'encoder_input_tokens': inputs,
     'decoder_input_tokens': np.roll(targets, 1, axis=1),
