@@ -104,7 +104,7 @@ def _by_hand(variables: Mapping[str, str]) -> Group | None:
   if missing:
     given = [name for name, value in variables.items() if value]
     raise UserError(
-      f'{" and ".join(given)} is set, {" and ".join(missing)} is not: several '
+      f'set {" and ".join(missing)} too, or not {" and ".join(given)}: several '
       'processes need all three, one process none'
     )
   address = variables['COORDINATOR_ADDRESS']

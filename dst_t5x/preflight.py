@@ -151,7 +151,8 @@ def _compare(of_all: list[dict[str, Any]]) -> None:
   """Raises UserError for the first error, or the first difference."""
   for i, found in enumerate(of_all):
     if found['error']:
-      where = f', in {processes.name(i)}' if len(of_all) > 1 else ''
+      alike = all(other['error'] == found['error'] for other in of_all)
+      where = '' if alike else f', in {processes.name(i)}'
       raise UserError(f'{found["error"]}{where}')
   first = of_all[0]['same']
   for i, found in enumerate(of_all):

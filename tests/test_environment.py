@@ -66,7 +66,10 @@ def test_no_tpu_where_jax_is_told_to_use_something_else():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'PROCESS_ID': ''}, 'PROCESS_ID is not: several processes need all three'),
+    (
+      {'PROCESS_ID': ''},
+      'set PROCESS_ID too, or not COORD.* and NUM_PROCESSES: several',
+    ),
     ({'COORDINATOR_ADDRESS': 'host0'}, "must be HOST:PORT .* it is 'host0'"),
     ({'NUM_PROCESSES': 'four'}, "NUM_PROCESSES must be .* it is 'four'"),
     ({'PROCESS_ID': '4'}, 'it is 4, and NUM_PROCESSES is 4'),

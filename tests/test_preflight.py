@@ -84,4 +84,4 @@ def test_the_first_difference_is_named_with_its_process():
   with pytest.raises(UserError, match=r'^no seed, in process 1'):
     preflight._compare([found(a=1), found('no seed')])
   with pytest.raises(UserError, match=r'^no seed$'):
-    preflight._compare([found('no seed')])
+    preflight._compare([found('no seed')] * 2)
