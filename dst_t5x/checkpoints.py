@@ -92,6 +92,10 @@ class RunFolder:
     self._manager = ocp.CheckpointManager(
       checkpoint_files.absolute(self.path) / _FOLDER,
       item_names=_ITEMS,
+      # Else their metadata, which `_restore_arrays` needs, is not to be had.
+      item_handlers={
+        name: ocp.StandardCheckpointHandler() for name in ('parameters', 'data')
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         # Only with it are metrics stored for the next process to see.
@@ -196,10 +200,7 @@ class RunFolder:
 
   def parameters(self, step: int) -> dict[str, Any]:
     """Returns a checkpoint's `parameters`, as NumPy arrays."""
-    args = ocp.args.StandardRestore()
-    return jax.tree.map(
-      np.asarray, self._restore(step, parameters=args)['parameters']
-    )
+    return self._restore_arrays(step, 'parameters')
 
   def state(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a checkpoint's state, with the shardings of `like`."""
@@ -208,15 +209,30 @@ class RunFolder:
 
   def position(self, step: int) -> bytes:
     """Returns the position in the data."""
-    args = ocp.args.StandardRestore()
-    return np.asarray(
-      self._restore(step, data=args)['data']['position']
-    ).tobytes()
+    return self._restore_arrays(step, 'data')['position'].tobytes()
+
+  def _restore_arrays(self, step: int, item: str) -> dict[str, Any]:
+    """Returns an item as NumPy arrays, whole in each process.
+
+    Without being told so, Orbax puts arrays where they were, on devices that
+    may be another process's now.
+    """
+    with self._reading(step):
+      found = self._manager.item_metadata(step)[item]
+      like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), found.tree)
+      restored = self._restore(step, **{item: ocp.args.StandardRestore(like)})
+      return restored[item]
 
   def _restore(self, step: int, **items: Any) -> Any:
-    try:
+    with self._reading(step):
       return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except (OSError, ValueError, KeyError) as e:
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """Turns what goes wrong while reading into one line."""
+    try:
+      yield
+    except (OSError, ValueError, KeyError, AttributeError) as e:
       raise UserError(
         f'cannot read checkpoint {step} of {self.path}: '
         f'{str(e).splitlines()[0]}'

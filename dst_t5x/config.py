@@ -9,6 +9,7 @@ is checked before the binary is called: see `parse`.
 
 import _thread
 from collections.abc import Callable, Sequence
+import contextlib
 import gc
 import inspect
 import logging as python_logging
@@ -24,6 +25,7 @@ import gin
 from dst_t5x import config_check
 from dst_t5x import gin_files
 from dst_t5x import gin_names
+from dst_t5x import processes
 from dst_t5x.errors import UserError, nearest
 
 _PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
@@ -71,12 +73,16 @@ def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
 def run(
   binary: Callable[..., Any],
   to_flags: Callable[[Sequence[str]], Sequence[str]] = list,
+  joined: Callable[[], contextlib.AbstractContextManager[None]] = (
+    contextlib.nullcontext
+  ),
 ) -> None:
   """Runs a binary with the command line's configuration; then may exit.
 
   Args:
     binary: as given to `parse`.
     to_flags: makes what `parse` takes of a command line that has more.
+    joined: `processes.joined` for what several processes do together.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
   and status 130; all other exceptions keep their traceback.
@@ -90,8 +96,9 @@ def run(
   sys.unraisablehook = _unraisable
   status: str | int = 0
   try:
-    parse(to_flags(argv), binary)()
-    sys.stdout.flush()
+    with joined():
+      parse(to_flags(argv), binary)()
+      sys.stdout.flush()
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.
     status = f'error: {str(error).splitlines()[0]}'
@@ -105,7 +112,9 @@ def run(
     # By now the exception's frames are gone, and with them what TensorFlow may
     # hang on if it outlives the interpreter.
     gc.collect()
-    sys.exit(status)
+    if isinstance(status, str):
+      print(status, file=sys.stderr)
+    processes.leave(status if isinstance(status, int) else 1)
 
 
 def _interrupt(*unused: Any) -> None:

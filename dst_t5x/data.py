@@ -209,6 +209,7 @@ def _examples(
   pack: bool = False,
   seed: int | None = None,
   prefix: Sequence[int] = (),
+  shard: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
   """Returns single model examples: shuffled forever, or once without a seed."""
   lengths = {feature: feature_lengths[feature] for feature in FEATURES}
@@ -218,6 +219,7 @@ def _examples(
     split=split,
     shuffle=training,
     seed=seed,
+    shard_info=shard,
     num_epochs=None if training else 1,
     try_in_mem_cache=False,
   )
@@ -318,6 +320,20 @@ def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
   return np.pad(rows, ((0, count - len(rows)), (0, 0)))
 
 
+def _iterator(
+  dataset: tf.data.Dataset, position: bytes | None
+) -> tf.data.Iterator:
+  """Returns an iterator that begins at a position."""
+  if position is not None and position.startswith(_COUNT):
+    # tf.data reads and drops them: the order is always the same.
+    dataset = dataset.skip(int(position.removeprefix(_COUNT)))
+    position = None
+  source = iter(dataset)
+  if position is not None:
+    data_position.restore(source, position)
+  return source
+
+
 class TrainIterator:
   """Training batches without end, read ahead by a thread.
 
@@ -340,6 +356,8 @@ class TrainIterator:
     place: Callable[[Batch], Any] = lambda batch: batch,
     prefetch: int = 2,
     prefix: Sequence[int] = (),
+    num_shards: int = 1,
+    rows: np.ndarray | None = None,
   ) -> None:
     """Starts reading.
 
@@ -357,16 +375,35 @@ class TrainIterator:
         on the device.
       prefetch: batches kept ready.
       prefix: ids that are put before the inputs of each example.
+      num_shards: parts of the data, each of which fills its share of the rows
+        of every batch, one after the other.
+      rows: bool [batch_size], which rows are needed; shards that fill none of
+        them are not read, and their rows are zeros.
     """
-    dataset = _examples(task, feature_lengths, split, pack, seed, prefix)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    if position is not None and position.startswith(_COUNT):
-      # tf.data reads and drops them: the order is always the same.
-      dataset = dataset.skip(int(position.removeprefix(_COUNT)))
-      position = None
-    self._source = iter(dataset)
-    if position is not None:
-      data_position.restore(self._source, position)
+    self._num_shards = num_shards
+    self._share = batch_size // num_shards
+    positions: dict[int, bytes | None] = {0: position}
+    if num_shards > 1:
+      needed = [
+        shard
+        for shard in range(num_shards)
+        if rows is None
+        or rows[shard * self._share : (shard + 1) * self._share].any()
+      ]
+      positions = dict.fromkeys(needed)
+      if position is not None:
+        positions |= data_position.unpack(position, needed)
+
+    def read(shard: int) -> tf.data.Dataset:
+      info = seqio.ShardInfo(shard, num_shards) if num_shards > 1 else None
+      dataset = _examples(
+        task, feature_lengths, split, pack, seed, prefix, info
+      )
+      return dataset.batch(self._share, drop_remainder=True)
+
+    self._sources = {
+      shard: _iterator(read(shard), at) for shard, at in positions.items()
+    }
     self._step = step
     self._only_counted = False
     self._save_after = save_after
@@ -401,13 +438,13 @@ class TrainIterator:
     self._closed.set()
     self._thread.join()
     # Now: a Python function in the pipeline must not outlive the interpreter.
-    self._source = iter(())
+    self._sources = {}
 
   def _produce(self) -> None:
     try:
-      for features in self._source:
+      for features in zip(*self._sources.values(), strict=True):
         self._step += 1
-        batch = {name: rows.numpy() for name, rows in features.items()}
+        batch = self._join(features)
         # The pipeline stands right behind this batch only until the next one.
         wanted = self._save_after(self._step)
         position = self._position() if wanted else None
@@ -418,11 +455,37 @@ class TrainIterator:
     except BaseException as error:
       self._put(error)
 
+  def _join(self, parts: Sequence[Mapping[str, tf.Tensor]]) -> Batch:
+    """Returns a batch of what each shard has for it."""
+    if self._num_shards == 1:
+      return {name: rows.numpy() for name, rows in parts[0].items()}
+    batch = {
+      name: np.zeros((self._num_shards, *rows.shape), rows.dtype.as_numpy_dtype)
+      for name, rows in parts[0].items()
+    }
+    for shard, part in zip(self._sources, parts, strict=True):
+      for name, rows in part.items():
+        batch[name][shard] = rows.numpy()
+    return {
+      name: rows.reshape(-1, *rows.shape[2:]) for name, rows in batch.items()
+    }
+
   def _position(self) -> bytes:
-    """Returns the pipeline's state, or how many batches it has given."""
+    """Returns where the pipeline of each shard stands."""
+    if self._num_shards == 1:
+      return self._position_of(self._sources[0])
+    return data_position.pack(
+      {
+        shard: self._position_of(source)
+        for shard, source in self._sources.items()
+      }
+    )
+
+  def _position_of(self, source: tf.data.Iterator) -> bytes:
+    """Returns a pipeline's state, or how many batches it has given."""
     if not self._only_counted:
       try:
-        return data_position.save(self._source)
+        return data_position.save(source)
       except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
         self._only_counted = True
         logging.warning(

@@ -1,6 +1,10 @@
-"""Where a tf.data pipeline stands, as bytes: shuffle buffers and all."""
+"""Where a tf.data pipeline stands, as bytes: shuffle buffers and all.
 
-from collections.abc import Iterator
+Data that is read in several shards has several positions, which `pack` puts
+together and `merge` collects from all processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import io
 import os
@@ -11,9 +15,56 @@ import zipfile
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
+import msgpack
 import tensorflow as tf
 
 from dst_t5x.errors import UserError, first_line, writing
+
+# Begins the positions of several shards.
+_SHARDS = b'shards '
+
+
+def pack(positions: Mapping[int, bytes]) -> bytes:
+  """Returns the positions of some of several shards as one."""
+  return _SHARDS + msgpack.packb(dict(positions))
+
+
+def unpack(position: bytes, shards: Sequence[int]) -> dict[int, bytes]:
+  """Returns shard -> position, of some of those that were packed.
+
+  Raises:
+    UserError: it is not of these shards, or damaged.
+  """
+  try:
+    found = _unpack(position)
+    return {shard: found[shard] for shard in shards}
+  except (KeyError, ValueError) as error:
+    raise UserError(
+      'the saved data position does not fit DATA_SHARDS, or is damaged'
+    ) from error
+
+
+def _unpack(position: bytes) -> dict[int, bytes]:
+  content = position.removeprefix(_SHARDS)
+  return dict(msgpack.unpackb(content, strict_map_key=False))
+
+
+def merge(position: bytes, gather: Callable[[bytes], list[bytes]]) -> bytes:
+  """Returns the position of the data of all processes.
+
+  Args:
+    position: of what this process reads.
+    gather: returns the bytes of each process.
+  """
+  if not position.startswith(_SHARDS):
+    return position  # All processes read the same.
+  return pack(
+    {
+      shard: part
+      for packed in gather(position)
+      for shard, part in _unpack(packed).items()
+    }
+  )
 
 
 def save(iterator: tf.data.Iterator) -> bytes:

@@ -9,11 +9,11 @@ import os
 from absl import logging
 from etils import epath
 from flax import linen as nn
-import jax
 
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import processes
 from dst_t5x.errors import writing
 
 
@@ -49,6 +49,7 @@ def evaluate(
   folder = epath.Path(output_dir)
   with writing(f'EVAL_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
+  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
       network,
@@ -71,7 +72,7 @@ def evaluate(
     **results,
     **evaluate_params.texts,
   }
-  if not jax.process_index():
+  if processes.is_first():
     with writing(f'EVAL_OUTPUT_DIR {folder}'):
       (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
   return results
@@ -81,4 +82,4 @@ if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import eval as this
 
-  config.run(this.evaluate)
+  config.run(this.evaluate, joined=processes.joined)

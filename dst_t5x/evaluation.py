@@ -25,6 +25,7 @@ from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import losses
 from dst_t5x import partitioning
+from dst_t5x import processes
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import check_positive
 from dst_t5x.tasks import vocabulary
@@ -79,9 +80,7 @@ class Predictor:
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
     for indices, inputs in self._batches(examples):
-      batch = self.partitioner.place_whole_batch(
-        {'encoder_input_tokens': inputs}
-      )
+      batch = self.partitioner.place_batch({'encoder_input_tokens': inputs})
       tokens, _ = self._decode(params, batch['encoder_input_tokens'])
       tokens = np.asarray(tokens)[: len(indices)]
       self.tokens += int(np.count_nonzero(tokens))
@@ -144,7 +143,7 @@ class TaskEvaluator:
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
-      logger_cls=[] if jax.process_index() else [seqio.JSONLogger],
+      logger_cls=[seqio.JSONLogger] if processes.is_first() else [],
       log_dir=output_dir,
       async_compute_metrics=False,
     )
@@ -332,7 +331,7 @@ class Evaluator:
       evaluation.num_examples,
       adapters.prefix(self._network),
     )
-    place = self._partitioner.place_whole_batch
+    place = self._partitioner.place_batch
     sums = [
       jax.device_get(self._sums(params, place(batch))) for batch in batches
     ]

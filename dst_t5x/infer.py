@@ -14,7 +14,6 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 from absl import logging
 from etils import epath
 from flax import linen as nn
-import jax
 import numpy as np
 import seqio
 import tqdm
@@ -24,6 +23,7 @@ from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
+from dst_t5x import processes
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
 
@@ -89,6 +89,7 @@ def infer(
   folder = epath.Path(output_dir)
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
+  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
       network,
@@ -105,14 +106,15 @@ def infer(
       partitioner,
     )
     prefix = np.array(adapters.prefix(loaded.network), np.int32)
-    bar = tqdm.tqdm(rows, unit='input', disable=None)
+    quiet = None if processes.is_first() else True
+    bar = tqdm.tqdm(rows, unit='input', disable=quiet)
     decoded = predictor(
         loaded.params,
         ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
          for i, row in enumerate(bar)),
     )  # fmt: skip
   path = folder / 'predictions.jsonl'
-  if jax.process_index():
+  if not processes.is_first():
     return str(path)
   part = folder / 'predictions.jsonl.part'
   with writing(f'INFER_OUTPUT_DIR {folder}'):
@@ -175,4 +177,4 @@ if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import infer as this
 
-  config.run(this.infer)
+  config.run(this.infer, joined=processes.joined)

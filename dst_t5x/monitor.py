@@ -203,7 +203,9 @@ class SubsetMonitor:
     self._report = jax.jit(
       lambda params, state, kept, before: reports.subset_report(
         layout, params, projection.seed(params, kept, state), before
-      )
+      ),
+      # Every process wants the counts; masks stay where the parameters are.
+      out_shardings=(projection_state.passes.sharding, None),
     )
 
   def report(

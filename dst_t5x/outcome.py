@@ -37,27 +37,20 @@ def subset_file(folder: epath.Path, name: str = LAST) -> epath.Path:
 def write_subset(
   folder: epath.Path,
   names: Sequence[str],
-  trained: PyTree,
-  seed: PyTree,
+  found: subset.Subset,
   about: Mapping[str, Any],
 ) -> int:
-  """Writes what differs from the seed; returns the file's bytes.
+  """Writes a subset; returns the file's bytes.
 
   Args:
     folder: MODEL_DIR.
     names: LAST, BEST, or both.
-    trained: the trained parameters, stacked or not, all or some of them.
-    seed: θ⁰, all of it, unstacked, on the host.
+    found: what differs from the seed.
     about: the metadata of docs/subset_format.md.
 
   Raises:
     UserError: it cannot be written.
   """
-  fingerprint = about['seed']['fingerprint']
-  if len(jax.tree.leaves(trained)) < len(jax.tree.leaves(seed)):
-    trained = stacking.unstack_layers(trained)
-    trained = parts.join(seed, trained)
-  found = subset.extract(trained, seed, fingerprint)
   for name in names:
     path = subset_file(folder, name)
     size = subset.save(path, found, about)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from absl import logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,12 @@ class ParameterSpace:
   ) -> None:
     """Works out shapes and shardings; allocates nothing."""
     self._network = network
+    self._partitioner = partitioner
     variables = _abstract(network)
     self.shapes = variables['params']
-    self.shardings = partitioner.parameters(variables['params_axes'])
+    self.shardings = partitioner.parameters(
+      variables['params_axes'], self.shapes
+    )
     base = adapters.replaced(network, adapters.NONE)
     self.base_shapes = shapes(base)
 
@@ -53,7 +57,7 @@ class ParameterSpace:
       lambda key: _init(self._network, key)['params'],
       out_shardings=self.shardings,
     )
-    return init(jax.random.key(random_seed))
+    return init(self._partitioner.key(random_seed))
 
   def check(self, params: PyTree, base: bool = False) -> None:
     """Checks that a checkpoint is one of this network.
@@ -82,12 +86,30 @@ class ParameterSpace:
       params = stacking.stack_layers(params)
     params = parts.select(params, params if like is None else like)
     shardings = parts.select(self.shardings, params)
-    placed = jax.device_put(params, shardings)
+    placed = jax.tree.map(partitioning.place, params, shardings)
     # A copy of its own: XLA:CPU may share memory with a host array, and the
     # training step gives its inputs away.
     return jax.jit(
       lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
     )(placed)
+
+
+def fit(
+  network: nn.Module, partitioner: partitioning.Partitioner, bytes_each: int
+) -> partitioning.Partitioner:
+  """Returns the partitioner with what it left open chosen for the network.
+
+  Args:
+    network: the model.
+    partitioner: perhaps with open choices.
+    bytes_each: see `Partitioner.fitted`.
+  """
+  if jax.device_count() == 1:
+    return partitioner
+  size = sum(leaf.size for leaf in jax.tree.leaves(shapes(network)))
+  fitted = partitioner.fitted(size, bytes_each)
+  logging.info('mesh: %s', fitted)
+  return fitted
 
 
 class Loaded(NamedTuple):
@@ -128,6 +150,7 @@ def initialize_added(
   seed: PyTree,
   random_seed: int,
   encode: Callable[[str], list[int]],
+  partitioner: partitioning.Partitioner | None = None,
 ) -> PyTree:
   """Returns what an adapter adds, before the first step, on the host.
 
@@ -136,6 +159,7 @@ def initialize_added(
     seed: the pretrained parameters, unstacked.
     random_seed: what is random is drawn from this.
     encode: text -> pieces, for prompts that start as texts.
+    partitioner: of the processes that do this together.
   """
   base = parts.flatten(shapes(adapters.replaced(network, adapters.NONE)))
 
@@ -143,7 +167,11 @@ def initialize_added(
     params = parts.flatten(_init(network, key)['params'])
     return {path: x for path, x in params.items() if path not in base}
 
-  drawn = jax.tree.map(np.asarray, jax.jit(added)(jax.random.key(random_seed)))
+  key, everywhere = jax.random.key(random_seed), None
+  if partitioner is not None:
+    key, everywhere = partitioner.key(random_seed), partitioner.replicated
+  init = jax.jit(added, out_shardings=everywhere)
+  drawn = jax.tree.map(np.asarray, init(key))
   adapter = adapters.of(network)
   random = np.random.default_rng(random_seed)
   return parts.unflatten(

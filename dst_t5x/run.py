@@ -15,14 +15,16 @@ MODEL_DIR/
 
 from collections.abc import Callable, Mapping, Sequence
 import fcntl
+import functools
+import json
 import os
-import re
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dst_t5x
 from dst_t5x import adapters
@@ -30,13 +32,16 @@ from dst_t5x import best
 from dst_t5x import budget as budget_lib
 from dst_t5x import checkpoints
 from dst_t5x import config
+from dst_t5x import data_position
 from dst_t5x import finite
+from dst_t5x import identity
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
 from dst_t5x import peft_files
+from dst_t5x import processes
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -46,13 +51,6 @@ from dst_t5x.errors import UserError
 
 PyTree = Any
 
-# Bindings that may differ between two calls for the same run: they change
-# nothing of what is computed in a step.
-_MAY_CHANGE = re.compile(
-  r'\.train\.(model_dir|initial_checkpoint_path)$'
-  r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
-)
-
 
 class Run:
   """One training run; a context manager that closes its files."""
@@ -61,6 +59,7 @@ class Run:
     self,
     model_dir: str | os.PathLike[str],
     trainer: trainer_lib.Trainer,
+    space: parameters.ParameterSpace,
     partitioner: partitioning.Partitioner,
     task: str,
     keep: int = 1,
@@ -71,7 +70,8 @@ class Run:
     Args:
       model_dir: MODEL_DIR.
       trainer: its projection says what is saved.
-      partitioner: where parameters live.
+      space: its network's parameters.
+      partitioner: where they live.
       task: what it trains on.
       keep: see `checkpoints.RunFolder`.
       keep_best_by: likewise.
@@ -81,7 +81,7 @@ class Run:
     """
     self.path = epath.Path(model_dir)
     self.eval_dir = os.fspath(self.path / 'evaluation')
-    self.space = parameters.ParameterSpace(trainer.network, partitioner)
+    self.space = space
     self.fixed = trainer_lib.Fixed()
     self._trainer = trainer
     self._task = task
@@ -92,16 +92,19 @@ class Run:
     self._params: PyTree = None  # θ⁰ on the host, all of it.
     self._identity: dict[str, Any] = {}
     self._finite = jax.jit(finite.all_finite)
+    self._lock: IO[str] | None = None
+    if processes.is_first():
+      self._keep_others_out()
+    processes.wait_for_all()
+    self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
+
+  def _keep_others_out(self) -> None:
+    """Makes the folder, and locks it for as long as this process lives."""
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / '.lock').open('w')
     except OSError as e:
       raise UserError(f'MODEL_DIR {self.path} cannot be written to: {e}') from e
-    self._keep_others_out()
-    self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
-
-  def _keep_others_out(self) -> None:
-    """Locks the folder for as long as this process lives, however it ends."""
     if '://' in os.fspath(self.path):
       return  # Object stores know no locks.
     try:
@@ -117,12 +120,15 @@ class Run:
 
   def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
     try:
-      self._folder.close()
+      # Among several, closing waits for the others, who may not come.
+      if error is None or jax.process_count() == 1:
+        self._folder.close()
     except UserError:
       if error is None:
         raise
     finally:
-      self._lock.close()
+      if self._lock is not None:
+        self._lock.close()
     if isinstance(error, OSError):  # A full disk, most likely.
       raise UserError(
         f'cannot write to MODEL_DIR {self.path}: {error}; '
@@ -138,21 +144,8 @@ class Run:
     Raises:
       UserError: the folder's run had another configuration.
     """
-    self._identity = {
-      name: value
-      for name, value in config.bindings(binary).items()
-      if not _MAY_CHANGE.search(name)
-    }
-    if not checkpoints.is_run(self.path):
-      return
-    before = checkpoints.read_run_file(self.path)['config']
-    for name in sorted(before.keys() | self._identity.keys()):
-      old, new = before.get(name), self._identity.get(name)
-      if old != new:
-        raise UserError(
-          f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
-          'go on with that, or choose another MODEL_DIR'
-        )
+    self._identity = identity.identity(binary)
+    identity.check_folder(self.path, self._identity)
 
   def load_seed(
     self, path: str | None, from_scratch: bool, random_seed: int
@@ -186,6 +179,7 @@ class Run:
       seed = seeds.load_seed(path).merged()
       self._reference = seed.reference
       self.space.check(seed.params, base=True)
+      processes.agree('the fingerprint of the seed', seed.fingerprint)
       self._params = seed.params
     self._check_seed()
     to_devices = self.space.to_devices
@@ -218,15 +212,16 @@ class Run:
           f'{before and before["path"]}: go on with that, or choose another '
           'MODEL_DIR'
         )
-    checkpoints.write_run_file(
-      self.path,
-      {
-        'config': self._identity,
-        'seed': self._reference,
-        'version': dst_t5x.__version__,
-      },
-    )
-    (self.path / 'config.gin').write_text(config.operative_config())
+    if processes.is_first():
+      checkpoints.write_run_file(
+        self.path,
+        {
+          'config': self._identity,
+          'seed': self._reference,
+          'version': dst_t5x.__version__,
+        },
+      )
+      (self.path / 'config.gin').write_text(config.operative_config())
 
   def _log_budget(self) -> None:
     logging.info('budget: %s', self.budget)
@@ -256,12 +251,16 @@ class Run:
       params = self._params()
     elif self._adapter.added:
       added = parameters.initialize_added(
-        self._trainer.network, self._params, random_seed, encode
+        self._trainer.network,
+        self._params,
+        random_seed,
+        encode,
+        self._partitioner,
       )
       params = self.space.to_devices(added)
     else:
       params = self.space.to_devices(self._params, self._shapes)
-    init = jax.jit(self._trainer.init, out_shardings=self._state_shardings())
+    init = jax.jit(self._trainer.init, out_shardings=self.state_shardings)
     state = init(params)
     self._forget_seed()
     return state, None
@@ -269,10 +268,11 @@ class Run:
   def resume(self) -> tuple[trainer_lib.TrainState, bytes] | None:
     """Returns state and data position of the last checkpoint, if any."""
     step = self._folder.latest_step
+    processes.agree(f'the last checkpoint in {self.path}', step)
     if step is None:
       return None
     params = self._load(step)
-    shardings = self._state_shardings()
+    shardings = self.state_shardings
     abstract = jax.eval_shape(self._trainer.init, self._shapes)
     like = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -287,7 +287,9 @@ class Run:
     )
     state = trainer_lib.TrainState(
       **restored,
-      step=jax.device_put(jnp.int32(step), self._partitioner.replicated),
+      step=partitioning.place(
+        np.array(step, np.int32), self._partitioner.replicated
+      ),
       params=self.space.to_devices(params, self._shapes),
     )
     self._forget_seed()
@@ -312,7 +314,9 @@ class Run:
     if not self._leaves_subset:
       self._params = None
 
-  def _state_shardings(self) -> trainer_lib.TrainState:
+  @functools.cached_property
+  def state_shardings(self) -> trainer_lib.TrainState:
+    """Where what a step changes lies: as the parameters, or everywhere."""
     abstract = jax.eval_shape(self._trainer.init, self._shapes)
     return self._partitioner.like_parameters(
       abstract, self._shapes, parts.select(self.space.shardings, self._shapes)
@@ -346,9 +350,7 @@ class Run:
       )
     saved: dict[str, Any]
     if self._trainer.projection.constrains:
-      saved = subset_lib.to_arrays(
-        subset_lib.extract(state.params, self._params)
-      )
+      saved = subset_lib.to_arrays(self._extract(state.params))
     else:
       saved = {'dense': state.params}
     # The next step overwrites these arrays while they are being written.
@@ -357,10 +359,36 @@ class Run:
       step,
       saved,
       checkpoints.flatten(changing),
-      position,
+      data_position.merge(position, processes.gather_bytes),
       self._about(step),
       results,
     )
+
+  def _extract(self, trained: PyTree) -> subset_lib.Subset:
+    """Returns what differs from the seed, whole in each process.
+
+    Args:
+      trained: the trained parameters, all or some, stacked or not; on the
+        devices if there are several processes.
+    """
+    if jax.process_count() > 1:
+      here = subset_lib.to_arrays(
+        subset_lib.extract_here(trained, self._params)
+      )
+      blobs = processes.gather_bytes(here['subset'].tobytes())
+      return subset_lib.merge(
+        [
+          subset_lib.from_arrays({'subset': np.frombuffer(blob, np.uint8)})
+          for blob in blobs
+        ]
+      )
+    return self._extract_on_host(trained)
+
+  def _extract_on_host(self, trained: PyTree) -> subset_lib.Subset:
+    """Returns what differs from the seed in what this process has."""
+    if self._frozen_shapes:
+      trained = parts.join(self._params, stacking.unstack_layers(trained))
+    return subset_lib.extract(trained, self._params)
 
   def _about(self, step: int) -> dict[str, Any]:
     projection = self._trainer.projection
@@ -386,20 +414,43 @@ class Run:
       The metrics of the last evaluation.
     """
     self._folder.wait()
+    trained = self._trained(state.params)
     counts = (best.read(self.path) or {}).get('step', step)
-    if counts in self._folder.steps and counts != step:
-      size = self._leave([outcome.LAST], step, state.params)
-      self._leave([outcome.BEST], counts, self._load(counts))
-    else:
-      size = self._leave([outcome.LAST, outcome.BEST], step, state.params)
+    counts = counts if counts in self._folder.steps else step
     results = self.last_results()
-    outcome.write_report(self.path, step, self.budget, size, results)
+    # The first process wrote these files; others may see older ones.
+    counts, results = json.loads(
+      processes.gather(json.dumps([counts, results]))[0]
+    )
+    names = [outcome.LAST] if counts != step else [outcome.LAST, outcome.BEST]
+    best_params = None if counts == step else self._load(counts)
+    if processes.is_first():
+      size = self._leave(names, step, trained)
+      if best_params is not None:
+        best_trained = (
+          self._extract_on_host(best_params)
+          if self._leaves_subset
+          else best_params
+        )
+        self._leave([outcome.BEST], counts, best_trained)
+      outcome.write_report(self.path, step, self.budget, size, results)
     return results
 
-  def _leave(
-    self, names: Sequence[str], step: int, trained: PyTree
-  ) -> int | None:
-    """Writes what was trained under names; returns a file's bytes, if any."""
+  def _trained(self, trained: PyTree) -> Any:
+    """Returns what is to be left of parameters, whole on the host.
+
+    Returns:
+      A subset, or an adapter's parameters; None if nothing is left.
+    """
+    if peft_files.is_known(self._adapter):
+      gather = jax.jit(
+        lambda tree: tree, out_shardings=self._partitioner.replicated
+      )
+      return jax.tree.map(np.asarray, gather(trained))
+    return self._extract(trained) if self._leaves_subset else None
+
+  def _leave(self, names: Sequence[str], step: int, trained: Any) -> int | None:
+    """Writes what `_trained` returned under names; a file's bytes, if any."""
     about = self._about(step) | {'scores': self._scores(step)}
     if peft_files.is_known(self._adapter):
       base = self.space.base_shapes
@@ -407,9 +458,7 @@ class Run:
         self.path, names, self._adapter, trained, base, about
       )
     if self._leaves_subset:
-      return outcome.write_subset(
-        self.path, names, trained, self._params, about
-      )
+      return outcome.write_subset(self.path, names, trained, about)
     return None
 
   def _scores(self, step: int) -> dict[str, float]:

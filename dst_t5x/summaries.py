@@ -17,10 +17,14 @@ from clu import metric_writers
 import tqdm
 
 from dst_t5x import metrics_file
+from dst_t5x import processes
 
 
 class Summaries:
-  """Writes metrics of a run, in the background where that takes time."""
+  """Writes metrics of a run, in the background where that takes time.
+
+  Of several processes the first one writes.
+  """
 
   def __init__(
     self, folder: str | os.PathLike[str], first_step: int = 0
@@ -33,6 +37,9 @@ class Summaries:
         run wrote beyond it is dropped, since it will be written again.
     """
     self._folder = folder
+    self._tensorboard: metric_writers.AsyncWriter | None = None
+    if not processes.is_first():
+      return
     metrics_file.drop_after(folder, first_step)
     self._tensorboard = metric_writers.AsyncWriter(
       metric_writers.SummaryWriter(os.fspath(folder))
@@ -44,6 +51,8 @@ class Summaries:
     Raises:
       OSError: these or earlier ones cannot be written.
     """
+    if self._tensorboard is None:
+      return
     known = {k: float(v) for k, v in values.items() if not math.isnan(v)}
     with _as_os_error():
       self._tensorboard.write_scalars(step, known)
@@ -51,16 +60,22 @@ class Summaries:
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""
+    if self._tensorboard is None:
+      return
     with _as_os_error():
       self._tensorboard.write_texts(step, dict(texts))
 
   def flush(self) -> None:
     """Waits until everything is on disk."""
+    if self._tensorboard is None:
+      return
     with _as_os_error():
       self._tensorboard.flush()
 
   def close(self) -> None:
     """Ends the background thread."""
+    if self._tensorboard is None:
+      return
     with _as_os_error():
       self._tensorboard.close()
 
@@ -93,7 +108,7 @@ class Progress:
     self._since = (first_step, time.perf_counter())
     self._bar = (
       tqdm.tqdm(total=steps, initial=first_step, unit='step', file=stream)
-      if stream.isatty()
+      if stream.isatty() and processes.is_first()
       else None
     )
 

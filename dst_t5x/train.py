@@ -9,16 +9,20 @@ import contextlib
 import dataclasses
 
 from absl import logging
+from etils import epath
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dst_t5x import adapters
 from dst_t5x import best
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import monitor as monitor_lib
+from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
+from dst_t5x import preflight
+from dst_t5x import processes
 from dst_t5x import run as run_lib
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError, check_positive, nearest
@@ -33,12 +37,25 @@ class TrainData:
     feature_lengths: feature -> pieces per row; longer examples are cut.
     batch_size: rows of a batch, over all devices.
     pack: whether short examples share a row.
+    shards: parts into which seqio divides the data; each fills its share of the
+      rows of every batch, and a process reads those only that its devices need.
+      The batches depend on this number, and on no number of processes.
   """
 
   task: str
   feature_lengths: Mapping[str, int]
   batch_size: int
   pack: bool = True
+  shards: int = 1
+
+  def __post_init__(self) -> None:
+    check_positive('BATCH_SIZE', self.batch_size)
+    check_positive('DATA_SHARDS', self.shards)
+    if self.batch_size % self.shards:
+      raise UserError(
+        f'BATCH_SIZE = {self.batch_size} is not a multiple of DATA_SHARDS = '
+        f'{self.shards}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +122,7 @@ def train(
   initial_checkpoint_path: str | None = None,
   from_scratch: bool = False,
   random_seed: int = 0,
+  only_check: bool = False,
 ) -> dict[str, float]:
   """Trains, evaluates and saves; continues where an earlier call was killed.
 
@@ -118,6 +136,7 @@ def train(
     initial_checkpoint_path: the seed, θ⁰, in any format of `seeds`.
     from_scratch: start from random parameters instead.
     random_seed: of initialisation, data order and dropout.
+    only_check: whether to do no more than `python -m dst_t5x.preflight` does.
 
   Returns:
     The metrics of the last evaluation.
@@ -126,17 +145,34 @@ def train(
     UserError: something is missing, contradictory, or went wrong for a reason
       outside of the program.
   """
-  task = data.check(
-    train_data.task, train_data.feature_lengths, train_data.batch_size
+  partitioner = parameters.fit(
+    trainer.network, partitioner, partitioning.IN_TRAINING
   )
-  partitioner.check_batch_size(train_data.batch_size)
-  trainer.check_batch_size(train_data.batch_size)
-  evaluation.check(trainer.network)
+  space = parameters.ParameterSpace(trainer.network, partitioner)
+  with preflight.no_trace(epath.Path(model_dir)) as token:
+    checks = preflight.checks_of_training(
+      epath.Path(model_dir),
+      trainer,
+      train_data,
+      evaluation,
+      partitioner,
+      space,
+      train,
+      token,
+    )
+    if only_check:
+      path = None if from_scratch else initial_checkpoint_path
+      checks.append(('seed', lambda: preflight.seed(path, space)))
+    preflight.run_checks(checks, show=only_check)
+  if only_check:
+    return {}
+  task = data.find(train_data.task)
   with (
     partitioner.activate(),
     run_lib.Run(
       model_dir,
       trainer,
+      space,
       partitioner,
       train_data.task,
       plan.keep,
@@ -153,8 +189,12 @@ def train(
       logging.info('nothing left to train: step %d is done', step)
       return run.finish(step, state)
     evaluate = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
-    train_step = jax.jit(trainer.train_step, donate_argnums=0)
-    dropout_key = jax.random.key(random_seed)
+    train_step = jax.jit(
+      trainer.train_step,
+      donate_argnums=0,
+      out_shardings=(run.state_shardings, partitioner.replicated),
+    )
+    dropout_key = partitioner.key(random_seed)
     monitor = monitor_lib.Monitor(
       run.path,
       trainer.projection,
@@ -178,12 +218,14 @@ def train(
         save_after=plan.saves,
         place=partitioner.place_batch,
         prefix=adapters.prefix(trainer.network),
+        num_shards=train_data.shards,
+        rows=partitioner.rows_here(train_data.batch_size),
       ) as batches,
     ):
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-          state, run.fixed, batch, dropout_key, jnp.asarray(plan.logs(step))
+          state, run.fixed, batch, dropout_key, np.bool_(plan.logs(step))
         )
         monitor.record(step, metrics)
         if plan.logs(step):
@@ -194,7 +236,8 @@ def train(
             results = evaluate(parts.join(state.params, run.fixed.frozen), step)
           monitor.evaluated(step, results)
           plan.check_results(results)
-          best.write(run.path, plan.keep_best_by)
+          if processes.is_first():
+            best.write(run.path, plan.keep_best_by)
         if plan.saves(step):
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
@@ -207,4 +250,4 @@ if __name__ == '__main__':
   from dst_t5x import config
   from dst_t5x import train as train_module
 
-  config.run(train_module.train)
+  config.run(train_module.train, joined=processes.joined)

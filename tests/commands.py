@@ -46,14 +46,14 @@ def start(module, *arguments, environment=None, prefix=()):
   )
 
 
-def finish(process):
+def finish(process, timeout=TIMEOUT):
   """Waits for a process; returns exit status, output and errors."""
   try:
-    out, err = process.communicate(timeout=TIMEOUT)
+    out, err = process.communicate(timeout=timeout)
   except subprocess.TimeoutExpired as e:
     process.kill()
     out, err = process.communicate()
-    raise AssertionError(f'still running after {TIMEOUT} s: {err}') from e
+    raise AssertionError(f'still running after {timeout} s: {err}') from e
   return process.returncode, out, err
 
 
@@ -110,6 +110,13 @@ def finetune(seed, method):
 def dst(seed):
   """Returns the arguments of a short run of DST."""
   return [*finetune(seed, 'dst'), '--gin.EPSILON=0.01']
+
+
+def checkpoint(folder):
+  """Returns a run's checkpoints, for reading."""
+  from dst_t5x import checkpoints
+
+  return checkpoints.RunFolder(folder, read_only=True)
 
 
 def fingerprint(folder):

@@ -15,6 +15,7 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x import data
+from dst_t5x import data_position
 from dst_t5x.errors import UserError
 
 _LENGTHS = {'inputs': 24, 'targets': 16}
@@ -102,6 +103,44 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(name, pack):
     position = whole[step - 1].position
     rest = _take(20 - step, name, pack=pack, step=step, position=position)
     _assert_equal(rest, whole[step:])
+
+
+@pytest.mark.parametrize('name', ['toy_data', 'toy_mixture'])
+def test_divided_data_makes_the_same_batches_however_many_read_it(name):
+  whole = _take(6, name, num_shards=4, save_after=lambda step: step == 2)
+  # Two processes, the first of which needs rows of three shards.
+  here = np.arange(8) < 5
+  parts = [
+    _take(6, name, num_shards=4, rows=rows, save_after=lambda step: step == 2)
+    for rows in (here, ~here)
+  ]
+  for item, one, two in zip(whole, *parts, strict=True):
+    for feature, rows in item.batch.items():
+      np.testing.assert_array_equal(one.batch[feature][:5], rows[:5])
+      np.testing.assert_array_equal(two.batch[feature][5:], rows[5:])
+      assert not one.batch[feature][6:].any()  # The last shard was not read.
+  # From what all of them saved, any number of them goes on.
+  saved = [items[1].position for items in parts]
+  position = data_position.merge(saved[0], lambda mine: saved)
+  _assert_equal(
+    _take(4, name, num_shards=4, step=2, position=position), whole[2:]
+  )
+  with pytest.raises(UserError, match='DATA_SHARDS'):
+    _take(1, name, num_shards=8, step=2, position=position)
+
+
+def test_each_shard_has_its_own_examples():
+  rows = [np.arange(8) // 2 == shard for shard in range(4)]
+  texts = [
+    {
+      text
+      for item in _take(30, 'toy_data', num_shards=4, rows=wanted, pack=False)
+      for text in _texts(item.batch)
+    }
+    for wanted in rows
+  ]
+  assert all(texts)
+  assert sum(map(len, texts)) == len(set.union(*texts))
 
 
 def test_a_position_is_taken_after_its_batch_however_much_is_read_ahead():

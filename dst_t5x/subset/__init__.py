@@ -35,6 +35,8 @@ from dst_t5x.subset.on_device import Slots
 from dst_t5x.subset.on_device import apply_in_place
 from dst_t5x.subset.on_device import revert
 from dst_t5x.subset.prediction import predicted_bytes
+from dst_t5x.subset.sharded import extract_here
+from dst_t5x.subset.sharded import merge
 
 __all__ = [
   'FORMAT',
@@ -49,9 +51,11 @@ __all__ = [
   'combine',
   'diff',
   'extract',
+  'extract_here',
   'from_arrays',
   'from_bytes',
   'load',
+  'merge',
   'overlap',
   'overlap_by_module',
   'predicted_bytes',

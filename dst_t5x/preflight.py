@@ -1,0 +1,303 @@
+"""Looks whether a run can start: `python -m dst_t5x.preflight --gin_file=…`.
+
+Takes the arguments of `python -m dst_t5x.train`, on all hosts, and trains
+nothing: it says on the first what it found, and ends with the first thing that
+is wrong and the process and host where it is. Training begins with the same
+checks, but for the seed, which it loads and compares anyway.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from typing import Any
+import uuid
+
+from etils import epath
+import jax
+
+import dst_t5x
+from dst_t5x import budget as budget_lib
+from dst_t5x import config
+from dst_t5x import data
+from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import identity
+from dst_t5x import parameters
+from dst_t5x import partitioning
+from dst_t5x import processes
+from dst_t5x import seeds
+from dst_t5x import trainer as trainer_lib
+from dst_t5x.errors import UserError
+
+_GIB = 2**30
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'flax', 'optax', 'orbax-checkpoint')
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a check found in one process.
+
+  Attributes:
+    text: what to tell.
+    same: name -> what all processes have to have alike.
+  """
+
+  text: str = ''
+  same: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Check = Callable[[], Found]
+
+
+def checks_of_training(
+  model_dir: epath.Path,
+  trainer: trainer_lib.Trainer,
+  train_data: Any,
+  evaluation: evaluation_lib.Evaluation,
+  partitioner: partitioning.Partitioner,
+  space: parameters.ParameterSpace,
+  binary: Callable[..., Any],
+  token: str,
+) -> list[tuple[str, Check]]:
+  """Returns what training begins with; see `train.train` for the arguments.
+
+  Args:
+    model_dir: MODEL_DIR.
+    trainer: says what is trained.
+    train_data: a `train.TrainData`.
+    evaluation: what is evaluated.
+    partitioner: with nothing left open.
+    space: the network's parameters.
+    binary: what gin configured.
+    token: see `model_dir_writable`.
+  """
+
+  def configuration() -> Found:
+    identity.check_folder(model_dir, identity.identity(binary))
+    bindings = config.bindings(binary)
+    return Found(f'{len(bindings)} parameters set', bindings)
+
+  def batch() -> Found:
+    rows = train_data.batch_size
+    trainer.check_batch_size(rows)
+    partitioner.check_batch_size(rows, trainer.microbatches)
+    each = rows // partitioner.groups // trainer.microbatches
+    return Found(
+      f'{rows} rows: {partitioner.groups} group(s) of devices × '
+      f'{trainer.microbatches} microbatch(es) × {each}'
+    )
+
+  def training_data() -> Found:
+    lengths = train_data.feature_lengths
+    task = data.check(train_data.task, lengths, train_data.batch_size)
+    vocabulary = task.output_features['inputs'].vocabulary
+    return Found(
+      f'{train_data.task}, {vocabulary.vocab_size} pieces',
+      {'the size of the vocabulary': vocabulary.vocab_size},
+    )
+
+  def evaluation_data() -> Found:
+    evaluation.check(trainer.network)
+    return Found(f'{evaluation.task}, split {evaluation.split}')
+
+  return [
+    ('devices', devices),
+    ('versions', versions),
+    ('mesh', lambda: Found(str(partitioner))),
+    ('data', training_data),
+    ('batch', batch),
+    ('evaluation', evaluation_data),
+    ('MODEL_DIR', lambda: model_dir_writable(model_dir, token)),
+    ('MODEL_DIR', lambda: model_dir_shared(model_dir, token)),
+    ('configuration', configuration),
+    ('disk', lambda: disk_space(model_dir, checkpoint_bytes(trainer, space))),
+  ]
+
+
+def run_checks(checks: Iterable[tuple[str, Check]], show: bool = False) -> None:
+  """Makes each check in all processes, one after the other.
+
+  Args:
+    checks: names and checks, the same in all processes.
+    show: whether the first process prints what each check found.
+
+  Raises:
+    UserError: the first check that failed, and where; in all processes.
+  """
+  for name, check in checks:
+    start = time.monotonic()
+    error, found = '', Found()
+    try:
+      found = check()
+    except UserError as e:
+      error = str(e).splitlines()[0]
+    of_all = [
+      json.loads(text)
+      for text in processes.gather(
+        json.dumps({'error': error, 'same': dict(found.same)})
+      )
+    ]
+    _compare(of_all)
+    if show and processes.is_first():
+      seconds = time.monotonic() - start
+      print(f'{name:<14}{found.text}  ({seconds:.1f} s)', flush=True)
+
+
+def _compare(of_all: list[dict[str, Any]]) -> None:
+  """Raises UserError for the first error, or the first difference."""
+  for i, found in enumerate(of_all):
+    if found['error']:
+      alike = all(other['error'] == found['error'] for other in of_all)
+      where = '' if alike else f', in {processes.name(i)}'
+      raise UserError(f'{found["error"]}{where}')
+  first = of_all[0]['same']
+  for i, found in enumerate(of_all):
+    for what in sorted(first.keys() | found['same'].keys()):
+      ours, theirs = first.get(what), found['same'].get(what)
+      if ours != theirs:
+        raise UserError(
+          f'{what} is {theirs} in {processes.name(i)}, and {ours} in '
+          f'{processes.name(0)}'
+        )
+
+
+def devices() -> Found:
+  """Whether all processes have as many devices of one kind."""
+  kind, count = jax.local_devices()[0].device_kind, jax.local_device_count()
+  return Found(
+    f'{jax.device_count()} of kind {kind}, {count} for each of '
+    f'{jax.process_count()} process(es)',
+    {'the kind of the devices': kind, 'the number of devices': count},
+  )
+
+
+def versions() -> Found:
+  """Whether all processes run the same program."""
+  installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  same = {'dst_t5x': dst_t5x.__version__} | installed
+  text = ', '.join(f'{name} {version}' for name, version in same.items())
+  return Found(text, {f'the version of {k}': v for k, v in same.items()})
+
+
+def model_dir_writable(path: epath.Path, token: str) -> Found:
+  """Whether each process can write to the folder; leaves a file there.
+
+  Args:
+    path: MODEL_DIR, which is made if it is not there.
+    token: names the files, the same in all processes.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    _token(path, token, jax.process_index()).write_text(token)
+  except OSError as e:
+    raise UserError(f'MODEL_DIR {path} cannot be written to: {e}') from e
+  return Found(f'{path} can be written to')
+
+
+def model_dir_shared(path: epath.Path, token: str) -> Found:
+  """Whether the folder is one and the same; after `model_dir_writable`."""
+  for process in range(jax.process_count()):
+    if not _token(path, token, process).exists():
+      raise UserError(
+        f'MODEL_DIR {path} is not the same folder as in '
+        f'{processes.name(process)}: all hosts need one shared folder'
+      )
+  return Found(f'is one folder for {jax.process_count()} process(es)')
+
+
+def _token(path: epath.Path, token: str, process: int) -> epath.Path:
+  return path / f'.preflight-{token}-{process}'
+
+
+@contextlib.contextmanager
+def no_trace(path: epath.Path) -> Iterator[str]:
+  """Lends a token; removes its files, and folders made for them, afterwards."""
+  missing = []
+  if '://' not in os.fspath(path):
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+  # All have looked before anyone makes one.
+  token = processes.gather(uuid.uuid4().hex[:8])[0]
+  try:
+    yield token
+  finally:
+    with contextlib.suppress(OSError):
+      _token(path, token, jax.process_index()).unlink()
+    for folder in missing:  # The last process finds them empty.
+      with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def disk_space(path: epath.Path, checkpoint_bytes: int) -> Found:
+  """Whether two checkpoints fit: a new one is whole before the old one goes.
+
+  Args:
+    path: MODEL_DIR, or a folder that it will be in.
+    checkpoint_bytes: of one.
+  """
+  needed = 2 * checkpoint_bytes
+  if '://' in os.fspath(path):
+    return Found(f'{needed / _GIB:.3f} GiB needed in an object store')
+  there = next(p for p in (path, *path.parents) if p.exists())
+  free = shutil.disk_usage(there).free
+  if free < needed:
+    raise UserError(
+      f'MODEL_DIR {path} has {free / _GIB:.3f} GiB left on its disk, and two '
+      f'checkpoints take {needed / _GIB:.3f} GiB'
+    )
+  return Found(
+    f'{free / _GIB:.1f} GiB left, {needed / _GIB:.3f} GiB needed for two '
+    'checkpoints'
+  )
+
+
+def checkpoint_bytes(
+  trainer: trainer_lib.Trainer, space: parameters.ParameterSpace
+) -> int:
+  """Returns about how large a checkpoint becomes."""
+
+  def size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+  trained, _ = trainer.split(space.shapes)
+  state = jax.eval_shape(trainer.init, trained)
+  kept = size((state.opt_state, state.projection_state))
+  if not trainer.projection.constrains:
+    return kept + size(trained)
+  budget = budget_lib.of_run(space.base_shapes, trained, trainer.projection)
+  return kept + budget.file_bytes
+
+
+def seed(path: str | None, space: parameters.ParameterSpace) -> Found:
+  """Whether each process can read the seed, and reads the same.
+
+  Args:
+    path: INITIAL_CHECKPOINT_PATH; None for a run from scratch.
+    space: the network's parameters.
+  """
+  if not path:
+    return Found('none: training from scratch')
+  found = seeds.load_seed(path).merged()
+  space.check(found.params, base=True)
+  return Found(
+    f'{found.path}, fingerprint {found.fingerprint[:12]}…',
+    {'the fingerprint of the seed': found.fingerprint},
+  )
+
+
+if __name__ == '__main__':
+  import sys
+
+  from dst_t5x import train
+
+  if {'--help', '-h'} & set(sys.argv[1:]):
+    print(__doc__, config.usage(train.train), sep='\n')
+  else:
+    config.run(
+      train.train,
+      lambda argv: [*argv, '--gin.train.train.only_check=True'],
+      processes.joined,
+    )

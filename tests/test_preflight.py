@@ -1,0 +1,87 @@
+"""What preflight finds; on several hosts, see test_processes.py."""
+
+import commands
+import jax
+import pytest
+
+from dst_t5x import preflight
+from dst_t5x.errors import UserError
+
+
+def _check(seed, folder, *arguments):
+  commands.call(
+    'train',
+    *commands.dst(seed),
+    *commands.flags(MODEL_DIR=folder),
+    '--gin.train.train.only_check=True',
+    *arguments,
+  )
+
+
+def test_what_is_well_is_told_and_no_trace_left(toy_seed, tmp_path, capsys):
+  _check(toy_seed, tmp_path / 'not' / 'there')
+  lines = capsys.readouterr().out.splitlines()
+  told = {line.split()[0]: line for line in lines}
+  assert list(told) == [
+    'devices', 'versions', 'mesh', 'data', 'batch', 'evaluation', 'MODEL_DIR',
+    'configuration', 'disk', 'seed',
+  ]  # fmt: skip
+  assert '1 of kind cpu' in told['devices']
+  assert f'jax {jax.__version__}' in told['versions']
+  assert 'data 1 × fsdp 1 × model 1' in told['mesh']
+  assert 'toy, 259 pieces' in told['data']
+  assert '16 rows' in told['batch']
+  assert commands.fingerprint(toy_seed)[1][:12] in told['seed']
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_comes_before_what_takes_long(toy_seed, tmp_path, capsys):
+  with pytest.raises(UserError, match='BATCH_SIZE = 16 is not a multiple of'):
+    _check(toy_seed, tmp_path / 'run', '--gin.MICROBATCHES=3')
+  assert 'seed' not in capsys.readouterr().out
+  with pytest.raises(UserError, match=r"nothing called 'sed' .* mean 'seed'"):
+    _check(toy_seed.with_name('sed'), tmp_path / 'run')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_run(toy_seed, toy_run):
+  before = sorted(p.name for p in toy_run.iterdir())
+  with pytest.raises(UserError, match=r'has .*epsilon = 0.01, not 0.02'):
+    _check(toy_seed, toy_run, '--gin.EPSILON=0.02')
+  assert sorted(p.name for p in toy_run.iterdir()) == before
+
+
+def test_a_disk_that_is_too_small(tmp_path):
+  found = preflight.disk_space(tmp_path / 'run', 1000)
+  assert 'GiB left' in found.text
+  with pytest.raises(UserError, match=r'two checkpoints take .* GiB'):
+    preflight.disk_space(tmp_path / 'run', 2**60)
+
+
+def test_a_folder_that_is_another_one_elsewhere(tmp_path):
+  with preflight.no_trace(tmp_path / 'run') as token:
+    preflight.model_dir_writable(tmp_path / 'run', token)
+    assert preflight.model_dir_shared(tmp_path / 'run', token).text
+    [file] = (tmp_path / 'run').iterdir()
+    file.unlink()
+    with pytest.raises(UserError, match='is not the same folder as in process'):
+      preflight.model_dir_shared(tmp_path / 'run', token)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_first_difference_is_named_with_its_process():
+  def found(error='', **same):
+    return {'error': error, 'same': same}
+
+  preflight._compare([found(a=1, b=2)] * 3)
+  with pytest.raises(
+    UserError, match='b is 3 in process 2, and 2 in process 0'
+  ):
+    preflight._compare([found(a=1, b=2), found(a=1, b=2), found(a=1, b=3)])
+  with pytest.raises(UserError, match='a is None in process 1'):
+    preflight._compare([found(a=1), found()])
+  # An error goes before a difference, which may be its consequence.
+  with pytest.raises(UserError, match=r'^no seed, in process 1'):
+    preflight._compare([found(a=1), found('no seed')])
+  with pytest.raises(UserError, match=r'^no seed$'):
+    preflight._compare([found('no seed')] * 2)
