@@ -86,8 +86,7 @@ def run(
     print(usage(binary))
     return
   log_quietly()
-  signal.signal(signal.SIGINT, _interrupt)
-  sys.unraisablehook = _unraisable
+  handle_interrupts()
   status: str | int = 0
   try:
     parse(to_flags(argv), binary)()
@@ -106,6 +105,12 @@ def run(
     # hang on if it outlives the interpreter.
     gc.collect()
     sys.exit(status)
+
+
+def handle_interrupts() -> None:
+  """Makes sure that Ctrl-C is not lost, wherever it strikes."""
+  signal.signal(signal.SIGINT, _interrupt)
+  sys.unraisablehook = _unraisable
 
 
 def _interrupt(*unused: Any) -> None:

@@ -16,7 +16,6 @@ MODEL_DIR/
 from collections.abc import Callable, Mapping, Sequence
 import fcntl
 import os
-import re
 from typing import Any, Self
 
 from absl import logging
@@ -33,6 +32,7 @@ from dst_t5x import checkpoint_files
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import finite
+from dst_t5x import identity
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import parameters
@@ -47,13 +47,6 @@ from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError
 
 PyTree = Any
-
-# Bindings that may differ between two calls for the same run: they change
-# nothing of what is computed in a step.
-_MAY_CHANGE = re.compile(
-  r'\.train\.(model_dir|initial_checkpoint_path)$'
-  r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
-)
 
 
 class Run:
@@ -140,21 +133,8 @@ class Run:
     Raises:
       UserError: the folder's run had another configuration.
     """
-    self._identity = {
-      name: value
-      for name, value in config.bindings(binary).items()
-      if not _MAY_CHANGE.search(name)
-    }
-    if not checkpoints.is_run(self.path):
-      return
-    before = checkpoints.read_run_file(self.path)['config']
-    for name in sorted(before.keys() | self._identity.keys()):
-      old, new = before.get(name), self._identity.get(name)
-      if old != new:
-        raise UserError(
-          f'the run in MODEL_DIR {self.path} has {name} = {old}, not {new}: '
-          'go on with that, or choose another MODEL_DIR'
-        )
+    self._identity = identity.of(binary)
+    identity.check(self.path, self._identity)
 
   def load_seed(
     self, path: str | None, from_scratch: bool, random_seed: int
