@@ -77,6 +77,18 @@ def run(
   Args:
     binary: as given to `parse`.
     to_flags: makes what `parse` takes of a command line that has more.
+  """
+  command(lambda argv: parse(to_flags(argv), binary)(), binary)
+
+
+def command(
+  call: Callable[[Sequence[str]], Any], binary: Callable[..., Any]
+) -> None:
+  """Calls a function with the command line's arguments; then may exit.
+
+  Args:
+    call: does the work.
+    binary: what gin configures, for the text of `--help`.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
   and status 130; all other exceptions keep their traceback.
@@ -89,7 +101,7 @@ def run(
   handle_interrupts()
   status: str | int = 0
   try:
-    parse(to_flags(argv), binary)()
+    call(argv)
     sys.stdout.flush()
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.

@@ -35,12 +35,7 @@ def _start(script, *arguments, folder=None):
   variables = {'PATH': path + os.environ['PATH'], 'FAKE': str(folder)}
   return subprocess.Popen(
     ['bash', _LAUNCH / script, *arguments],
-    env=os.environ
-    | {
-      'PATH': path + os.environ['PATH'],
-      'FAKE': str(folder),
-      'TMPDIR': '/tmp',
-    },
+    env=os.environ | variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

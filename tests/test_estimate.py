@@ -1,0 +1,141 @@
+"""What a training command needs, against what the compiler plans."""
+
+import re
+
+import commands
+import pytest
+
+from dst_t5x import estimate
+from dst_t5x import topologies
+from dst_t5x.errors import UserError
+
+# Digits of a count, and candidates of a pass, for each silo; see counting.py.
+_SENT_FOR_A_SILO = 3 * 6
+
+
+def _estimate(*arguments):
+  """Returns the row of a command as name -> number, and the whole output."""
+  out = commands.run('estimate', *arguments)
+  [row] = [line for line in out.splitlines() if line.endswith(('yes', 'NO'))]
+  *_, total, planned, fits = row.split()
+  names = out.splitlines()[1].split()
+  numbers = dict(zip(names[:6], map(float, row.split()[-9:-3]), strict=True))
+  planned = None if planned == '-' else float(planned)
+  return numbers | {'total': float(total), 'XLA': planned, 'fits': fits}, out
+
+
+def _flags(model, method, **bindings):
+  return [
+    f'--gin_file=gin/models/t5_1_1_{model}.gin',
+    '--gin_file=gin/tasks/super_glue.gin',
+    f'--gin_file=gin/methods/{method}.gin',
+    '--gin_file=gin/runs/finetune.gin',
+    *commands.flags(**bindings),
+  ]
+
+
+def _check_what_is_sent(out, silos):
+  """The projection sends one vector a counting pass: numbers of each silo."""
+  sent = re.search('the projection sends: (.*)', out)[1]
+  assert sent == f'1 all-reduce of {_SENT_FOR_A_SILO * silos} u32'
+
+
+@pytest.mark.parametrize('method', ['dst', 'full'])
+def test_eight_devices(method):
+  # Activations outweigh a small model.
+  row, out = _estimate(
+    *_flags(
+      'demo',
+      method,
+      MODEL_PARALLELISM=2,
+      BATCH_SIZE=256,
+      TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 128},
+      # Flags of training that change nothing here are understood.
+      MODEL_DIR='/nowhere',
+      INITIAL_CHECKPOINT_PATH='/nowhere',
+    ),
+    '--topology=v4:2x4',
+  )
+  assert '8 device(s) of 32 GiB, 4 data × 2 model; 65,536 tokens' in out
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
+  assert row['activations'] > 10 * row['gradients']
+  if method == 'dst':
+    _check_what_is_sent(out, silos=17)
+
+
+def test_the_largest_does_not_fit_everywhere():
+  arguments = _flags('xxl', 'dst', COMPILE=False, MODEL_PARALLELISM=4)
+  row, _ = _estimate(*arguments, '--topology=v5e:2x2')
+  assert row['fits'] == 'NO'
+  gib = 11_135_332_352 * 4 / 4 / 2**30
+  # Norms and position biases are whole on each device.
+  assert row['parameters'] == row['seed'] == pytest.approx(gib, rel=0.001)
+  assert row['XLA'] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('model', 'topology', 'shared', 'rows'),
+  [('xl', 'v4:2x2x4', 4, 64), ('xxl', 'v4:4x4x4', 16, 64)],
+)
+def test_the_papers_topologies(model, topology, shared, rows):
+  row, out = _estimate(
+    *_flags(
+      model,
+      'dst',
+      MODEL_PARALLELISM=shared,
+      BATCH_SIZE=rows,
+      TASK_FEATURE_LENGTHS={'inputs': 256, 'targets': 128},
+    ),
+    f'--topology={topology}',
+  )
+  assert row['fits'] == 'yes'
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
+  # 24 layers of 5 and of 7 modules less the norms' own; see gin's log.
+  _check_what_is_sent(out, silos=246)
+
+
+def test_all_sizes_and_methods():
+  def count(*files):
+    found = estimate._variants([f'--gin_file={file}' for file in files])
+    assert len({name for name, _ in found}) == len(found)
+    return len(found)
+
+  xl, dst = 'gin/models/t5_1_1_xl.gin', 'gin/methods/dst.gin'
+  assert count(xl, dst) == 1
+  assert count(f'/home/me/{xl}', dst) == 1
+  assert count(xl) == 9
+  assert count(dst) == 5
+  assert count() == 45
+  assert count('mine.gin') == 1
+  assert count(xl, 'gin/runs/pretrain.gin') == 1
+
+
+@pytest.mark.parametrize(
+  ('text', 'devices', 'kind'),
+  [
+    ('v4:4x4x4', 64, 'v4'),
+    ('v5e:2x2', 4, 'v5e'),
+    ('h200:8', 8, 'h200'),
+    ('V3:4x4', 32, 'v3'),  # Two cores a chip, a device each.
+    ('cpu', 1, 'cpu'),
+  ],
+)
+def test_topologies(text, devices, kind):
+  found = topologies.parse(text)
+  assert (found.devices, found.kind) == (devices, kind)
+  assert found.accelerator.memory > 2**30
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('v5:4', "no accelerator 'v5'; did you mean 'v5p'"),
+    ('v4:4x', 'write v4:8, or the shape'),
+    ('v4:0', 'write v4:8'),
+    ('v4:4y4', 'write v4:8'),
+  ],
+)
+def test_no_topology(text, message):
+  with pytest.raises(UserError, match=message):
+    topologies.parse(text)
