@@ -40,13 +40,13 @@ def _check_what_is_sent(out, silos):
   assert sent == f'1 all-reduce of {_SENT_FOR_A_SILO * silos} u32'
 
 
-@pytest.mark.parametrize('method', ['dst', 'full'])
-def test_eight_devices(method):
+def test_eight_devices():
   # Activations outweigh a small model.
   row, out = _estimate(
     *_flags(
       'demo',
-      method,
+      'dst',
+      DROPOUT_RATE=0.1,
       MODEL_PARALLELISM=2,
       BATCH_SIZE=256,
       TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 128},
@@ -59,8 +59,7 @@ def test_eight_devices(method):
   assert '8 device(s) of 32 GiB, 4 data × 2 model; 65,536 tokens' in out
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
   assert row['activations'] > 10 * row['gradients']
-  if method == 'dst':
-    _check_what_is_sent(out, silos=17)
+  _check_what_is_sent(out, silos=26)
 
 
 def test_the_largest_does_not_fit_everywhere():
@@ -91,7 +90,6 @@ def test_the_papers_topologies(model, topology, shared, rows):
   )
   assert row['fits'] == 'yes'
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
-  # 24 layers of 5 and of 7 modules less the norms' own; see gin's log.
   _check_what_is_sent(out, silos=246)
 
 
