@@ -87,6 +87,7 @@ class Run:
     self._params: PyTree = None  # θ⁰ on the host, all of it.
     self._identity: dict[str, Any] = {}
     self._finite = jax.jit(finite.all_finite)
+    _check_place(self.path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / '.lock').open('w')
@@ -413,6 +414,16 @@ class Run:
     rows = metrics_file.read(self.path)
     results = [row for row in rows if 'eval/loss' in row]
     return results[-1] if results else {}
+
+
+def _check_place(path: epath.Path) -> None:
+  """Raises UserError for object stores that checkpoints cannot go to."""
+  scheme, separator, _ = os.fspath(path).partition('://')
+  if separator and scheme != 'gs':
+    raise UserError(
+      f'MODEL_DIR {path}: Orbax and TensorBoard write to local disks and to '
+      f'gs://, not to {scheme}://; mount the bucket as a folder'
+    )
 
 
 def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:
