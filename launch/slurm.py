@@ -64,13 +64,14 @@ def submit(
     UserError: an option is missing or makes no sense, or sbatch refuses.
   """
   parameters = _parameters(options)
+  minutes = _minutes(parameters.pop('time'))
   submitit = _submitit()
   if not shutil.which('sbatch'):
     raise UserError('there is no sbatch: run this where Slurm is')
   executor = submitit.SlurmExecutor(folder, max_num_timeout=_TIMEOUTS)
   executor.update_parameters(
     job_name='dst_t5x',
-    time=_minutes(parameters.pop('time', '')),
+    time=minutes,
     array_parallelism=parallel,
     additional_parameters=parameters,
   )

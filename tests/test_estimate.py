@@ -5,8 +5,10 @@ import re
 import commands
 import pytest
 
+from dst_t5x import config
 from dst_t5x import estimate
 from dst_t5x import topologies
+from dst_t5x import work
 from dst_t5x.errors import UserError
 
 # Digits of a count, and candidates of a pass, for each silo; see counting.py.
@@ -63,13 +65,13 @@ def test_eight_devices():
 
 
 def test_the_largest_does_not_fit_everywhere():
-  arguments = _flags('xxl', 'dst', COMPILE=False, MODEL_PARALLELISM=4)
-  row, _ = _estimate(*arguments, '--topology=v5e:2x2')
-  assert row['fits'] == 'NO'
-  gib = 11_135_332_352 * 4 / 4 / 2**30
-  # Norms and position biases are whole on each device.
-  assert row['parameters'] == row['seed'] == pytest.approx(gib, rel=0.001)
-  assert row['XLA'] is None
+  flags = work.with_files(_flags('xxl', 'dst', COMPILE=False))
+  found = config.parse(flags, estimate.estimate)()
+  assert found.memory.parameters == found.memory.seed == 4 * 11_135_332_352
+  assert found.compiled is None
+  for text, fits in (('v5p', 'NO'), ('h200', 'NO')):
+    row = estimate._row('xxl', found, topologies.parse(text))
+    assert row.endswith(fits)
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ import commands
 import psutil
 import pytest
 
+from dst_t5x.errors import UserError
+from launch import slurm
 from launch import sweep as sweep_binary
 from launch import worker
 
@@ -175,7 +177,7 @@ def test_ctrl_c_stops_all_runs(toy_seed, tmp_path):
   assert not any(child.is_running() for child in children)
 
 
-def test_mistakes_are_found_before_anything_runs(toy_seed, toy_run, tmp_path):
+def test_mistakes_are_found_first(toy_seed, toy_run, tmp_path, capsys):
   path = _file(tmp_path, toy_seed, 'method: [full, dst]\n')
   status, _, err = _sweep(
     path, f'--output={tmp_path}/o', '--gin.LEARNING_RAT=3'
@@ -193,8 +195,10 @@ def test_mistakes_are_found_before_anything_runs(toy_seed, toy_run, tmp_path):
   assert err.splitlines()[-1].startswith(
     f'error: toy_dst: the run in MODEL_DIR {tmp_path}/o/toy_dst has '
   )
-  status, _, err = _sweep(path, '--only=x')
-  assert (status, err) == (1, "error: no run is called 'x': see --dry_run\n")
+  assert sweep_binary.main([str(path), '--only=x']) == 1
+  assert capsys.readouterr().err == (
+    "error: no run is called 'x': see --dry_run\n"
+  )
 
 
 @pytest.mark.parametrize('name', _SHIPPED)
@@ -253,9 +257,6 @@ def test_slurm(toy_seed, tmp_path):
   }
   path = _file(tmp_path, toy_seed, 'method: [full, norms]\n')
   arguments = [path, f'--output={tmp_path}/out', '--on=slurm', '--parallel=3']
-  status, _, err = _sweep(*arguments, **variables)
-  assert status == 1
-  assert 'how long may a run take? Give -- --time=8:00:00' in err
   status, out, err = _sweep(
     *arguments, '--', '--time=1-2', '--gpus-per-node=8', **variables
   )
@@ -270,8 +271,31 @@ def test_slurm(toy_seed, tmp_path):
   while not done.exists():
     assert time.monotonic() < deadline
     time.sleep(0.1)
-  status, out, err = _sweep(*arguments, '--table', **variables)
+  status, out, _ = _sweep(*arguments, '--table', **variables)
   assert out.splitlines()[-1] == '2 runs: 2 finished'
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ([], r'how long may a run take\? Give -- --time=8:00:00'),
+    (['--time=long'], '--time=long: write hours:minutes:seconds'),
+    (['partition=x'], 'is not of the form --name=value'),
+    (['--time=5'], 'there is no sbatch'),
+  ],
+)
+def test_mistakes_about_slurm(options, message, tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  with pytest.raises(UserError, match=message):
+    slurm.submit({}, options, 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('time', 'minutes'),
+  [('30', 30), ('30:59', 30), ('8:00:00', 480), ('1-2', 1560), ('2-0:5', 2885)],
+)
+def test_slurms_forms_of_time(time, minutes):
+  assert slurm._minutes(time) == minutes
 
 
 def test_commands_for_other_places(tmp_path, capsys):
