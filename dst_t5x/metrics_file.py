@@ -42,5 +42,11 @@ def append(
   folder: str | os.PathLike[str], step: int, values: Mapping[str, float]
 ) -> None:
   """Adds a row."""
-  with (epath.Path(folder) / METRICS_FILE).open('a') as f:
-    f.write(json.dumps({'step': step} | dict(values)) + '\n')
+  path = epath.Path(folder) / METRICS_FILE
+  row = json.dumps({'step': step} | dict(values)) + '\n'
+  if '://' in os.fspath(path):  # Some object stores' files start anew at 'a'.
+    before = path.read_text() if path.exists() else ''
+    whole_files.write_text(path, before + row)
+    return
+  with path.open('a') as f:
+    f.write(row)

@@ -77,7 +77,7 @@ def checks_of_training(
   """
 
   def configuration() -> Found:
-    identity.check_folder(model_dir, identity.identity(binary))
+    identity.check(model_dir, identity.of(binary))
     bindings = config.bindings(binary)
     return Found(f'{len(bindings)} parameters set', bindings)
 
@@ -213,9 +213,24 @@ def _token(path: epath.Path, token: str, process: int) -> epath.Path:
   return path / f'.preflight-{token}-{process}'
 
 
+def _check_place(path: epath.Path) -> None:
+  """Raises UserError for object stores that checkpoints cannot go to."""
+  scheme, separator, _ = os.fspath(path).partition('://')
+  if separator and scheme != 'gs':
+    raise UserError(
+      f'MODEL_DIR {path}: Orbax and TensorBoard write to local disks and to '
+      f'gs://, not to {scheme}://; mount the bucket as a folder'
+    )
+
+
 @contextlib.contextmanager
 def no_trace(path: epath.Path) -> Iterator[str]:
-  """Lends a token; removes its files, and folders made for them, afterwards."""
+  """Lends a token; removes its files, and folders made for them, afterwards.
+
+  Raises:
+    UserError: no run can be there.
+  """
+  _check_place(path)
   missing = []
   if '://' not in os.fspath(path):
     missing = [p for p in (path, *path.parents) if not p.exists()]

@@ -144,8 +144,8 @@ class Run:
     Raises:
       UserError: the folder's run had another configuration.
     """
-    self._identity = identity.identity(binary)
-    identity.check_folder(self.path, self._identity)
+    self._identity = identity.of(binary)
+    identity.check(self.path, self._identity)
 
   def load_seed(
     self, path: str | None, from_scratch: bool, random_seed: int

@@ -48,7 +48,7 @@ def built(repository, tmp_path_factory):
   (root / 'source').mkdir()
   for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
     shutil.copy(repository / name, root / 'source')
-  for name in ('dst_t5x', 'gin', 'tasks'):
+  for name in ('dst_t5x', 'gin', 'launch', 'tasks'):
     shutil.copytree(repository / name, root / 'source' / name, symlinks=True)
   (root / 'sdist').symlink_to(_build('sdist', root / 'source', root / 'a'))
   (root / 'wheel').symlink_to(_build('wheel', root / 'source', root / 'b'))
@@ -76,9 +76,15 @@ def _names(wheel):
 
 
 def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
-  expected = {'dst_t5x/py.typed'}
-  for folder, pattern in (('dst_t5x', '**/*.py'), ('gin', '**/*.gin')):
-    prefix = '' if folder == 'dst_t5x' else 'dst_t5x/'
+  expected = {'dst_t5x/py.typed', 'launch/py.typed'}
+  for folder, pattern in (
+    ('dst_t5x', '**/*.py'),
+    ('gin', '**/*.gin'),
+    ('launch', '*.py'),
+    ('launch', '*.s*'),
+    ('launch', 'sweeps/*.yaml'),
+  ):
+    prefix = 'dst_t5x/' if folder == 'gin' else ''
     for path in (repository / folder).glob(pattern):
       expected.add(prefix + path.relative_to(repository).as_posix())
   for path in (repository / 'tasks').glob('**/*.py'):
@@ -165,6 +171,20 @@ def test_gin_file_parses(name):
     gin_files.Author.PACKAGE
   }
   assert gin_files.macro_lines(name) is not None
+
+
+def test_launchers_need_no_jax(built):
+  code = (
+    'import sys; from launch import sweep; sweep.main(sys.argv[1:]); '
+    'print(*{"jax", "flax", "tensorflow"}.intersection(sys.modules))'
+  )
+  sweep = 'launch/sweeps/table_7.yaml'
+  done = _run(built, '-c', code, sweep, '--dry_run')
+  assert done.returncode == 0, done.stderr
+  *commands, modules = done.stdout.splitlines()
+  assert len(commands) == 36
+  assert commands[0].startswith('python -m dst_t5x.train --gin_file=gin/models')
+  assert modules == ''
 
 
 def test_tensorflow_datasets_is_the_one_asked_for():

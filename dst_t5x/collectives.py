@@ -1,6 +1,7 @@
-"""What a compiled program sends between devices, read from its text."""
+"""What devices send each other, read from a compiled program."""
 
 import collections
+from collections.abc import Sequence
 import math
 import re
 from typing import NamedTuple
@@ -9,11 +10,12 @@ _COLLECTIVE = re.compile(
   r'= (\S.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|'
   r'collective-permute|collective-broadcast)(?:-start)?\('
 )
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _BITS = re.compile(r'\d+')
 
 
-class Collective(NamedTuple):
-  """One operation of a program.
+class Sent(NamedTuple):
+  """One collective operation.
 
   Attributes:
     operation: `all-reduce`, say.
@@ -26,24 +28,35 @@ class Collective(NamedTuple):
   bytes: int
 
 
-def of_program(text: str) -> 'collections.Counter[Collective]':
-  """Returns the collectives of a program, and how often each stands in it.
+def sent(program: str) -> list[Sent]:
+  """Returns the collectives of a program; those in a loop once.
 
   Args:
-    text: `compiled.as_text()`. What stands in a loop is there once.
+    program: `jax.jit(…).lower(…).compile().as_text()`.
   """
-  found: collections.Counter[Collective] = collections.Counter()
-  for results, operation in _COLLECTIVE.findall(text):
-    arrays = re.findall(r'(\w+)\[([\d,]*)\]', results)
+  found = []
+  for results, operation in _COLLECTIVE.findall(program):
+    arrays = _ARRAY.findall(results)
     size = sum(
       math.prod(int(n) for n in shape.split(',') if n) * _itemsize(dtype)
       for dtype, shape in arrays
     )
     types = ' '.join(f'{dtype}[{shape}]' for dtype, shape in arrays)
-    found[Collective(operation, types, size)] += 1
+    found.append(Sent(operation, types, size))
   return found
 
 
 def _itemsize(dtype: str) -> int:
   bits = _BITS.search(dtype)
   return max(int(bits.group()) // 8, 1) if bits else 1  # `pred`
+
+
+def show(found: Sequence[Sent]) -> str:
+  """Returns `2 all-reduce of u32[3,24], …`, or `none`."""
+  counts = collections.Counter(found)
+  return (
+    ', '.join(
+      f'{count} {one.operation} of {one.types}' for one, count in counts.items()
+    )
+    or 'none'
+  )

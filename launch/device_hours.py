@@ -1,0 +1,135 @@
+"""What a sweep costs: runs, steps, estimated device-hours."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import statistics
+import timeit
+from typing import Any
+
+from dst_t5x import topologies
+from launch import grid
+from launch import states
+
+# Share of the peak that training reaches: an assumption, and a middling one.
+_UTILIZATION = 0.4
+_KEYS = ('model', 'task', 'method')
+_SECONDS_PER_HOUR = 3600
+
+
+@dataclasses.dataclass
+class _Row:
+  """Runs of one model, task and method.
+
+  Attributes:
+    runs: all of them.
+    to_go: those that are not finished.
+    steps: theirs, that are left.
+    hours: of one device, that these take.
+    mark: an asterisk, where the hours come from finished runs.
+  """
+
+  runs: int = 0
+  to_go: int = 0
+  steps: int = 0
+  hours: float = 0.0
+  mark: str = ''
+
+
+def report(
+  found: Mapping[str, states.State],
+  work: Mapping[str, Mapping[str, Any]],
+  topology: str,
+) -> str:
+  """Returns a table: a row for each model, task and method.
+
+  Args:
+    found: name -> where the run stands.
+    work: name -> `dst_t5x.work` of the run.
+    topology: of the devices that a run shall have, or `cpu`.
+
+  Raises:
+    UserError: there is no such topology.
+  """
+  devices = topologies.parse(topology)
+  rate = _UTILIZATION * (devices.accelerator.flops or _rate_here())
+  groups: dict[str, list[str]] = {}
+  for name, state in found.items():
+    words = (grid.stem(state.settings.get(key, '')) for key in _KEYS)
+    groups.setdefault(' '.join(filter(None, words)), []).append(name)
+  rows = {
+    title: _row([(found[name], work[name]) for name in names], rate)
+    for title, names in groups.items()
+  }
+  rows['all'] = _Row(
+    sum(row.runs for row in rows.values()),
+    sum(row.to_go for row in rows.values()),
+    sum(row.steps for row in rows.values()),
+    sum(row.hours for row in rows.values()),
+  )
+  width = max(map(len, rows))
+  titles = f'{"runs":>6} {"to go":>6} {"steps":>11} {"device-hours":>13}'
+  lines = [f'{"":{width}}  {titles}']
+  lines += [
+    f'{title:{width}}  {row.runs:6} {row.to_go:6} {row.steps:11,} '
+    f'{row.hours:13,.3g}{row.mark}'
+    for title, row in rows.items()
+  ]
+  is_measured = any(row.mark for row in rows.values())
+  return '\n'.join([*lines, *_notes(devices, rate, is_measured)])
+
+
+def _row(
+  runs: Sequence[tuple[states.State, Mapping[str, Any]]], rate: float
+) -> _Row:
+  """Returns the row of runs of a kind, at so many operations a second."""
+  per_step = _measured([state for state, _ in runs])
+  row = _Row(runs=len(runs), mark='' if per_step is None else '*')
+  for state, work in runs:
+    if state.state != states.FINISHED:
+      steps = work['train_steps'] - state.step
+      seconds = per_step or work['flops_per_step'] / rate
+      row.to_go += 1
+      row.steps += steps
+      row.hours += steps * seconds / _SECONDS_PER_HOUR
+  return row
+
+
+def _notes(
+  devices: topologies.Topology, rate: float, is_measured: bool
+) -> list[str]:
+  """Returns how the hours came about."""
+  peak = (
+    f'the peak of {devices.kind}'
+    if devices.accelerator.flops
+    else 'what a product of matrices reaches on this machine'
+  )
+  notes = [
+    f'Hours: the operations of training at {_UTILIZATION:.0%} of {peak}, '
+    f'{rate / 1e12:.3g}e12 a second;',
+    'neither compilation nor evaluation, which are most of a short run.',
+  ]
+  if devices.devices > 1:
+    notes.append(
+      f'A run has {devices.devices} devices: divide by that for its hours.'
+    )
+  if is_measured:
+    notes.append('*: by what its finished runs took, all in all.')
+  return notes
+
+
+def _measured(found: Sequence[states.State]) -> float | None:
+  """Returns the median of seconds a step over runs that finished at once."""
+  taken = [
+    state.seconds / state.step
+    for state in found
+    if state.state == states.FINISHED and state.seconds and state.step
+  ]
+  return statistics.median(taken) if taken else None
+
+
+def _rate_here(size: int = 768) -> float:
+  """Returns operations a second of a product of float32 matrices here."""
+  import numpy as np
+
+  a = np.ones((size, size), np.float32)
+  return 2 * size**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=5))

@@ -1,0 +1,252 @@
+"""What a sweep's file says, and the runs that it expands to.
+
+A file is YAML whose values are gin's, as on the command line of training:
+
+    model: small                  # gin/models/t5_1_1_small.gin
+    task: [gsm8k, wmt22_de_en]    # A list is an axis of the grid.
+    TRAIN_STEPS: 1000
+    INITIAL_CHECKPOINT_PATH: gs://bucket/t5_1_1_{model}
+    grids:                        # Each inherits what stands around it.
+    - method: dst
+      EPSILON: [1e-6, 1e-4]
+      LEARNING_RATE: [0.1, 0.3]
+    - method: full
+
+Lower-case keys choose gin files: the name of one of the package's, or the path
+of another. Other keys are macros, or parameters with a dot in their names. A
+run is called by its model, task and method, and by everything that is a list,
+be it one of a single value. What gin wants in brackets or in quotes is text:
+`METRICS: "['bleu', 'chrf']"`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+from typing import Any
+
+from etils import epath
+import yaml
+
+from dst_t5x.errors import UserError, nearest
+
+# In the order in which training reads them.
+_FILES = {
+  'model': 'gin/models/t5_1_1_{}.gin',
+  'task': 'gin/tasks/{}.gin',
+  'method': 'gin/methods/{}.gin',
+  'run': 'gin/runs/{}.gin',
+}
+_GRIDS = 'grids'
+_BINDING = re.compile(r'[A-Z][A-Z0-9_]*|[\w./]*\w\.\w+')
+_SHIPPED = pathlib.Path(__file__).parent / 'sweeps'
+_LONGEST_NAME = 200  # Bytes; file systems allow 255.
+
+Settings = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a sweep.
+
+  Attributes:
+    name: that of its folder.
+    settings: key of the sweep's file -> value, as gin reads it.
+  """
+
+  name: str
+  settings: Settings
+
+  def flags(self, model_dir: str | os.PathLike[str]) -> list[str]:
+    """Returns the arguments of `python -m dst_t5x.train`."""
+    values = {'run': 'finetune'} | dict(self.settings)
+    files = [
+      f'--gin_file={_gin_file(kind, values.pop(kind))}'
+      for kind in _FILES
+      if kind in values
+    ]
+    bindings = [f'--gin.{name}={value}' for name, value in values.items()]
+    return [*files, *bindings, f'--gin.MODEL_DIR={os.fspath(model_dir)!r}']
+
+  @property
+  def train_steps(self) -> int | None:
+    """TRAIN_STEPS, if the sweep says it."""
+    value = self.settings.get('TRAIN_STEPS', '')
+    return int(value) if value.isdigit() else None
+
+
+def is_override(argument: str) -> bool:
+  """Whether an argument of the command line overrides the file."""
+  name = argument.removeprefix('--').partition('=')[0]
+  return argument.startswith('--') and (
+    name.startswith('gin.') or name in _FILES
+  )
+
+
+def shipped() -> list[str]:
+  """Names of the sweeps that come with the package."""
+  return sorted(
+    f'launch/sweeps/{path.name}' for path in _SHIPPED.glob('*.yaml')
+  )
+
+
+def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
+  """Returns the runs of a sweep, in the file's order.
+
+  Args:
+    name: a path, or one of `shipped`.
+    flags: `--gin.NAME=VALUE`, or `--model=NAME`, which override the file.
+
+  Raises:
+    UserError: there is no such file, or it makes no sense.
+  """
+  path = _find(name)
+  try:
+    content = yaml.load(path.read_text(), _Loader)
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{name} cannot be read: {error}') from None
+  except yaml.MarkedYAMLError as error:
+    line = error.problem_mark.line + 1 if error.problem_mark else 1
+    raise UserError(f'{name}:{line}: {error.problem}') from None
+  overrides = dict(map(_override, flags))
+  runs: dict[str, Run] = {}
+  for settings, told in _expand(_checked(content, name), overrides):
+    run = Run(_run_name(settings, told), _filled_in(settings, name))
+    if runs.setdefault(run.name, run).settings != run.settings:
+      key = _difference(runs[run.name].settings, run.settings)
+      raise UserError(
+        f'{name}: two runs are called {run.name}; they differ in {key}: write '
+        'its values as lists, [x], and their names tell them'
+      )
+  return list(runs.values())
+
+
+class _Loader(yaml.BaseLoader):
+  """Reads all scalars as text, and refuses keys that are there twice."""
+
+  def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+    """Returns the mapping."""
+    seen = set()
+    for key, _ in node.value:
+      if key.value in seen:
+        raise yaml.constructor.ConstructorError(
+          None, None, f'{key.value} is there twice', key.start_mark
+        )
+      seen.add(key.value)
+    return super().construct_mapping(node, deep)
+
+
+def _find(name: str) -> epath.Path:
+  for path in (
+    epath.Path(name).expanduser(),
+    epath.Path(_SHIPPED.parent.parent) / name,
+  ):
+    if path.is_file():
+      return path
+  raise UserError(f'there is no sweep {name!r}{nearest(name, shipped())}')
+
+
+def _checked(node: Any, where: str) -> dict[str, Any]:
+  """Returns a node of the file if it is of the right form."""
+  if not isinstance(node, dict):
+    raise UserError(f'{where}: `key: value` is wanted, not {node!r}')
+  for key, value in node.items():
+    if key == _GRIDS:
+      if not isinstance(value, list) or not value:
+        raise UserError(f'{where}: {_GRIDS} must be a list')
+      for child in value:
+        _checked(child, where)
+      continue
+    if key not in _FILES and not _BINDING.fullmatch(key):
+      hint = nearest(key, [*_FILES, _GRIDS])
+      raise UserError(
+        f'{where}: {key!r} is none of {", ".join(_FILES)}, {_GRIDS}, nor a '
+        f'macro of gin{hint}'
+      )
+    for item in value if isinstance(value, list) else [value]:
+      if not isinstance(item, str):
+        raise UserError(
+          f'{where}: {key} holds {item!r}; write lists and dictionaries of '
+          'gin as text, in quotes'
+        )
+      if not item.strip():
+        raise UserError(f'{where}: {key} has no value')
+    if not value:
+      raise UserError(f'{where}: {key} has no values')
+  return node
+
+
+def _expand(
+  node: Mapping[str, Any], overrides: Settings, inside: bool = False
+) -> Iterator[tuple[dict[str, str], dict[str, None]]]:
+  """Yields the settings of each run, and the keys that its name tells."""
+  own = {
+    key: value if isinstance(value, list) else [value]
+    for key, value in node.items()
+    if key != _GRIDS and key not in overrides
+  }
+  told = [key for key in own if isinstance(node[key], list)]
+  added = {} if inside else dict(overrides)
+  for values in itertools.product(*own.values()):
+    settings = dict(zip(own, values, strict=True)) | added
+    if _GRIDS not in node:
+      yield settings, dict.fromkeys(told)
+      continue
+    for child in node[_GRIDS]:
+      for inner, inner_told in _expand(child, overrides, inside=True):
+        yield settings | inner, dict.fromkeys([*told, *inner_told])
+
+
+def _override(flag: str) -> tuple[str, str]:
+  """Returns name and value of `--gin.NAME=VALUE`, or of `--model=NAME`."""
+  name, equals, value = flag.removeprefix('--').partition('=')
+  if not equals or not value:
+    raise UserError(f'{flag} needs a value: {flag}=…')
+  return name.removeprefix('gin.'), value
+
+
+def _filled_in(settings: Settings, where: str) -> dict[str, str]:
+  """Returns the settings with `{key}` replaced by the value of the key."""
+
+  def value_of(match: re.Match[str]) -> str:
+    key = match[1]
+    if key not in settings:
+      hint = nearest(key, settings)
+      raise UserError(f'{where}: {match[0]} is no key of the run{hint}')
+    return stem(settings[key]) if key in _FILES else settings[key]
+
+  return {
+    key: re.sub(r'\{([\w.]+)\}', value_of, value)
+    for key, value in settings.items()
+  }
+
+
+def _run_name(settings: Settings, told: Mapping[str, None]) -> str:
+  """Returns `small_gsm8k_dst_epsilon=1e-4`."""
+  parts = [stem(settings[key]) for key in _FILES if key in settings]
+  for key in told:
+    if key not in _FILES:
+      short = key.lower() if key.isupper() else key
+      value = settings[key].strip('\'"')
+      parts.append(f'{short}={value}')
+  name = re.sub(r'[^\w.+=,-]+', '-', '_'.join(parts)).strip('-') or 'run'
+  if len(name.encode()) > _LONGEST_NAME:
+    raise UserError(f'a run would be called {name}, which is too long')
+  return name
+
+
+def _gin_file(kind: str, value: str) -> str:
+  """Returns the gin file that a value of `model`, say, chooses."""
+  return value if value.endswith('.gin') else _FILES[kind].format(value)
+
+
+def stem(value: str) -> str:
+  """Returns how a value of `model`, say, is called in names."""
+  return pathlib.PurePath(value).stem if value.endswith('.gin') else value
+
+
+def _difference(a: Settings, b: Settings) -> str:
+  keys = dict.fromkeys([*a, *b])
+  return next(key for key in keys if a.get(key) != b.get(key))

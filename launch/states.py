@@ -1,0 +1,183 @@
+"""Where the runs of a sweep stand, told from their folders.
+
+The folders alone decide what is done again: a sweep that was killed knows as
+much as one that ended. `OUTPUT/runs.json` has the table for scripts.
+"""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from dst_t5x import best
+from dst_t5x import metrics_file
+from dst_t5x import whole_files
+from launch import grid
+
+FINISHED = 'finished'
+RUNNING = 'running'
+FAILED = 'failed'
+STOPPED = 'stopped'  # Begun, not finished; goes on from its checkpoint.
+WAITING = 'waiting'
+SUBMITTED = 'submitted'
+
+TABLE_FILE = 'runs.json'
+# Metrics that are no task's.
+_OWN_METRICS = ('step', 'train/', 'eval/', 'speed/', 'free/', 'threshold/')
+
+
+@dataclasses.dataclass
+class State:
+  """Where one run stands.
+
+  Attributes:
+    name: the run's.
+    settings: the run's.
+    state: one of the words above.
+    step: steps that are done, as far as its metrics tell.
+    train_steps: all that it shall do, where the sweep says that.
+    scores: the metrics of its tasks: those of the checkpoint that counts.
+    seconds: that the last process spent on it, all in all.
+    error: why it failed, one line.
+    job: of the queue that it was submitted to.
+  """
+
+  name: str
+  settings: grid.Settings
+  state: str
+  step: int = 0
+  train_steps: int | None = None
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float | None = None
+  error: str = ''
+  job: str = ''
+
+
+class Sweep:
+  """The runs of a sweep and the folder that holds theirs."""
+
+  def __init__(self, runs: Sequence[grid.Run], output: str) -> None:
+    """Reads nothing yet.
+
+    Args:
+      runs: of one sweep.
+      output: their folders are in it; may be in an object store.
+    """
+    self.runs = {run.name: run for run in runs}
+    self.output = epath.Path(output)
+
+  def folder(self, name: str) -> epath.Path:
+    """Returns MODEL_DIR of a run."""
+    return self.output / name
+
+  def log(self, name: str) -> epath.Path:
+    """Returns where the output of a run goes: a file on this machine."""
+    if '://' in os.fspath(self.output):
+      return epath.Path('runs') / self.output.name / name / 'log.txt'
+    return self.folder(name) / 'log.txt'
+
+  def states(
+    self,
+    names: Iterable[str] | None = None,
+    believe: Container[str] = (SUBMITTED,),
+  ) -> dict[str, State]:
+    """Returns name -> where the run stands.
+
+    Args:
+      names: of the runs; all by default.
+      believe: words of `runs.json` that still hold, of runs that neither
+        finished nor failed since.
+    """
+    before = self._before()
+    return {
+      name: self._state(self.runs[name], before.get(name, {}), believe)
+      for name in (self.runs if names is None else names)
+    }
+
+  def write(self, states: Iterable[State]) -> None:
+    """Writes `runs.json`."""
+    self.output.mkdir(parents=True, exist_ok=True)
+    rows = [dataclasses.asdict(state) for state in states]
+    text = json.dumps(rows, indent=1) + '\n'
+    whole_files.write_text(self.output / TABLE_FILE, text)
+
+  def _before(self) -> dict[str, dict[str, Any]]:
+    """Returns name -> what was last written of it."""
+    try:
+      rows = json.loads((self.output / TABLE_FILE).read_text())
+      return {row['name']: row for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+      return {}
+
+  def _state(
+    self, run: grid.Run, known: Mapping[str, Any], believe: Container[str]
+  ) -> State:
+    folder = self.folder(run.name)
+    state = State(run.name, run.settings, WAITING, train_steps=run.train_steps)
+    state.seconds, state.job = known.get('seconds'), known.get('job', '')
+    report = _json(folder / 'report.json')
+    rows = metrics_file.read(folder)
+    state.step = int(rows[-1]['step']) if rows else 0
+    if report and report['step'] >= (run.train_steps or 0):
+      state.state, state.step = FINISHED, int(report['step'])
+      scores = (best.read(folder) or {}).get('scores') or report['results']
+      state.scores = _of_tasks(scores)
+    elif error := self.error(run.name):
+      state.state, state.error = FAILED, error
+    elif known.get('state') in believe:
+      state.state = str(known['state'])
+    elif (folder / 'run.json').exists():
+      state.state = STOPPED
+    return state
+
+  def error(self, name: str) -> str:
+    """Returns why a run failed: the last line of its log, if an error."""
+    try:
+      lines = self.log(name).read_text().strip().splitlines()
+    except (OSError, UnicodeDecodeError):
+      return ''
+    return lines[-1] if lines and lines[-1].startswith('error: ') else ''
+
+
+def table(states: Sequence[State]) -> str:
+  """Returns the states as a table for a terminal."""
+  width = max((len(state.name) for state in states), default=0)
+  lines = [f'{"run":{width}}  {"state":9}  {"step":>11}']
+  for state in states:
+    steps = f'{state.step}/{state.train_steps or "?"}'
+    about = state.error or '  '.join(
+      f'{name} {value:.4g}' for name, value in state.scores.items()
+    )
+    line = f'{state.name:{width}}  {state.state:9}  {steps:>11}  {about}'
+    lines.append(line.rstrip())
+  return '\n'.join([*lines, summary(states)])
+
+
+def summary(states: Sequence[State]) -> str:
+  """Returns `12 runs: 3 finished, 9 waiting`."""
+  counts = {
+    word: sum(state.state == word for state in states)
+    for word in (FINISHED, RUNNING, SUBMITTED, STOPPED, FAILED, WAITING)
+  }
+  told = ', '.join(f'{n} {word}' for word, n in counts.items() if n)
+  return f'{len(states)} runs: {told}'
+
+
+def _of_tasks(metrics: dict[str, float]) -> dict[str, float]:
+  return {
+    name: value
+    for name, value in metrics.items()
+    if not name.startswith(_OWN_METRICS)
+  }
+
+
+def _json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns what a file holds; nothing if it is missing or torn."""
+  try:
+    content = json.loads(epath.Path(path).read_text())
+    return content if isinstance(content, dict) else {}
+  except (OSError, ValueError):
+    return {}

@@ -1,0 +1,360 @@
+"""Runs all of a sweep: `python -m launch.sweep SWEEP.yaml --parallel=2`.
+
+The same command again skips what is finished and goes on with what is not.
+`launch/grid.py` says what a sweep's file is.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import contextlib
+import fcntl
+import fnmatch
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from dst_t5x.errors import UserError, first_line
+from launch import device_hours
+from launch import grid
+from launch import local
+from launch import remote
+from launch import slurm
+from launch import states
+
+_WHERE = ('local', 'slurm', 'tpu', 'gke')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  options, flags, launcher = _parse(argv)
+  try:
+    return _sweep(options, flags, launcher)
+  except UserError as error:
+    print(f'error: {first_line(error)}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on', file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # Whoever read our output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def _parse(
+  argv: Sequence[str],
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+  """Returns our options, gin's flags, and what is for the launcher."""
+  argv = list(argv)
+  launcher: list[str] = []
+  if '--' in argv:
+    at = argv.index('--')
+    argv, launcher = argv[:at], argv[at + 1 :]
+  flags = [argument for argument in argv if grid.is_override(argument)]
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.sweep',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    epilog='--gin.NAME=VALUE, --model=NAME, --task=… and --method=… override '
+    'the file.\n\nsweeps of the package:\n  ' + '\n  '.join(grid.shipped()),
+  )
+  parser.add_argument('sweep', metavar='SWEEP.yaml')
+  parser.add_argument(
+    '--output', help="folder of the runs' folders (default: runs/SWEEP)"
+  )
+  parser.add_argument(
+    '--on',
+    choices=_WHERE,
+    default='local',
+    help='where to run; options of sbatch, launch/tpu_pod.sh or launch/gke.sh '
+    'follow after `--`',
+  )
+  parser.add_argument(
+    '--parallel', type=int, default=1, metavar='N', help='runs at a time'
+  )
+  parser.add_argument(
+    '--only', metavar='PATTERN', help='runs whose names match: *_dst_*'
+  )
+  parser.add_argument(
+    '--budget', action='store_true', help='runs, steps, device-hours; no more'
+  )
+  parser.add_argument(
+    '--topology',
+    default='cpu',
+    help='for --budget: v4:4x4x4, v5e:2x2, h200:8 (default: cpu, this one)',
+  )
+  parser.add_argument(
+    '--dry_run', action='store_true', help='print the commands; no more'
+  )
+  parser.add_argument(
+    '--table', action='store_true', help='print where the runs stand; no more'
+  )
+  rest = [argument for argument in argv if not grid.is_override(argument)]
+  options = parser.parse_args(rest)
+  if options.parallel < 1:
+    parser.error('--parallel must be at least 1')
+  if launcher and options.on == 'local':
+    parser.error('options after `--` need --on=slurm, tpu or gke')
+  return options, flags, launcher
+
+
+def _sweep(
+  options: argparse.Namespace, flags: list[str], launcher: list[str]
+) -> int:
+  """Does what the options say."""
+  runs = grid.read(options.sweep, flags)
+  if options.only:
+    runs = [run for run in runs if fnmatch.fnmatch(run.name, options.only)]
+    if not runs:
+      raise UserError(f'no run is called {options.only!r}: see --dry_run')
+  output = options.output or f'runs/{pathlib.PurePath(options.sweep).stem}'
+  sweep = states.Sweep(runs, output)
+  if options.table:
+    return _show(sweep, _is_at_work(sweep))
+  if options.dry_run:
+    for name, run in sweep.runs.items():
+      print(remote.command(options.on, name, _flags(sweep, run), launcher))
+    return 0
+  with (
+    _only_sweep(sweep),
+    local.Pool(options.parallel, _environment(sweep)) as pool,
+  ):
+    known = _check(pool, sweep, with_work=options.budget)
+    if options.budget:
+      print(device_hours.report(sweep.states(), known, options.topology))
+      return 0
+    if options.on == 'local':
+      return _run_here(pool, sweep)
+    pool.stop()
+    if options.on == 'slurm':
+      return _submit(sweep, launcher, options.parallel)
+    return _run_there(sweep, options.on, launcher, options.parallel)
+
+
+def _flags(sweep: states.Sweep, run: grid.Run) -> list[str]:
+  return run.flags(sweep.folder(run.name))
+
+
+def _environment(sweep: states.Sweep) -> dict[str, str]:
+  """Returns variables of all workers: what one compiles, others need not."""
+  # Where `launch` and `dst_t5x` are, if they were found beside the caller.
+  path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+  variables = {'PYTHONPATH': path}
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = os.path.abspath(sweep.log('x').parent.parent / '.compiled')
+    variables['JAX_COMPILATION_CACHE_DIR'] = cache
+  return variables
+
+
+def _check(
+  pool: local.Pool, sweep: states.Sweep, with_work: bool
+) -> dict[str, dict[str, Any]]:
+  """Checks all configurations; returns name -> `dst_t5x.work`, if wanted.
+
+  Raises:
+    UserError: one makes no sense, or its folder is another run's.
+  """
+  print(f'checking {len(sweep.runs)} runs', file=sys.stderr)
+  worker = pool.worker()
+  known = {}
+  for name, run in sweep.runs.items():
+    try:
+      answer = worker.call(
+        'check',
+        flags=_flags(sweep, run),
+        folder=os.fspath(sweep.folder(name)),
+        with_work=with_work,
+      )
+    except local.WorkerDied as e:
+      raise UserError(f'{name}: {e}') from None
+    if answer['error']:
+      raise UserError(f'{name}: {answer["error"]}')
+    known[name] = answer['work']
+  return known
+
+
+@contextlib.contextmanager
+def _only_sweep(sweep: states.Sweep) -> Iterator[None]:
+  """Keeps a second sweep out of the folder.
+
+  Raises:
+    UserError: there is one already, or the folder cannot be written to.
+  """
+  folder = pathlib.Path(sweep.log('x').parent.parent)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / '.sweep.lock').open('w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield
+  except BlockingIOError:
+    raise UserError(f'another sweep is at work in {folder}') from None
+
+
+def _is_at_work(sweep: states.Sweep) -> bool:
+  """Whether a sweep is running in the folder."""
+  try:
+    with _only_sweep(sweep):
+      return False
+  except UserError:
+    return True
+
+
+def _show(sweep: states.Sweep, is_at_work: bool = False) -> int:
+  """Prints the table; returns the exit status."""
+  believe = [states.SUBMITTED, *([states.RUNNING] if is_at_work else [])]
+  found = sweep.states(believe=believe)
+  for name, state in found.items():
+    if state.job and not slurm.is_alive(state.job, _submitit_folder(sweep)):
+      found |= sweep.states([name], believe=[])
+  print(states.table(list(found.values())))
+  return 0
+
+
+def _submitit_folder(sweep: states.Sweep) -> pathlib.Path:
+  return pathlib.Path(sweep.log('x').parent.parent) / '.submitit'
+
+
+class _Progress:
+  """Says what happens, and keeps `runs.json` true."""
+
+  def __init__(self, sweep: states.Sweep, total: int) -> None:
+    self._sweep = sweep
+    self._states = sweep.states()
+    self._total, self._done = total, 0
+    self._lock = threading.Lock()
+
+  def started(self, name: str) -> None:
+    """A run begins."""
+    with self._lock:
+      self._states[name].state = states.RUNNING
+      self._sweep.write(self._states.values())
+
+  def ended(self, name: str, answer: dict[str, Any]) -> None:
+    """A run has ended, somehow."""
+    with self._lock:
+      if answer.get('died'):  # It could not say so itself.
+        with self._sweep.log(name).open('a') as log:
+          log.write(f'\nerror: {answer["error"]}\n')
+      state = self._sweep.states([name])[name]
+      state.seconds = answer.get('seconds')
+      state.state = answer.get('state', state.state)
+      self._states[name] = state
+      self._sweep.write(self._states.values())
+      self._done += 1
+      took = '' if state.seconds is None else f', {state.seconds:.0f} s'
+      about = f': {state.error}' if state.error else ''
+      print(
+        f'[{self._done}/{self._total}] {name} {state.state}{took}{about}',
+        flush=True,
+      )
+
+
+def _run_here(pool: local.Pool, sweep: states.Sweep) -> int:
+  """Runs what is not finished; returns the exit status."""
+  found = sweep.states()
+  todo = [n for n, state in found.items() if state.state != states.FINISHED]
+  print(f'{states.summary(list(found.values()))}; logs: {sweep.log("RUN")}')
+  progress = _Progress(sweep, len(todo))
+  jobs = [
+    (
+      name,
+      {
+        'flags': _flags(sweep, sweep.runs[name]),
+        'log': os.fspath(sweep.log(name)),
+      },
+    )
+    for name in todo
+  ]
+  with _terminable():
+    try:
+      pool.run(jobs, progress.started, progress.ended)
+    finally:
+      found = sweep.states()
+      sweep.write(found.values())
+      print(states.table(list(found.values())))
+  failed = any(state.state != states.FINISHED for state in found.values())
+  return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """Makes SIGTERM what Ctrl-C is."""
+
+  def interrupt(*unused: Any) -> None:
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _submit(sweep: states.Sweep, launcher: list[str], parallel: int) -> int:
+  """Submits what is neither finished nor queued to Slurm."""
+  folder = _submitit_folder(sweep)
+  found = sweep.states()
+  todo = [
+    name
+    for name, state in found.items()
+    if state.state != states.FINISHED
+    and not (state.job and slurm.is_alive(state.job, folder))
+  ]
+  jobs = {
+    name: slurm.Training(
+      _flags(sweep, sweep.runs[name]), os.path.abspath(sweep.log(name))
+    )
+    for name in todo
+  }
+  if jobs:
+    submitted = slurm.submit(jobs, launcher, parallel, folder)
+    for name, job in submitted.items():
+      found[name].state, found[name].job = states.SUBMITTED, job
+  sweep.write(found.values())
+  print(states.table(list(found.values())))
+  return 0
+
+
+def _run_there(
+  sweep: states.Sweep, where: str, launcher: list[str], parallel: int
+) -> int:
+  """Starts what is not finished through a script, N at a time."""
+  remote.check(where, launcher)
+  found = sweep.states()
+  todo = [n for n, state in found.items() if state.state != states.FINISHED]
+  progress = _Progress(sweep, len(todo))
+
+  def launch(name: str) -> None:
+    progress.started(name)
+    flags = _flags(sweep, sweep.runs[name])
+    command = remote.arguments(where, name, flags, launcher)
+    log = pathlib.Path(sweep.log(name))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('a') as file:
+      status = subprocess.call(command, stdout=file, stderr=file)
+    if status and not sweep.error(name):
+      with log.open('a') as file:
+        file.write(f'error: {command[1]} ended with exit status {status}\n')
+    submitted = where == 'gke' and not status
+    progress.ended(name, {'state': states.SUBMITTED} if submitted else {})
+
+  print(f'{states.summary(list(found.values()))}; logs: {sweep.log("RUN")}')
+  with futures.ThreadPoolExecutor(parallel) as pool:
+    waiting = [pool.submit(launch, name) for name in todo]
+    try:
+      for one in waiting:
+        one.result()
+    except KeyboardInterrupt:  # The scripts have got it, too.
+      pool.shutdown(cancel_futures=True)
+      raise
+  return _show(sweep)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

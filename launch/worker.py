@@ -1,0 +1,155 @@
+"""A process that takes one run of a sweep after another.
+
+Started by `local`: `python -m launch.worker`. One line of JSON comes in for
+each thing to do, one goes out when it is done; what runs print goes to their
+logs. TensorFlow and JAX are imported once for many runs, and a crash is that of
+one run. When its standard input ends, which is when the sweep was killed, the
+worker stops its run as Ctrl-C does, and ends.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import gc
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, TextIO
+
+from dst_t5x import config
+from dst_t5x.errors import UserError, first_line
+
+
+def main() -> None:
+  """Serves until standard input ends."""
+  # Whatever a library prints must not get between the answers.
+  answers = os.fdopen(os.dup(1), 'w', buffering=1)
+  os.dup2(2, 1)
+  config.handle_interrupts()
+  is_busy = threading.Event()
+  requests = _requests(is_busy)
+  from dst_t5x import train  # Ten seconds.
+
+  del train
+  _answer(answers, {'ready': True})
+  commands: dict[str, Callable[..., dict[str, Any]]] = {
+    'train': train_run,
+    'check': check_run,
+  }
+  try:
+    while (request := requests.get()) is not None:
+      command = commands[request.pop('command')]
+      is_busy.set()
+      answer = command(**request)
+      is_busy.clear()
+      _answer(answers, answer)
+  except (KeyboardInterrupt, BrokenPipeError):
+    pass
+
+
+def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
+  """Trains as `python -m dst_t5x.train` does.
+
+  Args:
+    flags: its arguments.
+    log: file that gets its output, after what is there.
+
+  Returns:
+    `seconds`; and `error`, one line, if it failed.
+  """
+  import jax
+
+  from dst_t5x import train
+
+  started, error = time.monotonic(), ''
+  with _output_to(log):
+    config.log_quietly()
+    print('$ python -m dst_t5x.train', *flags, flush=True)
+    try:
+      config.parse(flags, train.train)()
+      print('finished', flush=True)
+    except KeyboardInterrupt:
+      error = 'interrupted'
+    except UserError as e:
+      error = first_line(e)
+    except Exception as e:
+      traceback.print_exc()
+      error = f'{type(e).__name__}: {first_line(e)}'
+    if error:
+      print('interrupted' if error == 'interrupted' else f'error: {error}',
+            flush=True)  # fmt: skip
+  jax.clear_caches()
+  gc.collect()
+  return {'seconds': time.monotonic() - started, 'error': error}
+
+
+def check_run(
+  flags: Sequence[str], folder: str, with_work: bool = False
+) -> dict[str, Any]:
+  """Checks a run's configuration, and against what its folder holds.
+
+  Args:
+    flags: of `python -m dst_t5x.train`.
+    folder: its MODEL_DIR.
+    with_work: whether `dst_t5x.work` is wanted, which takes longer.
+
+  Returns:
+    `error`, one line, if it would fail; and `work`, if wanted.
+  """
+  from dst_t5x import identity
+  from dst_t5x import train
+  from dst_t5x import work
+
+  try:
+    config.parse(flags, train.train)
+    identity.check(folder, identity.of(train.train))
+    return {'error': '', 'work': work.of_flags(flags) if with_work else {}}
+  except UserError as e:
+    return {'error': first_line(e)}
+
+
+def _requests(
+  is_busy: threading.Event,
+) -> 'queue.SimpleQueue[dict[str, Any] | None]':
+  """Returns the queue of what comes in, None at the end."""
+  requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+  def read() -> None:
+    for line in sys.stdin:
+      requests.put(json.loads(line))
+    requests.put(None)
+    if is_busy.is_set():
+      os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=read, daemon=True).start()
+  return requests
+
+
+def _answer(answers: TextIO, content: dict[str, Any]) -> None:
+  answers.write(json.dumps(content) + '\n')
+
+
+@contextlib.contextmanager
+def _output_to(path: str) -> Iterator[None]:
+  """Sends standard output and errors, also those of C++, to a file."""
+  before = os.dup(1), os.dup(2)
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with open(path, 'a', encoding='utf-8') as log:
+    try:
+      os.dup2(log.fileno(), 1)
+      os.dup2(log.fileno(), 2)
+      yield
+    finally:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      for descriptor, copy in zip((1, 2), before, strict=True):
+        os.dup2(copy, descriptor)
+        os.close(copy)
+
+
+if __name__ == '__main__':
+  main()
