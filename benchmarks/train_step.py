@@ -61,7 +61,7 @@ _ADAPTERS: dict[str, adapters.Adapter] = {
 }
 _PARTS = {'norms': [budget.NORMS], 'head_only': [budget.HEAD]}
 _METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
-_SMALL = network.T5Config(
+SMALL = network.T5Config(
   vocab_size=32128,
   emb_dim=512,
   num_heads=6,
@@ -163,7 +163,7 @@ def make_methods(
     after: projection.Projection | None = None,
   ) -> Method:
     trainer = trainer_lib.Trainer(
-      network=adapters.replaced(network.Transformer(_SMALL), adapter),
+      network=adapters.replaced(network.Transformer(SMALL), adapter),
       optimizer=optimizers.adafactor(optimizers.schedule(0.001)),
       projection=after or projection.NoProjection(),
       trained=trained,
@@ -183,7 +183,7 @@ def make_methods(
   if options.peft:
     import peft_step  # It needs torch.
 
-    yield 'peft_lora', None, peft_step.PeftLora(_SMALL, seed, _RANK)
+    yield 'peft_lora', None, peft_step.PeftLora(SMALL, seed, _RANK)
 
 
 def main() -> None:
@@ -206,7 +206,7 @@ def main() -> None:
     parser.error(f'--steps must be above {_WARM + 1}')
   if options.peft and jax.default_backend() != 'cpu':
     parser.error('--peft is for CPUs: run with JAX_PLATFORMS=cpu')
-  seed = make_params(network.Transformer(_SMALL))
+  seed = make_params(network.Transformer(SMALL))
   random = np.random.default_rng(0)
   batches = [
     make_batch(random, options.batch_size, options.inputs, options.targets)
