@@ -40,13 +40,24 @@ _INSTALL = [
   'tqdm>=4.66',
 ]
 
+# `python -m dst_t5x.serve`, which those who train do not need.
+_SERVE = [
+  'cachetools>=6.0',
+  'fastapi>=0.115',
+  'prometheus-client>=0.20',
+  'uvicorn>=0.30',
+]
+
 _TEST = [
+  *_SERVE,
+  'httpx2>=2.16',  # Starlette's test client.
   'hypothesis>=6.100',
   'mypy>=1.15',
   'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
   'pytest>=8.0',
   'pytest-xdist>=3.5',
   'ruff>=0.11',
+  'selenium>=4.20',  # The server's page in Chromium, where there is one.
   'setuptools>=77',  # The test of the wheel builds one without a network.
   # The outside peer. Pinned: other versions of torch bring gigabytes of CUDA.
   'torch==2.13.0',
@@ -64,12 +75,12 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['dst_t5x', 'dst_t5x.*']),
   # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the
   # top; in a wheel they are real folders.
-  package_data={'dst_t5x': ['gin/**/*.gin', 'py.typed']},
+  package_data={'dst_t5x': ['gin/**/*.gin', 'py.typed', 'serving/page.html']},
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.
   python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
-  extras_require={'test': _TEST},
+  extras_require={'serve': _SERVE, 'test': _TEST},
   classifiers=[
     'Development Status :: 3 - Alpha',
     'Intended Audience :: Science/Research',

@@ -157,7 +157,7 @@ def _listening(host: str, port: int) -> socket.socket:
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
-  except (OSError, OverflowError) as e:
+  except OSError as e:
     raise UserError(
       f'cannot listen on {host}, port {port}: {e}; choose others with --host'
       ' and --port'
@@ -193,6 +193,8 @@ def _check(options: argparse.Namespace) -> None:
     'drain_seconds',
   ):
     check_positive(f'--{name.replace("_", "-")}', getattr(options, name))
+  if not 0 <= options.port < 2**16:
+    raise UserError(f'--port must be from 0 to 65535, not {options.port}')
   for name in ('deadline', 'max_share'):
     if not getattr(options, name) > 0:
       raise UserError(f'--{name.replace("_", "-")} must be above 0')

@@ -86,8 +86,8 @@ class Serving(stateful.RuleBasedStateMachine):
 
   @stateful.rule(kind=st.sampled_from(('seed', 'place', 'value', 'order')))
   def wrong(self, kind):
+    bad = model_lib.Row(serving.tokens(1), 'bad', lambda: _wrong(kind))
     with pytest.raises(UserError):
-      bad = model_lib.Row(serving.tokens(1), 'bad', lambda: _wrong(kind))
       self.model.decode([_row(0, 0.05, 1), bad])
 
   @stateful.rule(
@@ -162,7 +162,7 @@ def _replaced(name, function):
 TestSequences = Serving.TestCase
 TestSequences.settings = settings(
   max_examples=2000,
-  stateful_step_count=6,
+  stateful_step_count=4,
   deadline=None,
   suppress_health_check=list(HealthCheck),
   derandomize=True,

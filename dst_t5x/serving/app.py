@@ -14,6 +14,7 @@ from fastapi import exceptions
 from fastapi import responses
 from fastapi import security
 import pydantic
+from starlette import exceptions as http_exceptions
 from starlette.middleware import trustedhost
 
 import dst_t5x
@@ -147,7 +148,8 @@ def create_app(
   )
   _handle_errors(app)
   _open_routes(app, service)
-  guarded = fastapi.APIRouter(dependencies=[fastapi.Depends(_guard(token))])
+  guards = [fastapi.Depends(_guard(token))] if token else []
+  guarded = fastapi.APIRouter(dependencies=guards)
   _generate_route(guarded, service)
   _subset_routes(guarded, service)
   app.include_router(guarded)
@@ -160,7 +162,7 @@ def create_app(
   return app
 
 
-def _guard(token: str | None) -> Callable[..., None]:
+def _guard(token: str) -> Callable[..., None]:
   """Returns what refuses requests without the token."""
   bearer = security.HTTPBearer(auto_error=False)
   Given = Annotated[
@@ -170,7 +172,7 @@ def _guard(token: str | None) -> Callable[..., None]:
   def check(given: Given) -> None:
     # Starlette takes a header's bytes for Latin-1.
     shown = given.credentials.encode('latin-1') if given else b''
-    if token and not secrets.compare_digest(shown, token.encode()):
+    if not secrets.compare_digest(shown, token.encode()):
       raise fastapi.HTTPException(
         401,
         'show the token: Authorization: Bearer …',
@@ -202,9 +204,9 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
     where = '.'.join(str(part) for part in first['loc'] if part != 'body')
     return say(422, f'{where or "the request"}: {first["msg"]}')
 
-  @app.exception_handler(fastapi.HTTPException)
+  @app.exception_handler(http_exceptions.HTTPException)
   async def known(
-    _: fastapi.Request, e: fastapi.HTTPException
+    _: fastapi.Request, e: http_exceptions.HTTPException
   ) -> fastapi.Response:
     return say(e.status_code, str(e.detail), e.headers)
 

@@ -255,16 +255,20 @@ class MultiSubsetModel:
     """Makes the parameters those of a subset."""
     if self._params is None:
       self._restore()
-    if placed is self._applied:
+    old = self._applied
+    if placed is old:
       return
-    if self._applied is not None:
-      self._params = self.layout.write(self._params, self._applied, tuned=False)
+    if old is not None and placed is not None:
+      self._params = self.layout.swap(self._params, old, placed)
+      self._applied = placed
+    elif old is not None:
+      self._params = self.layout.write(self._params, old, tuned=False)
       self._applied = None
-    if placed is not None:
+    elif placed is not None:
       # Noted before: a write that fails halfway is undone like a whole one.
       self._applied = placed
       self._params = self.layout.write(self._params, placed, tuned=True)
-      self.counts['swaps'] += 1
+    self.counts['swaps'] += placed is not None
 
   @contextlib.contextmanager
   def _repairing(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ new subset of a class that has been seen compiles nothing.
     layout = Layout(params, fingerprint)
     placed = layout.place(subset, params)  # `params` are the seed.
     params = layout.write(params, placed, tuned=True)
-    params = layout.write(params, placed, tuned=False)  # The seed, bit for bit.
+    params = layout.swap(params, placed, another)
+    params = layout.write(params, another, tuned=False)  # The seed's bits.
 
 Unlike `subset.apply_in_place`, `write` never reads: what has to be there again
 is known since `place`. That takes half the time, and the seed comes back
@@ -219,13 +220,37 @@ class Layout:
       tuned: the subset's values, else those of the seed.
     """
     leaves, tree = jax.tree.flatten(params)
-    _, _, seeds, _ = arrays = placed.arrays
-    if not tuned:
-      arrays = arrays._replace(values=seeds)
+    arrays = placed.arrays if tuned else _untuned(placed)
     rooms = self.rooms(placed.capacity, placed.slack)
     for i in range(placed.rounds):
-      leaves = _write(leaves, arrays, i, rooms=rooms)
+      leaves = _write(leaves, [arrays], i, rooms=rooms)
     return jax.tree.unflatten(tree, leaves)
+
+  def swap(self, params: PyTree, old: Placed, new: Placed) -> PyTree:
+    """Returns the parameters with another subset than they had.
+
+    Args:
+      params: with the values of `old`; donated.
+      old: goes.
+      new: comes.
+    """
+    if (
+      (old.capacity, old.slack) != (new.capacity, new.slack)
+      or old.rounds > 1
+      or new.rounds > 1
+    ):
+      params = self.write(params, old, tuned=False)
+      return self.write(params, new, tuned=True)
+    leaves, tree = jax.tree.flatten(params)
+    rooms = self.rooms(new.capacity, new.slack)
+    # In one call: a call with so many tensors takes longer than it works.
+    leaves = _write(leaves, [_untuned(old), new.arrays], 0, rooms=rooms)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _untuned(placed: Placed) -> Arrays:
+  """Returns a subset's entries with the seed's values."""
+  return placed.arrays._replace(values=placed.arrays.seeds)
 
 
 def empty(layout: Layout, capacity: int) -> Placed:
@@ -262,16 +287,17 @@ def _part(arrays: Arrays, i: int, room: int, round_: Array | int) -> _Part:
 
 @functools.partial(jax.jit, static_argnames='rooms', donate_argnums=0)
 def _write(
-  leaves: list[Array], arrays: Arrays, round_: Array, rooms: Rooms
+  leaves: list[Array], in_turn: list[Arrays], round_: Array, rooms: Rooms
 ) -> list[Array]:
-  """Returns the tensors with the values of a round."""
+  """Returns the tensors with the values of a round of some subsets in turn."""
   changed = []
   for i, (leaf, room) in enumerate(zip(leaves, rooms, strict=True)):
-    part = _part(arrays, i, room, round_)
-    # Beyond the tensor's end nothing is written.
-    where = jnp.where(part.own, part.of(arrays.positions), leaf.size)
     tensor = leaf.reshape(-1)
-    tensor = tensor.at[where].set(part.of(arrays.values), mode='drop')
+    for arrays in in_turn:
+      part = _part(arrays, i, room, round_)
+      # Beyond the tensor's end nothing is written.
+      where = jnp.where(part.own, part.of(arrays.positions), leaf.size)
+      tensor = tensor.at[where].set(part.of(arrays.values), mode='drop')
     changed.append(tensor.reshape(leaf.shape))
   return changed
 

@@ -110,6 +110,7 @@ class Scheduler:
     with self._changed:
       if not self.is_open:
         raise DrainingError('the server is ending and takes no more requests')
+      self._drop_late()
       if len(self._waiting) + len(requests) > self._max_queue:
         raise BusyError(
           f'{len(self._waiting)} requests are waiting, of at most'
@@ -157,7 +158,9 @@ class Scheduler:
         self._changed.wait(rest)
 
   def _drop_late(self) -> None:
+    """Drops what nobody waits for any more."""
     now = time.monotonic()
+    self._waiting = [r for r in self._waiting if not r.future.cancelled()]
     late = [r for r in self._waiting if r.deadline < now]
     self._waiting = [r for r in self._waiting if r.deadline >= now]
     for request in late:
