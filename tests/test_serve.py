@@ -201,8 +201,8 @@ def test_it_does_what_its_description_says(toy_seed, tmp_path):
   program = shutil.which('schemathesis')
   if not program:
     pytest.skip('no program schemathesis')
+  # No 500 is described; 504 is, when a deadline passes.
   checks = (
-    'not_a_server_error',
     'status_code_conformance',
     'content_type_conformance',
     'response_schema_conformance',

@@ -36,7 +36,7 @@ _PAGE = pathlib.Path(__file__).parent / 'page.html'
 # The page has all in itself, and talks to nobody else.
 _POLICY = (
   "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
-  " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+  " connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
 )
 _Name = Annotated[str, fastapi.Path(description='of the subset')]
 
@@ -117,6 +117,15 @@ class Health(pydantic.BaseModel):
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
   return {status: {'model': Error} for status in (401, *statuses)}
+
+
+# Where the answer itself is no JSON.
+_JSON_ERROR = {
+  'description': 'Unauthorized',
+  'content': {
+    'application/json': {'schema': {'$ref': '#/components/schemas/Error'}}
+  },
+}
 
 
 def create_app(
@@ -259,7 +268,9 @@ def _generate_route(
 ) -> None:
   """Decoding, and how it goes."""
 
-  @router.post('/generate', responses=_errors(404, 413, 422, 429, 503, 504))
+  @router.post(
+    '/generate', responses=_errors(400, 404, 413, 422, 429, 503, 504)
+  )
   async def generate(request: GenerateRequest) -> GenerateResponse:
     """Decodes inputs with a subset, as if they were alone."""
     if request.subset is not None and request.subset_file is not None:
@@ -282,7 +293,7 @@ def _generate_route(
   @router.get(
     '/metrics',
     response_class=responses.PlainTextResponse,
-    responses=_errors(),
+    responses={401: _JSON_ERROR},
   )
   def metrics() -> fastapi.Response:
     """Counts and times for Prometheus."""
