@@ -304,8 +304,13 @@ class MultiSubsetModel:
     self.counts['restored'] += 1
 
   def _to_device(self) -> PyTree:
-    # A copy of its own: XLA:CPU may share memory with a host array.
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(self._load_seed())
+    return _copied(self._load_seed())
+
+
+@jax.jit
+def _copied(params: PyTree) -> PyTree:
+  """Returns a copy on the device: XLA:CPU may share memory with the host's."""
+  return jax.tree.map(jnp.copy, params)
 
 
 class _How(NamedTuple):
