@@ -19,6 +19,7 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
 from absl import logging as absl_logging
+import numpy as np
 
 from dst_t5x import convert
 from dst_t5x import network as network_lib
@@ -126,8 +127,7 @@ def make_service(options: argparse.Namespace) -> Any:
   )
   library = library_lib.Library(options.subsets, model.layout, limits)
   absl_logging.info('%d subsets in %s', len(library.names()), options.subsets)
-  # Compiled before the first request, which would wait for it.
-  model.decode([model_lib.Row(texts.encode(''))])
+  _warm_up(model, library, options.warm_up)
   return service_lib.Service(
     model,
     library,
@@ -140,6 +140,26 @@ def make_service(options: argparse.Namespace) -> Any:
       max_wait=options.max_wait,
     ),
   )
+
+
+def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
+  """Compiles before the first request, which would wait for it."""
+  from dst_t5x.serving import model as model_lib
+  from dst_t5x.serving import placement
+
+  classes: dict[int, str] = {}
+  for name in library.names() if lengths else ():
+    try:
+      size = library.get(name).subset.size
+    except UserError as e:
+      absl_logging.warning('%s', e)
+      continue
+    classes.setdefault(placement.capacity_class(size), name)
+  model.decode([model_lib.Row(np.ones(1, np.int32))])
+  for length in lengths:
+    seed = model_lib.Row(np.ones(length, np.int32))
+    for name in classes.values():
+      model.warm_up([library.row(name, seed.tokens), seed])
 
 
 def _load_seed(path: str) -> seeds.Seed:
@@ -198,6 +218,9 @@ def _check(options: argparse.Namespace) -> None:
   for name in ('deadline', 'max_share'):
     if not getattr(options, name) > 0:
       raise UserError(f'--{name.replace("_", "-")} must be above 0')
+  for length in options.warm_up:
+    if not 0 < length <= options.input_length:
+      raise UserError(f'--warm-up: no input has {length} pieces')
   if not options.mix_up_to >= 0:
     raise UserError('--mix-up-to must be at least 0')
   if not 0 <= options.max_wait < options.deadline:
@@ -232,6 +255,15 @@ def _parser() -> argparse.ArgumentParser:
   add('--token-file', None, f'what clients must show; or {TOKEN_VARIABLE}')
   add('--input-length', 512, 'pieces of an input; longer ones are refused')
   add('--output-length', 128, 'pieces that are decoded at most')
+  parser.add_argument(
+    '--warm-up',
+    nargs='+',
+    type=int,
+    default=[],
+    metavar='LENGTH',
+    help='compile for inputs of these lengths and all batch sizes before'
+    ' serving, for classes of subsets that are there',
+  )
   add('--beams', 4, 'of requests that want beam search')
   add('--max-batch', 16, 'inputs that are decoded at once')
   add('--max-wait', 0.002, 'seconds that an input waits for others')

@@ -180,6 +180,17 @@ def test_nothing_compiles_for_a_new_subset_of_a_class():
     assert not found
 
 
+def test_warming_up_compiles_for_all_batches():
+  served = serving.model(max_batch=4)
+  served.warm_up([_row(0, 0.02)[0], _row(1)[0]])
+  with serving.compilations() as found:
+    for number in (1, 2, 3, 4):
+      served.decode([_row(i, 0.02)[0] for i in range(number)])
+      served.decode([_row(5, 0.02)[0]] * number)
+      served.decode([_row(i)[0] for i in range(number)])
+  assert not found
+
+
 def test_the_device_holds_what_was_used_last():
   served = serving.model(device_bytes=1)
   _assert_as_alone(served, [_row(1, 0.02), _row(2, 0.02)])

@@ -18,10 +18,12 @@ import threading
 from typing import Any, NamedTuple
 
 import cachetools
+import numpy as np
 
 from dst_t5x import errors
 from dst_t5x import subset as subset_lib
 from dst_t5x.errors import UserError
+from dst_t5x.serving import model as model_lib
 from dst_t5x.serving import placement
 
 SENT = '.sent'
@@ -152,6 +154,16 @@ class Library:
       if known.nbytes <= self.host.maxsize:
         self.host[key] = known
     return known
+
+  def row(self, name: str, tokens: np.ndarray) -> model_lib.Row:
+    """Returns what a model decodes with a subset.
+
+    Raises:
+      NotFoundError: there is none of this name.
+      UserError: its file is damaged, or not of this seed.
+    """
+    key, known = self.key(name), self.get(name)
+    return model_lib.Row(tokens, key, lambda: known.subset)
 
   def add(self, name: str, blob: bytes) -> Known:
     """Keeps a file under a name, whole or not at all.

@@ -66,6 +66,7 @@ class MultiSubsetModel:
     max_decode_length: tokens that are decoded at most.
     placed: the subsets on the device, by what they are known by, up to some
       bytes; the one not used for longest goes first.
+    max_batch: rows that are decoded at once.
     most_mixed: entries that a subset may have to be mixed with others.
     counts: how often what happened: `swaps`, `device_hits`, `device_misses`,
       `restored`.
@@ -111,7 +112,7 @@ class MultiSubsetModel:
     )
     self._network = network
     self._load_seed = load_seed
-    self._max_batch = max_batch
+    self.max_batch = max_batch
     self._applied: placement.Placed | None = None
     self._nothing: dict[int, placement.Placed] = {}
     self._params: PyTree | None = self._to_device()
@@ -139,11 +140,33 @@ class MultiSubsetModel:
       answers: dict[int, Answer] = {}
       placed = self._place_all(rows)
       for group in self._groups(rows, placed):
-        for some in _chunks(group, self._max_batch):
+        for some in _chunks(group, self.max_batch):
           tokens = _batch([rows[i].tokens for i in some])
           found = self._decode(tokens, [placed[i] for i in some], decoder)
           answers |= dict(zip(some, found, strict=False))
     return [answers[i] for i in range(len(rows))]
+
+  def warm_up(self, rows: Sequence[Row], decoder: Decoder = GREEDY) -> None:
+    """Compiles what batches of any size with rows like these will need.
+
+    Args:
+      rows: of the lengths and of the classes that there will be.
+      decoder: greedy or beam search.
+    """
+    with self._repairing():
+      for placed in self._place_all(rows):
+        if placed is not None:
+          # From any subset to another of the class.
+          other = self._none(placed.capacity)._replace(slack=placed.slack)
+          self._apply(other)
+          self._apply(placed)
+    size = 1
+    while size <= self.max_batch:
+      for row in rows:
+        self.decode([row] * size, decoder)
+      if size > 1:
+        self.decode([rows[i % len(rows)] for i in range(size)], decoder)
+      size *= 2
 
   def mixes(self, placed: placement.Placed | None) -> bool:
     """Returns whether a subset may be in one batch with others."""

@@ -136,9 +136,7 @@ class Service:
     tokens = [self._texts.encode(text) for text in inputs]
     if subset is None:
       return [model_lib.Row(of) for of in tokens]
-    key = self.library.key(subset)
-    known = self.library.get(subset)
-    return [model_lib.Row(of, key, lambda: known.subset) for of in tokens]
+    return [self.library.row(subset, of) for of in tokens]
 
   def _output(self, answer: model_lib.Answer) -> Output:
     tokens = int((answer.tokens > 0).sum())
