@@ -118,14 +118,7 @@ def make_service(options: argparse.Namespace) -> Any:
     mix_up_to=options.mix_up_to,
     max_batch=options.max_batch,
   )
-  limits = library_lib.Limits(
-    upload_bytes=options.upload_bytes,
-    share=options.max_share,
-    disk_bytes=options.disk_bytes,
-    sent_bytes=options.sent_bytes,
-    host_bytes=options.host_bytes,
-  )
-  library = library_lib.Library(options.subsets, model.layout, limits)
+  library = library_lib.Library(options.subsets, model.layout, _limits(options))
   absl_logging.info('%d subsets in %s', len(library.names()), options.subsets)
   _warm_up(model, library, options.warm_up)
   return service_lib.Service(
@@ -139,6 +132,18 @@ def make_service(options: argparse.Namespace) -> Any:
       max_batch=options.max_batch,
       max_wait=options.max_wait,
     ),
+  )
+
+
+def _limits(options: argparse.Namespace) -> Any:
+  from dst_t5x.serving import library as library_lib
+
+  return library_lib.Limits(
+    upload_bytes=options.upload_bytes,
+    share=options.max_share,
+    disk_bytes=options.disk_bytes,
+    sent_bytes=options.sent_bytes,
+    host_bytes=options.host_bytes,
   )
 
 

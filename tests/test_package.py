@@ -76,7 +76,7 @@ def _names(wheel):
 
 
 def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
-  expected = {'dst_t5x/py.typed'}
+  expected = {'dst_t5x/py.typed', 'dst_t5x/serving/page.html'}
   for folder, pattern in (('dst_t5x', '**/*.py'), ('gin', '**/*.gin')):
     prefix = '' if folder == 'dst_t5x' else 'dst_t5x/'
     for path in (repository / folder).glob(pattern):

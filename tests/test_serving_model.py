@@ -238,13 +238,16 @@ def test_a_wrong_subset_changes_nothing():
   _assert_as_alone(served, [_row(2, 0.1), _row(1)])
 
 
-def test_enormous_values_spoil_nobody_elses_answer():
+@pytest.mark.parametrize(
+  'path', [LOGITS, 'encoder/layers_0/attention/value/kernel']
+)
+def test_enormous_values_spoil_nobody_elses_answer(path):
   served = serving.model()
   whole, _ = serving.subset(0.3, 1)
   huge = subset_lib.Subset(
     whole.tensors,
-    {LOGITS: whole.positions[LOGITS]},
-    {LOGITS: np.full_like(whole.values[LOGITS], 3e38)},
+    {path: whole.positions[path]},
+    {path: np.full_like(whole.values[path], 3e38)},
     whole.fingerprint,
   )
   rows = [_row(2, 0.3), _row(3), _row(4, 0.3)]

@@ -193,7 +193,10 @@ def _matrices(
   """Returns path -> entries, of what is not small."""
   columns = [shape[-1] if shape else 1 for shape in tensors.shapes]
   of_slot = jnp.asarray(columns, jnp.uint32)[slots.tensor]
-  row, column = jnp.divmod(spread.positions, of_slot)
+  # A slot without an entry reads and adds nothing but in its own row's first
+  # place: what others have there may be infinite, and 0 times that is NaN.
+  positions = jnp.where(spread.own, spread.positions, 0)
+  row, column = jnp.divmod(positions, of_slot)
   values, seeds = (
     x.astype(dtype).astype(jnp.float32) for x in (spread.values, spread.seeds)
   )
