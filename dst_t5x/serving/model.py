@@ -327,7 +327,9 @@ class MultiSubsetModel:
     self.counts['restored'] += 1
 
   def _to_device(self) -> PyTree:
-    return _copied(self._load_seed())
+    # Committed to its device, as all that is written later will be: else what
+    # is compiled for the one would not do for the other.
+    return jax.device_put(_copied(self._load_seed()), jax.devices()[0])
 
 
 @jax.jit

@@ -255,10 +255,14 @@ def _untuned(placed: Placed) -> Arrays:
 
 def empty(layout: Layout, capacity: int) -> Placed:
   """Returns a subset of a class without entries, on the default device."""
-  nothing = jnp.zeros(capacity, jnp.float32)
-  starts = jnp.zeros(len(layout.sizes) + 1, jnp.int32)
-  positions = jnp.zeros(capacity, jnp.uint32)
-  return Placed(Arrays(positions, nothing, nothing, starts), 1, 1, 0)
+  vectors = (
+    np.zeros(capacity, np.uint32),
+    np.zeros(capacity, np.float32),
+    np.zeros(capacity, np.float32),
+    np.zeros(len(layout.sizes) + 1, np.int32),
+  )
+  on_device = jax.device_put(vectors, jax.devices()[0])
+  return Placed(Arrays(*on_device), slack=1, rounds=1, size=0)
 
 
 class _Part(NamedTuple):
