@@ -89,7 +89,10 @@ class Scheduler:
     self._waiting: list[Request] = []
     self._changed = threading.Condition()
     self._open = True
-    self._thread = threading.Thread(target=self._run, name='decoding')
+    # A daemon: a second Ctrl-C ends the process without waiting for it.
+    self._thread = threading.Thread(
+      target=self._run, name='decoding', daemon=True
+    )
     self._thread.start()
 
   def __len__(self) -> int:
