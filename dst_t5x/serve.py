@@ -1,0 +1,289 @@
+"""Serves many subsets on one seed: `python -m dst_t5x.serve --help`.
+
+    python -m dst_t5x.serve --seed=SEED --subsets=DIR
+
+SEED is what `python -m dst_t5x.convert` reads; DIR holds `<name>.dst` files.
+"""
+
+import argparse
+from collections.abc import Sequence
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+from typing import Any
+
+from dst_t5x import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from absl import logging as absl_logging
+import numpy as np
+
+from dst_t5x import convert
+from dst_t5x import network as network_lib
+from dst_t5x import seeds
+from dst_t5x.errors import UserError, check_positive
+from dst_t5x.tasks import vocabulary as vocabulary_lib
+
+TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
+_LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
+
+
+def main(arguments: Sequence[str]) -> int:
+  """The command line; returns the exit status."""
+  options = _parser().parse_args(arguments)
+  absl_logging.set_verbosity(absl_logging.INFO)
+  try:
+    _check(options)
+    with _listening(options.host, options.port) as listener:
+      return _serve(options, listener)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    return 128 + signal.SIGINT
+
+
+def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
+  """Serves until a signal ends it; returns the exit status."""
+  try:
+    import uvicorn
+
+    from dst_t5x.serving import app as app_lib
+  except ImportError as e:
+    raise UserError(
+      f'serving needs {e.name}: pip install "dst_t5x[serve]"'
+    ) from e
+  service = make_service(options)
+  host, port = listener.getsockname()[:2]
+  is_local = host in ('127.0.0.1', '::1')
+  token = _token(options)
+  app = app_lib.create_app(
+    service, token, list(_LOOPBACK) if is_local else None
+  )
+  if not is_local and not token:
+    absl_logging.warning(
+      'Everyone who reaches %s can use this server: set --token-file', host
+    )
+  config = uvicorn.Config(
+    app,
+    log_level=logging.WARNING,
+    timeout_graceful_shutdown=options.drain_seconds,
+    server_header=False,
+  )
+  server = uvicorn.Server(config)
+  ended_by: list[int] = []
+  # uvicorn answers signals by draining, and raises them again at its end.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: ended_by.append(number))
+  shown = f'[{host}]' if ':' in host else host
+  print(f'serving on http://{shown}:{port}/', flush=True)
+  server.run(sockets=[listener])
+  return 128 + signal.SIGINT if signal.SIGINT in ended_by else 0
+
+
+def make_service(options: argparse.Namespace) -> Any:
+  """Returns the service that the options describe, with its seed loaded.
+
+  Raises:
+    UserError: the seed, the vocabulary or the folder cannot be used.
+  """
+  from dst_t5x.serving import library as library_lib
+  from dst_t5x.serving import model as model_lib
+  from dst_t5x.serving import service as service_lib
+  from dst_t5x.serving import texts as texts_lib
+
+  texts = texts_lib.Texts(
+    vocabulary_lib.chosen(options.vocabulary), options.input_length
+  )
+  seed = _load_seed(options.seed)
+  network = network_lib.Transformer(convert.config_of_params(seed.params))
+  texts.check_fits(network)
+  first: list[Any] = [seed.params]
+  fingerprint = seed.fingerprint
+  del seed
+
+  def load() -> Any:
+    # The host's copy is not kept: it is read again if it is ever needed.
+    return first.pop() if first else _load_seed(options.seed).params
+
+  model = model_lib.MultiSubsetModel(
+    network,
+    load,
+    fingerprint,
+    max_decode_length=options.output_length,
+    device_bytes=options.device_bytes,
+    mix_up_to=options.mix_up_to,
+    max_batch=options.max_batch,
+  )
+  library = library_lib.Library(options.subsets, model.layout, _limits(options))
+  absl_logging.info('%d subsets in %s', len(library.names()), options.subsets)
+  _warm_up(model, library, options.warm_up)
+  return service_lib.Service(
+    model,
+    library,
+    texts,
+    service_lib.Options(
+      beams=options.beams,
+      deadline=options.deadline,
+      max_queue=options.max_queue,
+      max_batch=options.max_batch,
+      max_wait=options.max_wait,
+    ),
+  )
+
+
+def _limits(options: argparse.Namespace) -> Any:
+  from dst_t5x.serving import library as library_lib
+
+  return library_lib.Limits(
+    upload_bytes=options.upload_bytes,
+    share=options.max_share,
+    disk_bytes=options.disk_bytes,
+    sent_bytes=options.sent_bytes,
+    host_bytes=options.host_bytes,
+  )
+
+
+def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
+  """Compiles before the first request, which would wait for it."""
+  from dst_t5x.serving import model as model_lib
+  from dst_t5x.serving import placement
+
+  classes: dict[int, str] = {}
+  for name in library.names() if lengths else ():
+    try:
+      size = library.get(name).subset.size
+    except UserError as e:
+      absl_logging.warning('%s', e)
+      continue
+    classes.setdefault(placement.capacity_class(size), name)
+  model.decode([model_lib.Row(np.ones(1, np.int32))])
+  for length in lengths:
+    seed = model_lib.Row(np.ones(length, np.int32))
+    for name in classes.values():
+      model.warm_up([library.row(name, seed.tokens), seed])
+
+
+def _load_seed(path: str) -> seeds.Seed:
+  seed = seeds.load_seed(path)
+  if seed.adapter.added:
+    raise UserError(
+      f'{path} has an adapter: merge it first, with `python -m dst_t5x.convert'
+      ' … --format=t5x`'
+    )
+  return seed
+
+
+def _listening(host: str, port: int) -> socket.socket:
+  """Returns a socket, taken before the seed is loaded."""
+  try:
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+  except OSError as e:
+    raise UserError(
+      f'cannot listen on {host}, port {port}: {e}; choose others with --host'
+      ' and --port'
+    ) from e
+
+
+def _token(options: argparse.Namespace) -> str | None:
+  """Returns what clients must show."""
+  if not options.token_file:
+    return os.environ.get(TOKEN_VARIABLE) or None
+  try:
+    token = pathlib.Path(options.token_file).read_text().strip()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'cannot read --token-file: {e}') from e
+  if not token:
+    raise UserError(f'--token-file {options.token_file} is empty')
+  return token
+
+
+def _check(options: argparse.Namespace) -> None:
+  """Raises UserError for what makes no sense, before any work."""
+  for name in (
+    'input_length',
+    'output_length',
+    'beams',
+    'max_batch',
+    'max_queue',
+    'upload_bytes',
+    'device_bytes',
+    'host_bytes',
+    'disk_bytes',
+    'sent_bytes',
+    'drain_seconds',
+  ):
+    check_positive(f'--{name.replace("_", "-")}', getattr(options, name))
+  if not 0 <= options.port < 2**16:
+    raise UserError(f'--port must be from 0 to 65535, not {options.port}')
+  for name in ('deadline', 'max_share'):
+    if not getattr(options, name) > 0:
+      raise UserError(f'--{name.replace("_", "-")} must be above 0')
+  for length in options.warm_up:
+    if not 0 < length <= options.input_length:
+      raise UserError(f'--warm-up: no input has {length} pieces')
+  if not options.mix_up_to >= 0:
+    raise UserError('--mix-up-to must be at least 0')
+  if not 0 <= options.max_wait < options.deadline:
+    raise UserError('--max-wait must be from 0 to below --deadline')
+  _token(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='python -m dst_t5x.serve',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+  def add(name: str, default: Any, text: str, kind: Any = None) -> None:
+    shown = '' if default is None else f' (default: {default})'
+    parser.add_argument(
+      name,
+      default=default,
+      type=kind or (str if default is None else type(default)),
+      metavar=name.rpartition('-')[2].upper(),
+      help=text + shown,
+    )
+
+  parser.add_argument('--seed', metavar='DIR', required=True, help='the model')
+  parser.add_argument(
+    '--subsets', metavar='DIR', required=True, help='of <name>.dst files'
+  )
+  add('--vocabulary', None, "SentencePiece model, or `bytes`; default: T5's")
+  add('--host', '127.0.0.1', 'address')
+  add('--port', 8000, 'port; 0 chooses a free one')
+  add('--token-file', None, f'what clients must show; or {TOKEN_VARIABLE}')
+  add('--input-length', 512, 'pieces of an input; longer ones are refused')
+  add('--output-length', 128, 'pieces that are decoded at most')
+  parser.add_argument(
+    '--warm-up',
+    nargs='+',
+    type=int,
+    default=[],
+    metavar='LENGTH',
+    help='compile for inputs of these lengths and all batch sizes before'
+    ' serving, for classes of subsets that are there',
+  )
+  add('--beams', 4, 'of requests that want beam search')
+  add('--max-batch', 16, 'inputs that are decoded at once')
+  add('--max-wait', 0.002, 'seconds that an input waits for others')
+  add('--max-queue', 256, 'inputs that may wait; more are refused')
+  add('--deadline', 60.0, 'seconds until a request is given up')
+  add('--drain-seconds', 30, 'for requests under way when the server ends')
+  add('--mix-up-to', 1e-3, 'largest ε that is mixed in a batch with others')
+  add('--max-share', 0.1, 'largest ε that is accepted')
+  add('--upload-bytes', 64 * 2**20, 'of a subset file')
+  add('--device-bytes', 2**30, 'of subsets on the device')
+  add('--host-bytes', 2**30, 'of subsets in memory')
+  add('--disk-bytes', 10 * 2**30, 'of subsets with names')
+  add('--sent-bytes', 2**30, 'of subsets that came with requests')
+  return parser
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,344 @@
+"""The server's HTTP interface; `/openapi.json` describes it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import pathlib
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from absl import logging
+import anyio.to_thread
+import fastapi
+from fastapi import exceptions
+from fastapi import responses
+from fastapi import security
+import pydantic
+from starlette import exceptions as http_exceptions
+from starlette.middleware import trustedhost
+
+import dst_t5x
+from dst_t5x.errors import UserError
+from dst_t5x.serving import library as library_lib
+from dst_t5x.serving import scheduler as scheduler_lib
+from dst_t5x.serving import service as service_lib
+from dst_t5x.serving import uploads
+
+_STATUS: dict[type[UserError], int] = {
+  library_lib.NotFoundError: 404,
+  library_lib.TooLargeError: 413,
+  library_lib.FullError: 507,
+  scheduler_lib.BusyError: 429,
+  scheduler_lib.DrainingError: 503,
+  scheduler_lib.DeadlineError: 504,
+}
+_PAGE = pathlib.Path(__file__).parent / 'page.html'
+# The page has all in itself, and talks to nobody else.
+_POLICY = (
+  "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
+  " connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
+)
+_Name = Annotated[str, fastapi.Path(description='of the subset')]
+
+
+class Error(pydantic.BaseModel):
+  """What is wrong, and what to do."""
+
+  error: str
+
+
+class GenerateRequest(pydantic.BaseModel):
+  """Inputs for one subset, which is named, or sent along, or neither."""
+
+  model_config = pydantic.ConfigDict(extra='forbid')
+
+  inputs: Annotated[
+    list[str],
+    pydantic.Field(
+      min_length=1,
+      max_length=service_lib.MOST_INPUTS,
+      description="as the task's preprocessing makes them",
+    ),
+  ]
+  subset: str | None = pydantic.Field(
+    None, description='a name; the seed alone by default'
+  )
+  subset_file: pydantic.Base64Bytes | None = pydantic.Field(
+    None, description='a `.dst` file in Base64, instead of a name'
+  )
+  decoder: Literal['greedy', 'beam'] = 'greedy'
+  deadline: float | None = pydantic.Field(
+    None, gt=0, description='seconds; at most what the server allows'
+  )
+
+
+class Output(pydantic.BaseModel):
+  """The answer to one input."""
+
+  text: str
+  tokens: int
+  score: float
+
+
+class GenerateResponse(pydantic.BaseModel):
+  """The answers, in the order of the inputs."""
+
+  outputs: list[Output]
+  subset: str | None = pydantic.Field(
+    description='a file that was sent can be named so, for a while'
+  )
+  seconds: float
+
+
+class Subset(pydantic.BaseModel):
+  """A subset that the server has."""
+
+  name: str
+  bytes: int
+  size: int
+  share: float
+  about: dict[str, Any]
+
+
+class Listing(pydantic.BaseModel):
+  """All names, and what the files say that can be read."""
+
+  seed: str
+  subsets: list[Subset]
+  damaged: dict[str, str]
+
+
+class Health(pydantic.BaseModel):
+  """Whether requests are taken."""
+
+  status: Literal['ok', 'ending']
+  version: str
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+  return {status: {'model': Error} for status in (401, *statuses)}
+
+
+# Where the answer itself is no JSON.
+_JSON_ERROR = {
+  'description': 'Unauthorized',
+  'content': {
+    'application/json': {'schema': {'$ref': '#/components/schemas/Error'}}
+  },
+}
+
+
+def create_app(
+  service: service_lib.Service,
+  token: str | None = None,
+  hosts: list[str] | None = None,
+) -> fastapi.FastAPI:
+  """Returns the application.
+
+  Args:
+    service: closed when the application ends.
+    token: what clients must show, if anything.
+    hosts: names of the server that requests may use; any by default.
+  """
+
+  @contextlib.asynccontextmanager
+  async def ending(app: fastapi.FastAPI) -> AsyncIterator[None]:
+    del app
+    yield
+    await anyio.to_thread.run_sync(service.scheduler.close)
+
+  app = fastapi.FastAPI(
+    title='dst_t5x',
+    summary='One seed, many subsets',
+    version=dst_t5x.__version__,
+    docs_url=None,  # They would load scripts from elsewhere.
+    redoc_url=None,
+    lifespan=ending,
+  )
+  _handle_errors(app)
+  _open_routes(app, service)
+  guards = [fastapi.Depends(_guard(token))] if token else []
+  guarded = fastapi.APIRouter(dependencies=guards)
+  _generate_route(guarded, service)
+  _subset_routes(guarded, service)
+  app.include_router(guarded)
+  app.middleware('http')(_counting(service))
+  # Base64, and the rest of the request.
+  limit = service.library.limits.upload_bytes * 4 // 3 + 2**20
+  app.add_middleware(uploads.BodyLimit, limit=limit)
+  if hosts:
+    app.add_middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=hosts)
+  return app
+
+
+def _guard(token: str) -> Callable[..., None]:
+  """Returns what refuses requests without the token."""
+  bearer = security.HTTPBearer(auto_error=False)
+  Given = Annotated[
+    security.HTTPAuthorizationCredentials | None, fastapi.Depends(bearer)
+  ]
+
+  def check(given: Given) -> None:
+    # Starlette takes a header's bytes for Latin-1.
+    shown = given.credentials.encode('latin-1') if given else b''
+    if not secrets.compare_digest(shown, token.encode()):
+      raise fastapi.HTTPException(
+        401,
+        'show the token: Authorization: Bearer …',
+        {'WWW-Authenticate': 'Bearer'},
+      )
+
+  return check
+
+
+def _handle_errors(app: fastapi.FastAPI) -> None:
+  """Makes every error one line of JSON."""
+
+  def say(
+    status: int, text: str, headers: Any = None
+  ) -> responses.JSONResponse:
+    return responses.JSONResponse({'error': text}, status, headers)
+
+  @app.exception_handler(UserError)
+  async def user(_: fastapi.Request, e: UserError) -> fastapi.Response:
+    status = _STATUS.get(type(e), 422)
+    retry = {'Retry-After': '1'} if status in (429, 503) else None
+    return say(status, str(e).removeprefix('subset: '), retry)
+
+  @app.exception_handler(exceptions.RequestValidationError)
+  async def invalid(
+    _: fastapi.Request, e: exceptions.RequestValidationError
+  ) -> fastapi.Response:
+    first = e.errors()[0]
+    where = '.'.join(str(part) for part in first['loc'] if part != 'body')
+    return say(422, f'{where or "the request"}: {first["msg"]}')
+
+  @app.exception_handler(http_exceptions.HTTPException)
+  async def known(
+    _: fastapi.Request, e: http_exceptions.HTTPException
+  ) -> fastapi.Response:
+    return say(e.status_code, str(e.detail), e.headers)
+
+  @app.exception_handler(Exception)
+  async def unknown(_: fastapi.Request, e: Exception) -> fastapi.Response:
+    logging.error('a request failed', exc_info=e)
+    return say(500, 'the server failed; its log says more')
+
+
+def _counting(service: service_lib.Service) -> Any:
+  """Returns a middleware that counts requests."""
+
+  async def count(
+    request: fastapi.Request,
+    call_next: Callable[[fastapi.Request], Awaitable[fastapi.Response]],
+  ) -> fastapi.Response:
+    status = 500
+    try:
+      response = await call_next(request)
+      status = response.status_code
+      return response
+    finally:
+      route = request.scope.get('route')
+      path = getattr(route, 'path', 'none')
+      service.metrics.requests.labels(path, str(status)).inc()
+
+  return count
+
+
+def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
+  """What needs no token: nothing is said of the subsets."""
+
+  @app.get('/', response_class=responses.HTMLResponse, include_in_schema=False)
+  def page() -> responses.HTMLResponse:
+    return responses.HTMLResponse(
+      _PAGE.read_text(), headers={'Content-Security-Policy': _POLICY}
+    )
+
+  @app.get('/health', responses={503: {'model': Health}})
+  def health(response: fastapi.Response) -> Health:
+    """Says whether requests are taken."""
+    is_open = service.scheduler.is_open
+    response.status_code = 200 if is_open else 503
+    status: Literal['ok', 'ending'] = 'ok' if is_open else 'ending'
+    return Health(status=status, version=dst_t5x.__version__)
+
+
+def _generate_route(
+  router: fastapi.APIRouter, service: service_lib.Service
+) -> None:
+  """Decoding, and how it goes."""
+
+  @router.post(
+    '/generate', responses=_errors(400, 404, 413, 422, 429, 503, 504)
+  )
+  async def generate(request: GenerateRequest) -> GenerateResponse:
+    """Decodes inputs with a subset, as if they were alone."""
+    if request.subset is not None and request.subset_file is not None:
+      raise UserError('give subset or subset_file, not both')
+    start = time.perf_counter()
+    outputs, name = await service.generate(
+      request.inputs,
+      request.subset,
+      request.subset_file,
+      request.decoder,
+      request.deadline,
+    )
+    seconds = time.perf_counter() - start
+    service.metrics.seconds.observe(seconds)
+    found = [
+      Output(text=o.text, tokens=o.tokens, score=o.score) for o in outputs
+    ]
+    return GenerateResponse(outputs=found, subset=name, seconds=seconds)
+
+  @router.get(
+    '/metrics',
+    response_class=responses.PlainTextResponse,
+    responses={401: _JSON_ERROR},
+  )
+  def metrics() -> fastapi.Response:
+    """Counts and times for Prometheus."""
+    return fastapi.Response(
+      service.metrics.text(), media_type='text/plain; version=0.0.4'
+    )
+
+
+def _subset_routes(
+  router: fastapi.APIRouter, service: service_lib.Service
+) -> None:
+  """The library: list, look at, add, delete."""
+  library = service.library
+
+  @router.get('/subsets', responses=_errors())
+  def list_subsets() -> Listing:
+    """Lists the subsets with names."""
+    found, damaged = [], {}
+    for name in library.names():
+      try:
+        found.append(Subset(**service.describe(name, library.get(name))))
+      except library_lib.NotFoundError:
+        continue  # Deleted meanwhile.
+      except UserError as e:
+        damaged[name] = str(e)
+    return Listing(seed=service.fingerprint, subsets=found, damaged=damaged)
+
+  @router.get('/subsets/{name}', responses=_errors(404, 413, 422))
+  def get_subset(name: _Name) -> Subset:
+    """Says what a subset is."""
+    return Subset(**service.describe(name, library.get(name)))
+
+  @router.put(
+    '/subsets/{name}',
+    status_code=201,
+    responses=_errors(404, 413, 422, 507),
+    openapi_extra=uploads.FILE_BODY,
+  )
+  async def put_subset(name: _Name, request: fastapi.Request) -> Subset:
+    """Adds a subset, or replaces it; the body is a `.dst` file."""
+    blob = await request.body()
+    known = await anyio.to_thread.run_sync(library.add, name, blob)
+    return Subset(**service.describe(name, known))
+
+  @router.delete('/subsets/{name}', status_code=204, responses=_errors(404))
+  def delete_subset(name: _Name) -> None:
+    """Deletes a subset."""
+    library.delete(name)

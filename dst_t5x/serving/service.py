@@ -1,0 +1,177 @@
+"""What the server does, apart from HTTP."""
+
+import asyncio
+from collections.abc import Sequence
+import dataclasses
+import math
+import time
+from typing import Any
+
+import anyio.to_thread
+
+from dst_t5x import decoding
+from dst_t5x.errors import UserError
+from dst_t5x.serving import library as library_lib
+from dst_t5x.serving import metrics as metrics_lib
+from dst_t5x.serving import model as model_lib
+from dst_t5x.serving import scheduler as scheduler_lib
+from dst_t5x.serving import texts as texts_lib
+
+MOST_INPUTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """The answer to one input.
+
+  Attributes:
+    text: what was decoded.
+    tokens: how many, with the end token.
+    score: the decoder's.
+  """
+
+  text: str
+  tokens: int
+  score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How the server works.
+
+  Attributes:
+    beams: of the decoder `beam`.
+    deadline: seconds, of requests that name none; also the longest.
+    max_queue: inputs that may wait.
+    max_batch: inputs that are decoded at once.
+    max_wait: seconds that an input may wait for others to join it.
+  """
+
+  beams: int = 4
+  deadline: float = 60.0
+  max_queue: int = 256
+  max_batch: int = 16
+  max_wait: float = 0.002
+
+
+class Service:
+  """A model, its subsets and its queue."""
+
+  def __init__(
+    self,
+    model: model_lib.MultiSubsetModel,
+    library: library_lib.Library,
+    texts: texts_lib.Texts,
+    options: Options = Options(),
+  ) -> None:
+    """Starts the thread that decodes; nobody else may use the model."""
+    self.library = library
+    self.options = options
+    self.metrics = metrics_lib.Metrics(model, library)
+    self.fingerprint = model.layout.fingerprint
+    self.parameters = model.layout.size
+    self._most_mixed = model.most_mixed
+    self._texts = texts
+    self.scheduler = scheduler_lib.Scheduler(
+      model,
+      max_queue=options.max_queue,
+      max_batch=options.max_batch,
+      max_wait=options.max_wait,
+      watch=self.metrics.watch,
+    )
+    self.metrics.queue(self.scheduler)
+    self._decoders: dict[str, model_lib.Decoder] = {
+      'greedy': model_lib.GREEDY,
+      'beam': decoding.BeamSearch(num_beams=options.beams),
+    }
+
+  async def generate(
+    self,
+    inputs: Sequence[str],
+    subset: str | None,
+    sent: bytes | None,
+    decoder: str,
+    deadline: float | None,
+  ) -> tuple[list[Output], str | None]:
+    """Decodes inputs with one subset.
+
+    Args:
+      inputs: texts.
+      subset: its name, None for the seed.
+      sent: a subset file instead.
+      decoder: 'greedy' or 'beam'.
+      deadline: seconds.
+
+    Returns:
+      The answers, and the name of the subset.
+
+    Raises:
+      UserError: of a kind that says what is wrong.
+    """
+    until = time.monotonic() + min(
+      deadline or self.options.deadline, self.options.deadline
+    )
+    if sent is not None:
+      subset = await anyio.to_thread.run_sync(self.library.send, sent)
+    rows = await anyio.to_thread.run_sync(self._rows, inputs, subset)
+    size = 0 if rows[0].load is None else rows[0].load().size
+    requests = [
+      scheduler_lib.Request(
+        row, self._decoders[decoder], size <= self._most_mixed, until
+      )
+      for row in rows
+    ]
+    self.scheduler.submit(requests)
+    answers = await _gathered(requests, until)
+    if not all(math.isfinite(answer.score) for answer in answers):
+      raise UserError(
+        f'subset {subset!r} makes logits that are not finite: its values are'
+        ' too large for the model'
+      )
+    return [self._output(answer) for answer in answers], subset
+
+  def _rows(
+    self, inputs: Sequence[str], subset: str | None
+  ) -> list[model_lib.Row]:
+    tokens = [self._texts.encode(text) for text in inputs]
+    if subset is None:
+      return [model_lib.Row(of) for of in tokens]
+    return [self.library.row(subset, of) for of in tokens]
+
+  def _output(self, answer: model_lib.Answer) -> Output:
+    tokens = int((answer.tokens > 0).sum())
+    return Output(self._texts.decode(answer.tokens), tokens, answer.score)
+
+  def describe(self, name: str, known: library_lib.Known) -> dict[str, Any]:
+    """Returns what there is to say of a subset."""
+    size = known.subset.size
+    about = {
+      key: value
+      for key, value in known.about.items()
+      if key in ('task', 'step', 'epsilon', 'silos', 'distance', 'scores')
+    }
+    return {
+      'name': name,
+      'bytes': known.file_bytes,
+      'size': size,
+      'share': size / self.parameters,
+      'about': about,
+    }
+
+
+async def _gathered(
+  requests: list[scheduler_lib.Request], until: float
+) -> list[model_lib.Answer]:
+  """Returns the answers, or none of them: then nothing more is decoded."""
+  all_of_them = asyncio.gather(
+    *(asyncio.wrap_future(request.future) for request in requests)
+  )
+  try:
+    return await asyncio.wait_for(all_of_them, until - time.monotonic())
+  except TimeoutError as e:
+    raise scheduler_lib.DeadlineError(
+      'no answer within the deadline of the request'
+    ) from e
+  finally:
+    for request in requests:
+      request.future.cancel()

@@ -1,0 +1,49 @@
+"""Texts to tokens and back, as `infer` does it."""
+
+import numpy as np
+import seqio
+
+from dst_t5x import network as network_lib
+from dst_t5x.errors import UserError
+from dst_t5x.tasks import vocabulary as vocabulary_lib
+
+
+class Texts:
+  """A vocabulary, and how long an input may be."""
+
+  def __init__(self, vocabulary: seqio.Vocabulary, input_length: int) -> None:
+    """Reads the vocabulary.
+
+    Args:
+      vocabulary: of inputs and targets.
+      input_length: pieces of an input, with the end token.
+
+    Raises:
+      UserError: the vocabulary cannot be read.
+    """
+    vocabulary_lib.check(vocabulary)
+    self._vocabulary = vocabulary
+    self._input_length = input_length
+
+  def check_fits(self, network: network_lib.Transformer) -> None:
+    """Raises UserError if the model lacks an embedding for an id."""
+    feature = seqio.Feature(self._vocabulary)
+    vocabulary_lib.check_fits({'inputs': feature}, network)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns int32 [length], with the end token.
+
+    Raises:
+      UserError: the text is too long; nothing is cut.
+    """
+    tokens = [*self._vocabulary.encode(text), self._vocabulary.eos_id]
+    if len(tokens) > self._input_length:
+      raise UserError(
+        f'an input has {len(tokens)} pieces, more than the'
+        f' {self._input_length} that this server takes'
+      )
+    return np.array(tokens, np.int32)
+
+  def decode(self, tokens: np.ndarray) -> str:
+    """Returns the text of int32 [length]; 0 is padding."""
+    return self._vocabulary.decode([int(t) for t in tokens])

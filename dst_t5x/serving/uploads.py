@@ -1,0 +1,72 @@
+"""What may be sent to the server: not more than it wants to hold."""
+
+from starlette import responses
+from starlette import types
+
+# A body of bytes, in OpenAPI's terms.
+FILE_BODY = {
+  'requestBody': {
+    'required': True,
+    'content': {
+      'application/octet-stream': {
+        'schema': {'type': 'string', 'format': 'binary'}
+      }
+    },
+  }
+}
+
+
+class BodyLimit:
+  """ASGI middleware: a body that is too long is not read to its end."""
+
+  def __init__(self, app: types.ASGIApp, limit: int) -> None:
+    """Wraps an application; `limit` is in bytes."""
+    self._app = app
+    self._limit = limit
+
+  async def __call__(
+    self, scope: types.Scope, receive: types.Receive, send: types.Send
+  ) -> None:
+    """Answers 413 instead of the application, if it must."""
+    if scope['type'] != 'http':
+      await self._app(scope, receive, send)
+      return
+    headers = dict(scope['headers'])
+    length = headers.get(b'content-length', b'0')
+    if length.isdigit() and int(length) > self._limit:
+      await self._refuse(scope, receive, send)
+      return
+    read, too_long, started = 0, False, False
+
+    async def counted() -> types.Message:
+      nonlocal read, too_long
+      message = await receive()
+      read += len(message.get('body', b''))
+      if read > self._limit:
+        too_long = True
+        # To the application, the client has gone.
+        return {'type': 'http.disconnect'}
+      return message
+
+    async def guarded(message: types.Message) -> None:
+      nonlocal started
+      if not too_long or started:
+        started = True
+        await send(message)
+
+    try:
+      await self._app(scope, counted, guarded)
+    except Exception:
+      if not too_long:
+        raise
+    if too_long and not started:
+      await self._refuse(scope, receive, send)
+
+  async def _refuse(
+    self, scope: types.Scope, receive: types.Receive, send: types.Send
+  ) -> None:
+    text = f'the request has more than {self._limit:,} bytes'
+    response = responses.JSONResponse(
+      {'error': text}, 413, {'Connection': 'close'}
+    )
+    await response(scope, receive, send)

@@ -1,0 +1,87 @@
+"""A tiny model that serves subsets, for the tests of `dst_t5x.serving`."""
+
+import contextlib
+import functools
+
+import jax
+import networks
+import numpy as np
+import subsets
+
+from dst_t5x import fingerprint as fingerprint_lib
+from dst_t5x.serving import model as model_lib
+
+LENGTH = 6
+
+
+@functools.cache
+def network(**changes):
+  """Returns the network; its functions are compiled once for all tests."""
+  layers = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+  return networks.tiny(**layers, **changes)
+
+
+@functools.cache
+def seed(**changes):
+  """Returns its parameters, on the host; nobody writes into them."""
+  return networks.random_params(network(**changes))
+
+
+@functools.cache
+def fingerprint(**changes):
+  return fingerprint_lib.fingerprint(seed(**changes))
+
+
+def model(changes=None, **options):
+  """Returns a model that serves."""
+  changes = changes or {}
+  return model_lib.MultiSubsetModel(
+    network(**changes),
+    lambda: seed(**changes),
+    fingerprint(**changes),
+    **{'max_decode_length': LENGTH, 'mix_up_to': 1.0, **options},
+  )
+
+
+def subset(share, number, changes=None):
+  """Returns a subset of a share of each tensor, and the tuned parameters."""
+  random = np.random.default_rng(number)
+  return subsets.random_subset(seed(**(changes or {})), share, random)
+
+
+def tokens(number, length=5):
+  """Returns an input."""
+  random = np.random.default_rng(number)
+  return random.integers(2, networks.VOCAB, length, dtype=np.int32)
+
+
+@functools.cache
+def _decode(net, decoder, length):
+  return jax.jit(lambda p, t: decoder(net, p, t, length))
+
+
+def alone(params, row, decoder=model_lib.GREEDY, net=None, length=LENGTH):
+  """Returns what a dense model says: tokens and score."""
+  found = _decode(net or network(), decoder, length)(params, row[None])
+  return np.asarray(found[0][0]), float(found[1][0])
+
+
+def assert_seed(served, expected=None):
+  """The seed's bits are on the device."""
+  subsets.assert_same(served.revert(), seed() if expected is None else expected)
+
+
+@contextlib.contextmanager
+def compilations():
+  """Yields a list to which each compilation adds its seconds."""
+  found = []
+
+  def listen(event, duration, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      found.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
