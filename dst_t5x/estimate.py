@@ -23,6 +23,7 @@ from dst_t5x import collectives
 from dst_t5x import config
 from dst_t5x import gin_files
 from dst_t5x import memory as memory_lib
+from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import topologies
 from dst_t5x import train as train_lib
@@ -64,6 +65,7 @@ def estimate(
   partitioner: partitioning.Partitioner,
   work: work_lib.Work,
   compile: bool = True,
+  host: tuple[int, int] | None = None,
 ) -> Estimate:
   """Estimates a step on all devices that JAX has; allocates nothing.
 
@@ -73,12 +75,19 @@ def estimate(
     partitioner: the mesh.
     work: of the run.
     compile: whether the compiler is asked, too.
+    host: see `partitioning.Host`; what the mesh is chosen by, as in training.
 
   Raises:
     UserError: a batch cannot be divided among the devices.
   """
-  partitioner.check_batch_size(train_data.batch_size)
+  partitioner = parameters.fit(
+    trainer.network,
+    partitioner,
+    partitioning.IN_TRAINING,
+    partitioning.Host(*host) if host else None,
+  )
   trainer.check_batch_size(train_data.batch_size)
+  partitioner.check_batch_size(train_data.batch_size, trainer.microbatches)
   batch = memory_lib.batch_shapes(
     trainer,
     train_data.batch_size,
@@ -105,9 +114,11 @@ def main(argv: Sequence[str]) -> None:
   # Before anything asks JAX for its devices.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', topology.devices)
+  host = topology.devices_of_host, topology.accelerator.memory
   is_first = True
   for name, more in _variants(flags):
-    found = config.parse(work_lib.with_files(more), this.estimate)()
+    arguments = [*work_lib.with_files(more), f'--gin.estimate.host={host}']
+    found = config.parse(arguments, this.estimate)()
     if is_first:
       print(_title(topology, found))
     print(_row(name, found, topology), flush=True)

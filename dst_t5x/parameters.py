@@ -95,7 +95,10 @@ class ParameterSpace:
 
 
 def fit(
-  network: nn.Module, partitioner: partitioning.Partitioner, bytes_each: int
+  network: nn.Module,
+  partitioner: partitioning.Partitioner,
+  bytes_each: int,
+  host: partitioning.Host | None = None,
 ) -> partitioning.Partitioner:
   """Returns the partitioner with what it left open chosen for the network.
 
@@ -103,11 +106,12 @@ def fit(
     network: the model.
     partitioner: perhaps with open choices.
     bytes_each: see `Partitioner.fitted`.
+    host: likewise.
   """
   if jax.device_count() == 1:
     return partitioner
   size = sum(leaf.size for leaf in jax.tree.leaves(shapes(network)))
-  fitted = partitioner.fitted(size, bytes_each)
+  fitted = partitioner.fitted(size, bytes_each, host)
   logging.info('mesh: %s', fitted)
   return fitted
 

@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
@@ -59,6 +59,18 @@ _SHARE = 0.5
 _ASSUMED = 16 * 2**30
 
 
+class Host(NamedTuple):
+  """What a process has.
+
+  Attributes:
+    devices: how many.
+    memory: bytes of each.
+  """
+
+  devices: int
+  memory: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
   """A data × fsdp × model mesh over all devices of all processes.
@@ -96,7 +108,9 @@ class Partitioner:
     fsdp, model = self.fsdp or 1, self.model_parallelism or 1
     return jax.device_count() // (fsdp * model), fsdp, model
 
-  def fitted(self, parameters: int, bytes_each: int) -> 'Partitioner':
+  def fitted(
+    self, parameters: int, bytes_each: int, host: 'Host | None' = None
+  ) -> 'Partitioner':
     """Returns the partitioner with nothing left open.
 
     As few devices share a copy of the parameters as can be: so many that a
@@ -107,11 +121,13 @@ class Partitioner:
     Args:
       parameters: how many the model has.
       bytes_each: IN_TRAINING or IN_EVALUATION.
+      host: what a process has; by default what this one has.
     """
+    host = host or Host(jax.local_device_count(), _memory())
     devices = jax.device_count()
     fsdp, model = self.fsdp, self.model_parallelism
     if fsdp is None or model is None:
-      room = _SHARE * _memory()
+      room = _SHARE * host.memory
       known = (fsdp or 1) * (model or 1)
       sharing = next(
         (
@@ -123,7 +139,7 @@ class Partitioner:
         devices,
       )
       if model is None and fsdp is None:
-        model = math.gcd(sharing, jax.local_device_count())
+        model = math.gcd(sharing, host.devices)
       model = sharing // (fsdp or 1) if model is None else model
       fsdp = sharing // model if fsdp is None else fsdp
     return Partitioner(model, fsdp)

@@ -37,6 +37,8 @@ ACCELERATORS = {
   'h200': Accelerator(141 * 10**9, 989e12),
 }
 CPU = 'cpu'
+_OF_HOST = {'v2': 8, 'v3': 8, 'v4': 4, 'v5e': 4, 'v5p': 4, 'v6e': 4}
+_OF_HOST |= dict.fromkeys(('a100', 'a100-80gb', 'h100', 'h200'), 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Topology:
   kind: str
   devices: int
   accelerator: Accelerator
+
+  @property
+  def devices_of_host(self) -> int:
+    """How many devices a machine has, where there are several machines."""
+    return min(self.devices, _OF_HOST.get(self.kind, self.devices))
 
 
 def parse(text: str) -> Topology:

@@ -60,7 +60,9 @@ def test_eight_devices():
     ),
     '--topology=v4:2x4',
   )
-  assert '8 device(s) of 32 GiB, 4 data × 2 model; 65,536 tokens' in out
+  assert (
+    '8 device(s) of 32 GiB, 4 data × 1 fsdp × 2 model; 65,536 tokens' in out
+  )
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
   assert row['activations'] > 10 * row['gradients']
   _check_what_is_sent(out, silos=26)
