@@ -23,10 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import seqio
-from t5x import adafactor
 from t5x import checkpoints as t5x_checkpoints
-from t5x import partitioning
-from t5x import utils
 import tables
 import train_step
 
@@ -39,10 +36,8 @@ from dst_t5x import seeds
 from dst_t5x import subset
 from dst_t5x import t5x_checkpoint
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.t5x import checkpointer
+from dst_t5x.t5x import loop
 from dst_t5x.t5x import model as model_lib
-from dst_t5x.t5x import optimizer as optimizer_lib
-from dst_t5x.t5x import trainer as t5x_trainer
 
 PyTree = Any
 
@@ -159,60 +154,31 @@ class T5X:
     start = time.perf_counter()
     network: Any = _network(dropout)
     network = model_lib.t5x_own(network) if own else network
-    rules = (('lora_rank', None), ('prompt', None))
-    self._partitioner = partitioning.PjitPartitioner(
-      num_partitions=1,
-      logical_axis_rules=partitioning.standard_logical_axis_rules(
-        additional_rules=rules
-      ),
-    )
-    optimizer = optimizer_lib.SubsetOptimizer(
-      adafactor.Adafactor(
-        logical_factor_rules=optimizer_lib.logical_factor_rules()
-      ),
+    self._trainer = loop.trainer(
       network,
       projection,
+      _TASK,
+      str(seed),
+      batch,
+      lambda step: _LEARNING_RATE,
     )
-    self._model = model_lib.EncoderDecoderModel(network, _TASK, optimizer)
-    initializer = utils.TrainStateInitializer(
-      optimizer,
-      self._model.get_initial_variables,
-      {name: x.shape for name, x in batch.items()},
-      self._partitioner,
-      {name: x.dtype for name, x in batch.items()},
-    )
-    reader = checkpointer.SeedCheckpointer(
-      initializer.global_train_state_shape,
-      self._partitioner,
-      '',
-      network=network,
-      restore_dtype=jnp.dtype('float32'),
-    )
-    self._trainer = t5x_trainer.SubsetTrainer(
-      train_state=reader.restore(path=str(seed)),
-      model=self._model,
-      partitioner=self._partitioner,
-      eval_names=(),
-      summary_dir=None,
-      train_state_axes=initializer.train_state_axes,
-      rng=jax.random.PRNGKey(0),
-      learning_rate_fn=lambda step: _LEARNING_RATE,
-      num_microbatches=1,
-    )
+    self._partitioner = self._trainer._partitioner
     self._state = self._trainer.train_state
     self._step = self._partitioner.compile(
       self._trainer._partitioned_train_step, self._state, batch
     )
     self.train(batch)
     self.first_step = time.perf_counter() - start
-    axes = initializer.train_state_axes.params
     self._decode = self._partitioner.partition(
-      self._model.predict_batch,
-      in_axis_resources=(axes, self._partitioner.data_partition_spec),
+      self._trainer._model.predict_batch,
+      in_axis_resources=(
+        self._trainer._train_state_axes.params,
+        self._partitioner.data_partition_spec,
+      ),
       out_axis_resources=None,
     )
     self._checkpointer = t5x_checkpoints.Checkpointer(
-      initializer.global_train_state_shape, self._partitioner, str(folder)
+      jax.eval_shape(lambda: self._state), self._partitioner, str(folder)
     )
     self._path = folder
 

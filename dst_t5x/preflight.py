@@ -6,7 +6,7 @@ is wrong and the process and host where it is. Training begins with the same
 checks, but for the seed, which it loads and compares anyway.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -53,17 +53,18 @@ class Found:
 Check = Callable[[], Found]
 
 
-def checks_of_training(
-  model_dir: epath.Path,
+def check_training(
+  model_dir: str | os.PathLike[str],
   trainer: trainer_lib.Trainer,
   train_data: Any,
   evaluation: evaluation_lib.Evaluation,
   partitioner: partitioning.Partitioner,
   space: parameters.ParameterSpace,
   binary: Callable[..., Any],
-  token: str,
-) -> list[tuple[str, Check]]:
-  """Returns what training begins with; see `train.train` for the arguments.
+  more: Sequence[tuple[str, Check]] = (),
+  show: bool = False,
+) -> None:
+  """Makes the checks that training begins with; leaves no trace.
 
   Args:
     model_dir: MODEL_DIR.
@@ -73,8 +74,31 @@ def checks_of_training(
     partitioner: with nothing left open.
     space: the network's parameters.
     binary: what gin configured.
-    token: see `model_dir_writable`.
+    more: checks to be made after these.
+    show: whether the first process prints what each check found.
+
+  Raises:
+    UserError: the first check that failed, and where; in all processes.
   """
+  path = epath.Path(model_dir)
+  with no_trace(path) as token:
+    checks = _checks_of_training(
+      path, trainer, train_data, evaluation, partitioner, space, binary, token
+    )
+    run_checks([*checks, *more], show)
+
+
+def _checks_of_training(
+  model_dir: epath.Path,
+  trainer: trainer_lib.Trainer,
+  train_data: Any,
+  evaluation: evaluation_lib.Evaluation,
+  partitioner: partitioning.Partitioner,
+  space: parameters.ParameterSpace,
+  binary: Callable[..., Any],
+  token: str,
+) -> list[tuple[str, Check]]:
+  """Returns the checks; arguments as of `check_training`, and no_trace's."""
 
   def configuration() -> Found:
     identity.check(model_dir, identity.of(binary))

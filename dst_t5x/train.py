@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 
 from absl import logging
-from etils import epath
 import jax
 import numpy as np
 
@@ -149,21 +148,19 @@ def train(
     trainer.network, partitioner, partitioning.IN_TRAINING
   )
   space = parameters.ParameterSpace(trainer.network, partitioner)
-  with preflight.no_trace(epath.Path(model_dir)) as token:
-    checks = preflight.checks_of_training(
-      epath.Path(model_dir),
-      trainer,
-      train_data,
-      evaluation,
-      partitioner,
-      space,
-      train,
-      token,
-    )
-    if only_check:
-      path = None if from_scratch else initial_checkpoint_path
-      checks.append(('seed', lambda: preflight.seed(path, space)))
-    preflight.run_checks(checks, show=only_check)
+  path = None if from_scratch else initial_checkpoint_path
+  preflight.check_training(
+    model_dir,
+    trainer,
+    train_data,
+    evaluation,
+    partitioner,
+    space,
+    train,
+    # Training itself loads the seed, and compares it.
+    more=[('seed', lambda: preflight.seed(path, space))] if only_check else (),
+    show=only_check,
+  )
   if only_check:
     return {}
   task = data.find(train_data.task)

@@ -28,10 +28,8 @@ name='' cluster='' zone='' type='' project='' dry_run='' mode=create
 slices=1 restarts=10 image=python:3.12
 variables=() flags=()
 
-fail() {
-  echo "error: $*" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$here/launch/common.sh"
 
 while (($#)); do
   case $1 in
@@ -48,7 +46,7 @@ while (($#)); do
     --delete) mode=delete ;;
     --dry_run) dry_run=yes ;;
     --help | -h)
-      sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+      usage "${BASH_SOURCE[0]}"
       exit
       ;;
     --)
@@ -67,18 +65,6 @@ where=(--cluster "$cluster" --zone "$zone")
 [[ $dry_run ]] || command -v xpk >/dev/null ||
   fail 'there is no xpk: pip install xpk'
 
-# Runs a command, or prints it.
-run() {
-  if [[ $dry_run ]]; then
-    printf '%s' "$1"
-    shift
-    printf ' %q' "$@"
-    printf '\n'
-  else
-    "$@"
-  fi
-}
-
 if [[ $mode == list ]]; then
   run xpk workload list "${where[@]}"
   exit
@@ -91,11 +77,7 @@ if [[ $mode == delete ]]; then
   exit
 fi
 [[ $type ]] || fail 'set --type=…, as in v5p-64'
-((${#flags[@]})) || fail "training's flags are missing: put them after --"
-[[ -e $here/setup.py ]] ||
-  fail "$here is no checkout: run this from one, which is then installed"
-[[ " ${flags[*]} " =~ MODEL_DIR=[\'\"]*gs:// ]] ||
-  fail "set --gin.MODEL_DIR=\"'gs://…'\": the hosts' own disks are lost"
+check_training "${flags[@]}"
 train=$(printf '%q ' python -m dst_t5x.train "${flags[@]}")
 cd "$here"
 run xpk workload create --workload "$name" "${where[@]}" \

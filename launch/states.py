@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import dataclasses
 import json
 import os
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -73,11 +74,16 @@ class Sweep:
     """Returns MODEL_DIR of a run."""
     return self.output / name
 
-  def log(self, name: str) -> epath.Path:
-    """Returns where the output of a run goes: a file on this machine."""
+  @property
+  def here(self) -> pathlib.Path:
+    """The folder on this machine; it has the logs, if no more."""
     if '://' in os.fspath(self.output):
-      return epath.Path('runs') / self.output.name / name / 'log.txt'
-    return self.folder(name) / 'log.txt'
+      return pathlib.Path('runs') / self.output.name
+    return pathlib.Path(self.output)
+
+  def log(self, name: str) -> pathlib.Path:
+    """Returns where the output of a run goes."""
+    return self.here / name / 'log.txt'
 
   def states(
     self,

@@ -147,7 +147,7 @@ def _environment(sweep: states.Sweep) -> dict[str, str]:
   path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
   variables = {'PYTHONPATH': path}
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = os.path.abspath(sweep.log('x').parent.parent / '.compiled')
+    cache = os.path.abspath(sweep.here / '.compiled')
     variables['JAX_COMPILATION_CACHE_DIR'] = cache
   return variables
 
@@ -186,14 +186,13 @@ def _only_sweep(sweep: states.Sweep) -> Iterator[None]:
   Raises:
     UserError: there is one already, or the folder cannot be written to.
   """
-  folder = pathlib.Path(sweep.log('x').parent.parent)
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / '.sweep.lock').open('w') as lock:
+    sweep.here.mkdir(parents=True, exist_ok=True)
+    with (sweep.here / '.sweep.lock').open('w') as lock:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       yield
   except BlockingIOError:
-    raise UserError(f'another sweep is at work in {folder}') from None
+    raise UserError(f'another sweep is at work in {sweep.here}') from None
 
 
 def _is_at_work(sweep: states.Sweep) -> bool:
@@ -217,7 +216,7 @@ def _show(sweep: states.Sweep, is_at_work: bool = False) -> int:
 
 
 def _submitit_folder(sweep: states.Sweep) -> pathlib.Path:
-  return pathlib.Path(sweep.log('x').parent.parent) / '.submitit'
+  return sweep.here / '.submitit'
 
 
 class _Progress:
@@ -334,7 +333,7 @@ def _run_there(
     progress.started(name)
     flags = _flags(sweep, sweep.runs[name])
     command = remote.arguments(where, name, flags, launcher)
-    log = pathlib.Path(sweep.log(name))
+    log = sweep.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('a') as file:
       status = subprocess.call(command, stdout=file, stderr=file)

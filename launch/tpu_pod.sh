@@ -35,14 +35,8 @@ spot='' on_demand='' keep='' dry_run='' delete=''
 retries=10 poll=30
 variables=() flags=()
 
-fail() {
-  echo "error: $*" >&2
-  exit 1
-}
-
-usage() {
-  sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
-}
+# shellcheck source=launch/common.sh
+source "$here/launch/common.sh"
 
 while (($#)); do
   case $1 in
@@ -60,7 +54,7 @@ while (($#)); do
     --delete) delete=yes ;;
     --dry_run) dry_run=yes ;;
     --help | -h)
-      usage
+      usage "${BASH_SOURCE[0]}"
       exit
       ;;
     --)
@@ -79,13 +73,7 @@ done
 [[ $type || $delete ]] || fail 'set --type=…, as in v4-32'
 [[ $retries =~ ^[0-9]+$ ]] || fail "--retries=$retries is no number"
 [[ $poll =~ ^[0-9]+$ ]] || fail "--poll=$poll is no number"
-if [[ ! $delete ]]; then
-  ((${#flags[@]})) || fail "training's flags are missing: put them after --"
-  [[ -e $here/setup.py ]] ||
-    fail "$here is no checkout: run this from one, which is then installed"
-  [[ " ${flags[*]} " =~ MODEL_DIR=[\'\"]*gs:// ]] ||
-    fail "set --gin.MODEL_DIR=\"'gs://…'\": the hosts' own disks are lost"
-fi
+[[ $delete ]] || check_training "${flags[@]}"
 if [[ ! $version ]]; then
   case $type in
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
@@ -98,18 +86,6 @@ where=(--zone="$zone")
 [[ ! $project ]] || where+=(--project="$project")
 [[ $dry_run ]] || command -v gcloud >/dev/null ||
   fail 'there is no gcloud: install the Google Cloud CLI'
-
-# Runs a command, or prints it.
-run() {
-  if [[ $dry_run ]]; then
-    printf '%s' "$1"
-    shift
-    (($# == 0)) || printf ' %q' "$@"
-    printf '\n'
-  else
-    "$@"
-  fi
-}
 
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 

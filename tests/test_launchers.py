@@ -66,7 +66,7 @@ def test_shellcheck_is_clean():
     'shellcheck', path=str(pathlib.Path(sys.executable).parent)
   )
   scripts = [*_LAUNCH.glob('*.sh'), *_LAUNCH.glob('*.sbatch')]
-  assert len(scripts) == 3
+  assert len(scripts) == 4
   done = subprocess.run([tool, *scripts], capture_output=True, text=True)
   assert done.returncode == 0, done.stdout
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import flax
 from flax import linen as nn
-from flax import traverse_util
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
@@ -22,6 +21,7 @@ from t5x import train_state as train_state_lib
 
 from dst_t5x import adapters
 from dst_t5x import parameters
+from dst_t5x import partitioning
 from dst_t5x import parts
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -170,16 +170,10 @@ class SeedCheckpointer(checkpoints.Checkpointer):
   def _place(self, params: PyTree, axes: PyTree) -> PyTree:
     """Puts host arrays on the devices, each where its part is needed."""
     specs = parts.flatten(axes)
-    return flax.core.freeze(
-      traverse_util.unflatten_dict(
-        {
-          path: jax.make_array_from_callback(
-            array.shape,
-            NamedSharding(self._partitioner.mesh, specs[path]),
-            array.__getitem__,
-          )
-          for path, array in parts.flatten(params).items()
-        },
-        sep='/',
+    placed = {
+      path: partitioning.place(
+        array, NamedSharding(self._partitioner.mesh, specs[path])
       )
-    )
+      for path, array in parts.flatten(params).items()
+    }
+    return flax.core.freeze(parts.unflatten(placed))

@@ -25,6 +25,8 @@ from dst_t5x import trained as trained_lib
 PyTree = Any
 # What an optimizer state of T5X consists of.
 _INNER = ('step', 'param_states')
+# Names that adapters give to axes, of which T5X's rules know nothing.
+ADDED_AXES = ('lora_rank', 'prompt')
 
 
 class SubsetState(flax.struct.PyTreeNode):
@@ -50,7 +52,7 @@ class SubsetState(flax.struct.PyTreeNode):
 
 def logical_factor_rules() -> Mapping[str, adafactor.FactorDim]:
   """Returns T5X's rules for AdaFactor, and those for adapters' axes."""
-  added = dict.fromkeys(('lora_rank', 'prompt'), adafactor.FactorDim.NONE)
+  added = dict.fromkeys(ADDED_AXES, adafactor.FactorDim.NONE)
   return {**adafactor.standard_logical_factor_rules(), **added}
 
 

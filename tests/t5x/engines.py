@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-from t5x import adafactor
 from t5x import partitioning
-from t5x import utils
 import toy_task
 
 from dst_t5x import data
@@ -24,10 +22,7 @@ from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.t5x import checkpointer
-from dst_t5x.t5x import model as model_lib
-from dst_t5x.t5x import optimizer as optimizer_lib
-from dst_t5x.t5x import trainer as t5x_trainer
+from dst_t5x.t5x import loop
 
 LENGTHS = {'inputs': 16, 'targets': 16}
 STEPS = 20
@@ -43,7 +38,6 @@ CONFIG = network_lib.T5Config(
   mlp_activations=('gelu', 'linear'),
   dropout_rate=0.0,
 )
-RULES = (('lora_rank', None), ('prompt', None))
 
 
 def learning_rate(projection):
@@ -71,9 +65,7 @@ class Partitioner(partitioning.PjitPartitioner):
   def __init__(self, data_parallelism: int, model_parallelism: int) -> None:
     super().__init__(
       num_partitions=model_parallelism,
-      logical_axis_rules=partitioning.standard_logical_axis_rules(
-        additional_rules=RULES
-      ),
+      logical_axis_rules=loop.logical_axis_rules(),
     )
     shape = data_parallelism, model_parallelism
     devices = np.array(jax.devices()[: np.prod(shape)])
@@ -91,46 +83,19 @@ def batches():
     return [next(source).batch for _ in range(STEPS)]
 
 
-def trainer_of_t5x(network, projection, seed, partitioner, inner=None):
-  """Returns T5X's trainer at the start of a run."""
-  inner = inner or adafactor.Adafactor(
-    logical_factor_rules=optimizer_lib.logical_factor_rules()
-  )
-  optimizer = optimizer_lib.SubsetOptimizer(inner, network, projection)
-  model = model_lib.EncoderDecoderModel(network, toy_task.NAME, optimizer)
-  like = batches()[0]
-  initializer = utils.TrainStateInitializer(
-    optimizer,
-    model.get_initial_variables,
-    {name: x.shape for name, x in like.items()},
-    partitioner,
-    {name: x.dtype for name, x in like.items()},
-  )
-  reader = checkpointer.SeedCheckpointer(
-    initializer.global_train_state_shape,
-    partitioner,
-    '',
-    network=network,
-    restore_dtype=jnp.float32,
-  )
-  return t5x_trainer.SubsetTrainer(
-    train_state=reader.restore(path=str(seed)),
-    model=model,
-    partitioner=partitioner,
-    eval_names=(),
-    summary_dir=None,
-    train_state_axes=initializer.train_state_axes,
-    rng=jax.random.PRNGKey(0),
-    learning_rate_fn=lambda step: learning_rate(projection),
-    num_microbatches=1,
-  )
-
-
 def t5x(projection, seed, partitioner=None):
   """Trains in T5X."""
   partitioner = partitioner or Partitioner(1, 1)
   network = network_lib.Transformer(CONFIG)
-  trainer = trainer_of_t5x(network, projection, seed, partitioner)
+  trainer = loop.trainer(
+    network,
+    projection,
+    toy_task.NAME,
+    str(seed),
+    batches()[0],
+    lambda step: learning_rate(projection),
+    partitioner,
+  )
   losses = []
   for batch in batches():
     with partitioner.mesh:
