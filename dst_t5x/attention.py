@@ -14,6 +14,7 @@ import numpy as np
 
 from dst_t5x import adapters
 from dst_t5x import layers
+from dst_t5x.dropout import Dropout
 
 Array = jax.Array
 
@@ -108,8 +109,6 @@ class _Attention(nn.Module):
 
   num_heads: int
   head_dim: int
-  dropout_rate: float
-  deterministic: bool
   decode: bool = False
   dtype: Any = jnp.float32
   float32_logits: bool = False
@@ -141,6 +140,7 @@ class _Attention(nn.Module):
     value: Array,
     mask: Array | None,
     bias: Array | None,
+    dropout: Dropout,
     features: int,
   ) -> Array:
     """Mixes the values `[batch, heads, key, head_dim]` by attention.
@@ -151,6 +151,7 @@ class _Attention(nn.Module):
       value: as `key`.
       mask: bool, broadcast to `[batch, heads, query, key]`; False is not seen.
       bias: float32, broadcast likewise, added to the logits.
+      dropout: of the attention's weights.
       features: size of the output's last axis.
 
     Returns:
@@ -167,10 +168,7 @@ class _Attention(nn.Module):
     if mask is not None:
       logits = jnp.where(mask, logits, _MASKED)
     weights = jax.nn.softmax(logits).astype(self.dtype)
-    weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-      weights, deterministic=self.deterministic
-    )
-    x = jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(-3, -2)
+    x = jnp.einsum('bhqk,bhkd->bhqd', dropout(weights), value).swapaxes(-3, -2)
     return layers.Dense(
       features,
       axes=('joined_kv', 'embed'),
@@ -194,6 +192,7 @@ class SelfAttention(_Attention):
     inputs: Array,
     mask: Array | None,
     bias: Array | None,
+    dropout: Dropout,
     position: Array | None = None,
   ) -> Array:
     """Maps `[batch, length, embed]` to the same shape.
@@ -202,6 +201,7 @@ class SelfAttention(_Attention):
       inputs: `[batch, length, embed]`; length 1 where a cache is read.
       mask: bool, broadcast to `[batch, heads, length, key]`.
       bias: float32, broadcast likewise.
+      dropout: of the attention's weights.
       position: int32 scalar, the position of the token of a decoding step.
     """
     query = self._project(inputs, 'query')
@@ -210,7 +210,8 @@ class SelfAttention(_Attention):
     if self.decode:
       key = self._cache('cached_key', key, position)
       value = self._cache('cached_value', value, position)
-    return self._attend(query, key, value, mask, bias, inputs.shape[-1])
+    features = inputs.shape[-1]
+    return self._attend(query, key, value, mask, bias, dropout, features)
 
   def _cache(self, name: str, new: Array, position: Array | None) -> Array:
     cached = self.variable('cache', name, jnp.zeros_like, new)
@@ -233,7 +234,9 @@ class CrossAttention(_Attention):
   """
 
   @nn.compact
-  def __call__(self, inputs: Array, encoded: Array, mask: Array) -> Array:
+  def __call__(
+    self, inputs: Array, encoded: Array, mask: Array, dropout: Dropout
+  ) -> Array:
     """Maps `[batch · beams, length, embed]` to the same shape.
 
     Args:
@@ -241,6 +244,7 @@ class CrossAttention(_Attention):
       encoded: `[batch, key, embed]`.
       mask: bool, broadcast to `[batch, heads, length, key]`; with several
         beams the same for every query.
+      dropout: of the attention's weights.
     """
     features = inputs.shape[-1]
     # The beams of an example share its keys, as if they were more positions.
@@ -249,7 +253,7 @@ class CrossAttention(_Attention):
     )
     key = self._memorise('key', encoded)
     value = self._memorise('value', encoded)
-    x = self._attend(query, key, value, mask, None, features)
+    x = self._attend(query, key, value, mask, None, dropout, features)
     return x.reshape(inputs.shape)
 
   def _memorise(self, name: str, encoded: Array) -> Array:

@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dst_t5x import adapters
+from dst_t5x.dropout import Dropout
 
 Array = jax.Array
 DType = Any
@@ -26,7 +27,7 @@ Initializer = Callable[..., Array]
 _TRUNCATED = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
-def constrain(x: Array, *axes: str) -> Array:
+def constrain(x: Array, *axes: str | None) -> Array:
   """Pins the sharding of an activation whose axes have these logical names."""
   return partitioning.with_sharding_constraint(x, axes)
 
@@ -119,13 +120,11 @@ class MlpBlock(nn.Module):
 
   mlp_dim: int
   activations: Sequence[str]
-  dropout_rate: float
-  deterministic: bool
   dtype: DType = jnp.float32
   adapter: adapters.Adapter = adapters.NONE
 
   @nn.compact
-  def __call__(self, inputs: Array) -> Array:
+  def __call__(self, inputs: Array, dropout: Dropout) -> Array:
     """Maps `[batch, length, embed]` to the same shape."""
     gates = []
     for i, name in enumerate(self.activations):
@@ -138,10 +137,7 @@ class MlpBlock(nn.Module):
       )(inputs)
       gates.append(x if name == 'linear' else getattr(nn, name)(x))
     x = functools.reduce(operator.mul, gates)
-    x = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-      x, deterministic=self.deterministic
-    )
-    x = constrain(x, 'batch', 'length', 'mlp')
+    x = constrain(dropout(x), 'batch', 'length', 'mlp')
     return Dense(
       inputs.shape[-1],
       axes=('mlp', 'embed'),

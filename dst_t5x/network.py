@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from dst_t5x import adapters
 from dst_t5x import attention
 from dst_t5x import layers
+from dst_t5x.dropout import Dropout
 from dst_t5x.layers import constrain
 
 Array = jax.Array
@@ -62,7 +63,6 @@ class _Layer(nn.Module):
   """What the layers of both stacks share."""
 
   config: T5Config
-  deterministic: bool
   decode: bool = False
 
   def _norm(self, x: Array, name: str) -> Array:
@@ -73,8 +73,6 @@ class _Layer(nn.Module):
     return kind(
       num_heads=config.num_heads,
       head_dim=config.head_dim,
-      dropout_rate=config.dropout_rate,
-      deterministic=self.deterministic,
       decode=self.decode,
       dtype=config.dtype,
       float32_logits=config.float32_attention_logits,
@@ -82,21 +80,18 @@ class _Layer(nn.Module):
       name=name,
     )
 
-  def _mlp(self, x: Array) -> Array:
+  def _mlp(self, x: Array, dropout: Dropout) -> Array:
     config = self.config
     return layers.MlpBlock(
       mlp_dim=config.mlp_dim,
       activations=config.mlp_activations,
-      dropout_rate=config.dropout_rate,
-      deterministic=self.deterministic,
       dtype=config.dtype,
       adapter=config.adapter,
       name='mlp',
-    )(x)
+    )(x, dropout)
 
-  def _add(self, residual: Array, x: Array) -> Array:
-    x = _dropout(self.config, x, self.deterministic)
-    return constrain(x + residual, 'batch', 'length', 'embed')
+  def _add(self, residual: Array, x: Array, dropout: Dropout) -> Array:
+    return constrain(dropout(x) + residual, 'batch', 'length', 'embed')
 
 
 class EncoderLayer(_Layer):
@@ -104,14 +99,19 @@ class EncoderLayer(_Layer):
 
   @nn.compact
   def __call__(
-    self, inputs: Array, mask: Array, bias: Array
+    self, inputs: Array, bits: Array | None, mask: Array, bias: Array
   ) -> tuple[Array, None]:
     """Maps `[batch, length, embed]` to the same; None is for `nn.scan`."""
+    dropout = Dropout(self.config.dropout_rate, bits)
     x = self._norm(inputs, 'pre_attention_layer_norm')
-    x = self._attention(attention.SelfAttention, 'attention')(x, mask, bias)
-    x = self._add(inputs, x)
-    y = self._mlp(self._norm(x, 'pre_mlp_layer_norm'))
-    return self._add(x, y), None
+    x = self._attention(attention.SelfAttention, 'attention')(
+      x, mask, bias, dropout
+    )
+    x = self._add(inputs, x, dropout)
+    y = self._mlp(self._norm(x, 'pre_mlp_layer_norm'), dropout)
+    y = self._add(x, y, dropout)
+    dropout.end()
+    return y, None
 
 
 class DecoderLayer(_Layer):
@@ -121,6 +121,7 @@ class DecoderLayer(_Layer):
   def __call__(
     self,
     inputs: Array,
+    bits: Array | None,
     mask: Array | None,
     bias: Array,
     position: Array | None,
@@ -128,59 +129,106 @@ class DecoderLayer(_Layer):
     encoder_mask: Array,
   ) -> tuple[Array, None]:
     """Maps `[batch, length, embed]` to the same; None is for `nn.scan`."""
+    dropout = Dropout(self.config.dropout_rate, bits)
     x = self._norm(inputs, 'pre_self_attention_layer_norm')
     x = self._attention(attention.SelfAttention, 'self_attention')(
-      x, mask, bias, position
+      x, mask, bias, dropout, position
     )
-    x = self._add(inputs, x)
+    x = self._add(inputs, x, dropout)
     y = self._norm(x, 'pre_cross_attention_layer_norm')
     y = self._attention(attention.CrossAttention, 'encoder_decoder_attention')(
-      y, encoded, encoder_mask
+      y, encoded, encoder_mask, dropout
     )
-    y = self._add(x, y)
-    z = self._mlp(self._norm(y, 'pre_mlp_layer_norm'))
-    return self._add(y, z), None
+    y = self._add(x, y, dropout)
+    z = self._mlp(self._norm(y, 'pre_mlp_layer_norm'), dropout)
+    z = self._add(y, z, dropout)
+    dropout.end()
+    return z, None
 
 
-def _dropout(config: T5Config, x: Array, deterministic: bool) -> Array:
-  """Drops whole features of an example: the mask is shared along length."""
-  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(
-    x, deterministic=deterministic
-  )
-
-
-def _apply_layers(
-  layer: type[_Layer],
-  num_layers: int,
-  fields: dict[str, Any],
-  x: Array,
-  *context: Array | None,
-) -> Array:
-  """Applies a stack of layers to x; every layer sees the same context."""
-  config = fields['config']
-  if config.remat:
-    layer = partitioning.remat(layer, prevent_cse=not config.scan_layers)
-  if config.scan_layers:
-    stack = partitioning.scan_with_axes(
-      layer,
-      variable_axes={'params': 0, 'cache': 0, 'memory': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=nn.broadcast,
-      length=num_layers,
-      axis_name='layers',
-    )
-    x, _ = stack(name='layers', **fields)(x, *context)
-  else:
-    for i in range(num_layers):
-      x, _ = layer(name=f'layers_{i}', **fields)(x, *context)
-  return x
-
-
-class Encoder(nn.Module):
-  """The encoder's stack of layers."""
+class _Stack(nn.Module):
+  """What both stacks share."""
 
   config: T5Config
   embedder: layers.Embed
+
+  def _apply_layers(
+    self,
+    layer: type[_Layer],
+    num_layers: int,
+    fields: dict[str, Any],
+    x: Array,
+    bits: Array | None,
+    *context: Array | None,
+  ) -> Array:
+    """Applies layers to x; every layer sees the same context.
+
+    Args:
+      layer: one of them.
+      num_layers: how many.
+      fields: the layer's.
+      x: `[batch, length, embed]`.
+      bits: uint32 `[layers, batch, width]`, for dropout.
+      *context: the layer's other arguments.
+    """
+    config = self.config
+    if config.remat:
+      layer = partitioning.remat(layer, prevent_cse=not config.scan_layers)
+    if config.scan_layers:
+      stack = partitioning.scan_with_axes(
+        layer,
+        variable_axes={'params': 0, 'cache': 0, 'memory': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(0, *(nn.broadcast for _ in context)),
+        length=num_layers,
+        axis_name='layers',
+      )
+      x, _ = stack(name='layers', config=config, **fields)(x, bits, *context)
+      return x
+    for i in range(num_layers):
+      of_layer = None if bits is None else bits[i]
+      x, _ = layer(name=f'layers_{i}', config=config, **fields)(
+        x, of_layer, *context
+      )
+    return x
+
+  def _bits(
+    self,
+    num_layers: int,
+    x: Array,
+    key_lengths: Sequence[int],
+    deterministic: bool,
+  ) -> Array | None:
+    """Draws what the layers' dropout needs; see `dropout.Dropout`.
+
+    Args:
+      num_layers: layers of the stack.
+      x: `[batch, length, embed]`.
+      key_lengths: of what each attention of a layer attends to.
+      deterministic: whether dropout is off.
+
+    Returns:
+      uint32 `[layers, batch, width]`: for each attention its weights and its
+      output, and for the feed-forward block what is inside and its output.
+    """
+    config = self.config
+    if deterministic or not config.dropout_rate:
+      return None
+    width = sum(config.num_heads * n + config.emb_dim for n in key_lengths)
+    width += config.mlp_dim + config.emb_dim
+    key = self.make_rng('dropout')
+    bits = jax.random.bits(key, (num_layers, x.shape[0], width))
+    return constrain(bits, 'layers', 'batch', None)
+
+  def _dropout(self, x: Array, deterministic: bool) -> Array:
+    """Drops whole features of an example: the mask is shared along length."""
+    return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
+      x, deterministic=deterministic
+    )
+
+
+class Encoder(_Stack):
+  """The encoder's stack of layers."""
 
   @nn.compact
   def __call__(self, tokens: Array, mask: Array, deterministic: bool) -> Array:
@@ -199,20 +247,16 @@ class Encoder(nn.Module):
       buckets
     )
     x = config.adapter.embed(self.embedder, tokens, config.vocab_size)
-    x = _dropout(config, x, deterministic)
-    fields = {'config': config, 'deterministic': deterministic}
-    x = _apply_layers(
-      EncoderLayer, config.num_encoder_layers, fields, x, mask, bias
-    )
+    x = self._dropout(x, deterministic)
+    num_layers = config.num_encoder_layers
+    bits = self._bits(num_layers, x, [x.shape[1]], deterministic)
+    x = self._apply_layers(EncoderLayer, num_layers, {}, x, bits, mask, bias)
     x = layers.LayerNorm(config.dtype, name='encoder_norm')(x)
     return nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
 
 
-class Decoder(nn.Module):
+class Decoder(_Stack):
   """The decoder's stack of layers and the output projection."""
-
-  config: T5Config
-  embedder: layers.Embed
 
   @nn.compact
   def __call__(
@@ -244,16 +288,19 @@ class Decoder(nn.Module):
     bias = attention.RelativePositionBias(config.num_heads, name='relpos_bias')(
       buckets
     )
-    y = _dropout(config, self.embedder(tokens), deterministic)
-    y = _apply_layers(
+    y = self._dropout(self.embedder(tokens), deterministic)
+    num_layers = config.num_decoder_layers
+    key_lengths = y.shape[1], encoded.shape[1]
+    y = self._apply_layers(
       DecoderLayer,
-      config.num_decoder_layers,
-      {'config': config, 'deterministic': deterministic, 'decode': decode},
+      num_layers,
+      {'decode': decode},
       y,
+      self._bits(num_layers, y, key_lengths, deterministic),
       *(mask, bias, position, encoded, encoder_mask),
     )
     y = layers.LayerNorm(config.dtype, name='decoder_norm')(y)
-    y = _dropout(config, y, deterministic)
+    y = self._dropout(y, deterministic)
     if config.logits_via_embedding:
       return self.embedder.attend(y) / jnp.sqrt(config.emb_dim)
     return layers.Dense(

@@ -254,7 +254,8 @@ def test_segment_ids_of_one_side_are_refused():
 
 def loss_gradient(model, params, data):
   def loss(params):
-    outputs = model.apply({'params': params}, **data, enable_dropout=False)
+    rngs = {'dropout': jax.random.key(0)}
+    outputs = model.apply({'params': params}, **data, rngs=rngs)
     scores = jax.nn.log_softmax(outputs)
     targets = data['decoder_target_tokens']
     picked = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
@@ -280,7 +281,8 @@ def assert_trees_close(first, second, **tolerance):
   ],
 )
 def test_scanning_and_rematerialising_change_nothing(changes):
-  plain, variant = tiny(), tiny(**changes)
+  options = {'dropout_rate': 0.3}
+  plain, variant = tiny(**options), tiny(**options, **changes)
   params, data = random_params(plain), random_batch(3, 8, 6)
   loss, gradient = loss_gradient(plain, params, data)
   if variant.scan_layers:

@@ -22,6 +22,7 @@ import numpy as np
 
 from dst_t5x import attention
 from dst_t5x import layers
+from dst_t5x.dropout import Dropout
 from dst_t5x.serving import placement
 
 Array = jax.Array
@@ -158,12 +159,14 @@ class Corrections:
     inputs: Array,
     mask: Array | None,
     bias: Array,
+    dropout: Dropout,
     position: Array | None = None,
   ) -> Array:
     """Gives an example's bias to all its beams, which are adjacent rows."""
     del module
     beams = inputs.shape[0] // bias.shape[0]
-    return call(inputs, mask, jnp.repeat(bias, beams, axis=0), position)
+    biases = jnp.repeat(bias, beams, axis=0)
+    return call(inputs, mask, biases, dropout, position)
 
   _CALLS: Mapping[type[nn.Module], Callable[..., Any]] = {
     layers.Dense: _dense,
