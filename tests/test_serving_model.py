@@ -282,3 +282,21 @@ def test_placed_memory():
     len(served.layout.sizes) + 1
   )
   subsets.assert_same(served.revert(), serving.seed())
+
+
+def test_a_slot_without_an_entry_points_to_its_own_row():
+  """What lies there otherwise may be another example's, and infinite."""
+  tensors = placement.Tensors(('layer/kernel',), ((3, 4),))
+  slots = placement.slots_of((3,))
+  spread = placement.Spread(
+    positions=jnp.array([[5, 11, 7]], jnp.uint32),
+    values=jnp.array([[2.0, np.inf, np.nan]]),
+    seeds=jnp.array([[0.5, 0.0, 0.0]]),
+    own=jnp.array([[True, False, False]]),
+  )
+  entries = corrections._matrices(
+    tensors, spread, slots, np.array([0, 3]), jnp.float32
+  )['layer/kernel']
+  np.testing.assert_array_equal(entries.rows, [[1, 0, 0]])
+  np.testing.assert_array_equal(entries.columns, [[1, 0, 0]])
+  np.testing.assert_array_equal(entries.differences, [[1.5, 0, 0]])
