@@ -13,13 +13,17 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-# What one test compiles, others need not; so, too, the processes they start.
-_COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
-os.environ |= {
-  'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-}
+# What one test compiles, others need not; so, too, the processes they start,
+# and the other workers, which inherit the folder.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
+  os.environ |= {
+    'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    # With a largest size, JAX locks: nobody reads what is half written.
+    'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**34),
+  }
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
