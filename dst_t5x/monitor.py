@@ -195,15 +195,12 @@ class SubsetMonitor:
     self._projection = projection
     layout = projection.layout(params)
     self._modules = [module_of(name) for name in layout.names]
-    self._free = jax.jit(
-      lambda params, state, kept: reports.pack_free(
-        params, projection.seed(params, kept, state)
-      )
-    )(params, projection_state, seed)
+    self._free = jax.jit(_pack, static_argnames='projection')(
+      projection, params, projection_state, seed
+    )
     self._report = jax.jit(
-      lambda params, state, kept, before: reports.subset_report(
-        layout, params, projection.seed(params, kept, state), before
-      ),
+      _report,
+      static_argnames='projection',
       # Every process wants the counts; masks stay where the parameters are.
       out_shardings=(projection_state.passes.sharding, None),
     )
@@ -213,7 +210,7 @@ class SubsetMonitor:
   ) -> dict[str, float]:
     """Returns free parameters, churn since the last report, thresholds."""
     counts, self._free = self._report(
-      params, projection_state, seed, self._free
+      self._projection, params, projection_state, seed, self._free
     )
     free, new = jax.device_get((counts['free'], counts['new']))
     thresholds = self._projection.distances(
@@ -230,6 +227,27 @@ class SubsetMonitor:
       values[f'free/{module}'] = float(free[of_module].sum())
       values[f'threshold/{module}'] = float(thresholds[of_module].mean())
     return values
+
+
+def _pack(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+) -> PyTree:
+  return reports.pack_free(params, projection.seed(params, kept, state))
+
+
+def _report(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+  before: PyTree,
+) -> tuple[dict[str, jax.Array], PyTree]:
+  seed = projection.seed(params, kept, state)
+  layout = projection.layout(params)
+  return reports.subset_report(layout, params, seed, before)
 
 
 def module_of(silo: str) -> str:

@@ -51,6 +51,8 @@ from dst_t5x.errors import UserError
 
 PyTree = Any
 
+_all_finite = jax.jit(finite.all_finite)
+
 
 class Run:
   """One training run; a context manager that closes its files."""
@@ -91,7 +93,6 @@ class Run:
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host, all of it.
     self._identity: dict[str, Any] = {}
-    self._finite = jax.jit(finite.all_finite)
     self._lock: IO[str] | None = None
     if processes.is_first():
       self._keep_others_out()
@@ -260,8 +261,8 @@ class Run:
       params = self.space.to_devices(added)
     else:
       params = self.space.to_devices(self._params, self._shapes)
-    init = jax.jit(self._trainer.init, out_shardings=self.state_shardings)
-    state = init(params)
+    init = jax.jit(trainer_lib.Trainer.init, out_shardings=self.state_shardings)
+    state = init(self._trainer, params)
     self._forget_seed()
     return state, None
 
@@ -342,7 +343,7 @@ class Run:
     """
     assert position is not None, 'the data was not told of this step'
     # A finite loss may precede parameters that are not.
-    if not self._finite(state):
+    if not _all_finite(state):
       self._folder.wait()
       raise UserError(
         f'a parameter is not finite after step {step}: lower the learning '
@@ -443,9 +444,7 @@ class Run:
       A subset, or an adapter's parameters; None if nothing is left.
     """
     if peft_files.is_known(self._adapter):
-      gather = jax.jit(
-        lambda tree: tree, out_shardings=self._partitioner.replicated
-      )
+      gather = jax.jit(_same, out_shardings=self._partitioner.replicated)
       return jax.tree.map(np.asarray, gather(trained))
     return self._extract(trained) if self._leaves_subset else None
 
@@ -481,6 +480,10 @@ def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:
     'refused_steps': state.refused_steps,
     'refused_in_row': state.refused_in_row,
   }
+
+
+def _same(tree: PyTree) -> PyTree:
+  return tree
 
 
 def _copy(x: Any) -> Any:

@@ -187,8 +187,8 @@ def train(
       return run.finish(step, state)
     evaluate = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
     train_step = jax.jit(
-      trainer.train_step,
-      donate_argnums=0,
+      trainer_lib.Trainer.train_step,
+      donate_argnames='state',
       out_shardings=(run.state_shardings, partitioner.replicated),
     )
     dropout_key = partitioner.key(random_seed)
@@ -222,7 +222,12 @@ def train(
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-          state, run.fixed, batch, dropout_key, np.bool_(plan.logs(step))
+          trainer,
+          state,
+          run.fixed,
+          batch,
+          dropout_key,
+          np.bool_(plan.logs(step)),
         )
         monitor.record(step, metrics)
         if plan.logs(step):

@@ -5,6 +5,7 @@ Everything that happens in a step stands in `Trainer.train_step`.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -58,9 +59,18 @@ class Fixed(NamedTuple):
   frozen: PyTree = ()
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['optimizer'],
+  meta_fields=['network', 'projection', 'loss', 'microbatches', 'trained'],
+)
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """The pure functions of training.
+
+  A pytree whose leaves are the optimizer's numbers: `jax.jit(Trainer.init)`
+  and `jax.jit(Trainer.train_step)`, called with a trainer, are compiled once
+  for all trainers that differ in nothing else.
 
   Attributes:
     network: the model, with the method's adapter if it has one; see
@@ -86,7 +96,17 @@ class Trainer:
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
+    if isinstance(self.trained, list):  # From gin; `jit` hashes us.
+      object.__setattr__(self, 'trained', tuple(self.trained))
     trained_lib.expressions(self.network, self.projection, self.trained)
+    for part in (self.network, self.projection, self.loss):
+      try:
+        hash(part)
+      except TypeError as e:
+        raise UserError(
+          f'{type(part).__name__} has a setting that cannot change and be '
+          f'compared ({e}): make it a tuple, or a frozen dataclass'
+        ) from e
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
     """Returns the parameters that are trained, and the frozen ones."""
