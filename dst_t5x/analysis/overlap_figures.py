@@ -37,9 +37,9 @@ def over_time(
   matrices: dict[str, tuple[list[int], np.ndarray]] = {}
   rows: list[list[tables.Value]] = []
   drawn = [
-    c
-    for c in module_figures.plain(cells)
-    if c.setup.churn and _is_of_figure_7(c)
+    cell
+    for cell in module_figures.plain(cells)
+    if cell.setup.churn and cell.setup.distance == 'inverse_relative'
   ]
   for cell in sorted(drawn, key=lambda c: (c.setup.silos, c.setup.knob)):
     run = cell.chosen[0]
