@@ -6,6 +6,7 @@ import math
 
 from etils import epath
 
+from dst_t5x import history
 from dst_t5x import silos
 from dst_t5x import subset as subset_lib
 from dst_t5x.analysis import runs as runs_lib
@@ -13,8 +14,6 @@ from dst_t5x.errors import UserError, first_line
 
 Subset = subset_lib.Subset
 Tell = Callable[[str], None]
-# Where a run keeps the subset of each checkpoint; see `run.Run.save`.
-FOLDER = 'subsets'
 _MODULES = {
   'logits_dense': 'output projection',
   'self_attention': 'decoder self-attention',
@@ -63,14 +62,10 @@ class Reader:
 
   def over_time(self, run: runs_lib.Run) -> dict[int, Subset]:
     """Returns step -> subset, of all steps of which a run kept it."""
-    paths = {
-      int(path.stem): path
-      for path in (run.folder / FOLDER).glob('*.dst')
-      if path.stem.isdigit()
-    }
-    if len(paths) < 2:
+    kept = history.files(run.folder)
+    if len(kept) < 2:
       return self._of_checkpoints(run)
-    loaded = {step: self._load(paths[step]) for step in sorted(paths)}
+    loaded = {step: self._load(path) for step, path in kept}
     return {step: subset for step, subset in loaded.items() if subset}
 
   def _of_checkpoints(
