@@ -7,12 +7,13 @@ import html
 from dst_t5x.analysis import style
 from dst_t5x.analysis import tables
 
+_PIXELS = 80  # An inch of a figure, where the page is wide enough.
 _ROWS = 40  # Of long tables; their files have all.
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto;
   max-width: 62em; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2.2em; }
-figure { margin: 1em 0; } figure img { max-width: 100%; max-height: 90vh; }
+figure { margin: 1em 0; } figure img { max-width: 100%; height: auto; }
 figcaption, .note { color: #555; font-size: 0.9em; max-width: 50em; }
 table { border-collapse: collapse; font-size: 0.85em; margin: 0.8em 0;
   font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
@@ -79,6 +80,7 @@ def _figure(figure: style.Figure) -> str:
   return (
     f'<h2 id="{html.escape(figure.name)}">{html.escape(figure.title)}</h2>\n'
     f'<figure><img alt="{html.escape(figure.title)}" '
+    f'width="{round(_PIXELS * figure.width)}" '
     f'src="data:image/png;base64,{data}">\n'
     f'<figcaption>{html.escape(figure.caption)}</figcaption></figure>'
   )

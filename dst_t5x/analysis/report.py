@@ -16,6 +16,7 @@ from etils import epath
 
 from dst_t5x import whole_files
 from dst_t5x.analysis import cells as cells_lib
+from dst_t5x.analysis import folders as folders_lib
 from dst_t5x.analysis import module_figures
 from dst_t5x.analysis import overlap_figures
 from dst_t5x.analysis import page
@@ -98,10 +99,15 @@ class Report:
     self.tables.append(_all_cells(task, cells, metric, split))
     scores = score_figures.Scores(task, cells, metric, split)
     with style.applied():
-      self.figures += score_figures.all_figures(scores)
-      self.figures += training_figures.all_figures(scores)
-      self._add(*module_figures.shares(task, cells, reader))
-      self._add(*overlap_figures.over_time(task, cells, reader))
+      figures = score_figures.all_figures(scores)
+      figures += training_figures.all_figures(scores)
+      for made, of_figures in (
+        module_figures.shares(task, cells, reader),
+        overlap_figures.over_time(task, cells, reader),
+      ):
+        figures += made
+        self.tables += of_figures
+    self.figures += sorted(figures, key=lambda figure: figure.title)
 
   def write(self, folder: epath.Path) -> None:
     """Writes everything; a file that is there is replaced whole.
@@ -251,7 +257,7 @@ def make(
     if line not in problems:
       problems.append(line)
 
-  runs = runs_lib.read(folders, tell)
+  runs = folders_lib.read(folders, tell)
   report = Report(runs, problems, metric, split)
   report.write(epath.Path(output).expanduser())
   return report

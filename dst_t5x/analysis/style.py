@@ -51,6 +51,7 @@ class Figure:
     name: of its files.
     title: what it shows.
     caption: how to read it.
+    width: in inches.
     png: the picture.
     svg: the same.
   """
@@ -58,6 +59,7 @@ class Figure:
   name: str
   title: str
   caption: str
+  width: float
   png: bytes
   svg: bytes
 
@@ -169,4 +171,5 @@ def finished(
     file = io.BytesIO()
     figure.savefig(file, format=kind, metadata=metadata)
     files[kind] = file.getvalue()
-  return Figure(name, title, caption, files['png'], files['svg'])
+  width = float(figure.get_figwidth())
+  return Figure(name, title, caption, width, files['png'], files['svg'])
