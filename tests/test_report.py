@@ -283,6 +283,8 @@ def test_missing_and_failed_runs_are_shown(tmp_path):
   states = {row['run']: row['state'] for row in _rows(tmp_path / 'out', 'runs')}
   assert states['dst_0.5_1'] == 'failed'
   assert states['dst_none'] == 'missing'
+  header = (tmp_path / 'out' / 'header.txt').read_text()
+  assert 'silos none: missing' in header.replace('\n#     ', ' ')
 
 
 def test_trials_are_compared_over_the_seeds_that_all_have(tmp_path):
@@ -462,3 +464,14 @@ def test_a_sweep_says_of_a_run_what_the_run_will_say(sweep, monkeypatch):
     assert same == planned.setup
     assert told.learning_rate == planned.learning_rate
     assert told.random_seed == planned.random_seed
+
+
+def test_a_header_says_what_was_measured(written):
+  _, output = written
+  lines = (output / 'header.txt').read_text().splitlines()
+  assert all(line.startswith('# ') and len(line) <= 80 for line in lines)
+  text = ' '.join(line.removeprefix('#').strip() for line in lines)
+  assert 'sort/exact_match, split test' in text
+  assert '53.00 ± 2.65 (3), learning rate 0.5' in text
+  assert 'full fine-tuning: 82.00 ± 2.83 (2)' in text
+  assert '8 of 8 runs; hardware unknown, time unknown' in text

@@ -125,6 +125,9 @@ def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
   is_short = wanted.isdigit() and run.step < int(wanted)
   if is_short and run.state == runs_lib.FINISHED:  # It shall go on.
     run = dataclasses.replace(run, state=runs_lib.UNFINISHED)
+  seconds = row.get('seconds')
+  if isinstance(seconds, int | float):
+    run = dataclasses.replace(run, seconds=float(seconds))
   return _relabelled(run, model=planned.setup.model)
 
 

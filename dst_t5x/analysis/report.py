@@ -2,8 +2,9 @@
 
 FOLDER is that of a run, of a sweep, or one that has several runs in it. Written
 are `report.html`, which has all and needs no other file, `figures/*.png` and
-`*.svg`, `tables/*.md` and `*.csv`. Runs that a sweep tells and that are not
-there are shown as missing; a sweep may be at work meanwhile.
+`*.svg`, `tables/*.md` and `*.csv`, and `header.txt`, comments for the head of a
+sweep's file: what was measured with it. Runs that a sweep tells and that are
+not there are shown as missing; a sweep may be at work meanwhile.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from etils import epath
 from dst_t5x import whole_files
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import folders as folders_lib
+from dst_t5x.analysis import header
 from dst_t5x.analysis import module_figures
 from dst_t5x.analysis import overlap_figures
 from dst_t5x.analysis import page
@@ -60,15 +62,19 @@ class Report:
     self.summary = [_counted(runs)]
     reader = subsets_lib.Reader(self._tell)
     all_cells: list[cells_lib.Cell] = []
+    measured: list[header.Measured] = []
     for task in _tasks(runs):
       of_task = [run for run in runs if run.setup.task == task]
       name = cells_lib.metric_of(of_task, task, metric)
       cells = cells_lib.make(of_task, name)
       all_cells += cells
-      self._add_task(task, cells, name, split, reader)
+      shown = cells_lib.split_of(cells, name, split)
+      measured.append(header.Measured(task, name, shown, cells))
+      self._add_task(task, cells, name, shown, reader)
     with style.applied():
       self._add(*overlap_figures.between_runs(all_cells, reader))
     self.tables.append(_all_runs(runs))
+    self.header = header.text(runs, measured)
 
   def _tell(self, line: str) -> None:
     if line not in self.problems:
@@ -85,10 +91,9 @@ class Report:
     task: str,
     cells: Sequence[cells_lib.Cell],
     metric: str,
-    wanted_split: str,
+    split: str,
     reader: subsets_lib.Reader,
   ) -> None:
-    split = cells_lib.split_of(cells, metric, wanted_split)
     self.summary.append(_about_task(task, cells, metric, split))
     models = list(dict.fromkeys(cell.setup.model for cell in cells))
     for model in models:
@@ -125,6 +130,7 @@ class Report:
         path = folder / 'tables' / table.name
         whole_files.write_text(f'{path}.md', table.markdown())
         whole_files.write_text(f'{path}.csv', table.csv())
+      whole_files.write_text(folder / 'header.txt', self.header)
       # Last: a page that is there has all of its files.
       whole_files.write_text(folder / _PAGE, self.html())
 

@@ -44,6 +44,8 @@ class Run:
     modules: module -> free parameters at the last report.
     by: KEEP_BEST_BY, '' if there is none.
     steps: TRAIN_STEPS, if it is known.
+    devices: what it ran on, '' if unknown.
+    seconds: what a sweep says it took, None if unknown.
   """
 
   name: str
@@ -61,6 +63,8 @@ class Run:
   modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
   by: str = ''
   steps: int | None = None
+  devices: str = ''
+  seconds: float | None = None
 
   @property
   def setup(self) -> setups.Setup:
@@ -112,6 +116,7 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
     modules=_modules(rows),
     by=said.get('KEEP_BEST_BY', ''),
     steps=steps,
+    devices=str(report.get('devices', '')),
   )
 
 
