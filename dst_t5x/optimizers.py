@@ -81,12 +81,13 @@ def schedule(
     raise UserError(
       f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
     )
-  if decay in ('linear', 'cosine'):
-    if decay_steps is None or decay_steps <= warmup_steps:
-      raise UserError(
-        f'{decay} decay needs decay_steps above warmup_steps; they are '
-        f'{decay_steps} and {warmup_steps}'
-      )
+  if decay in ('linear', 'cosine') and (
+    decay_steps is None or decay_steps <= warmup_steps
+  ):
+    raise UserError(
+      f'{decay} decay needs decay_steps above warmup_steps; they are '
+      f'{decay_steps} and {warmup_steps}'
+    )
   return Schedule(base, warmup_steps, decay, decay_steps)
 
 

@@ -71,6 +71,7 @@ class Plan:
     keep_best_by: name of the metric whose best checkpoint is kept too.
     max_refused_steps: how many steps in a row may be refused, for a loss or an
       update that is not finite, before training stops.
+    keep_subsets: whether the subset of each checkpoint is kept as a file.
   """
 
   train_steps: int
@@ -80,6 +81,7 @@ class Plan:
   keep: int = 1
   keep_best_by: str | None = None
   max_refused_steps: int = 3
+  keep_subsets: bool = True
 
   def __post_init__(self) -> None:
     for name in ('train_steps', 'log_period', 'eval_period', 'keep',
@@ -174,6 +176,7 @@ def train(
       train_data.task,
       plan.keep,
       plan.keep_best_by,
+      plan.keep_subsets,
     ) as run,
   ):
     run.claim(train)
@@ -244,7 +247,7 @@ def train(
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
             if not monitor.is_refused:
-              run.save(step, state, position, results)
+              monitor.saved(step, run.save(step, state, position, results))
     return run.finish(step, state)
 
 
