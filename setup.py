@@ -104,7 +104,7 @@ setuptools.setup(
       'py.typed',
       'serving/page.html',
     ],
-    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'py.typed'],
+    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'sweeps/*/*.yaml', 'py.typed'],
   },
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.

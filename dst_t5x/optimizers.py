@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import optax
@@ -95,19 +95,20 @@ def _rsqrt(base: float, start: int) -> optax.Schedule:
   return lambda step: base * jax.lax.rsqrt((step + start) / start)
 
 
-class Optimizer(Protocol):
-  """What makes updates of gradients.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An Optax transformation and the learning rate that it follows.
 
-  A pytree as well, or hashed as one object: the step is compiled for each.
+  Attributes:
+    transformation: gradients -> updates.
+    learning_rate: step -> learning rate, for the reports.
   """
 
-  @property
-  def transformation(self) -> optax.GradientTransformation:
-    """Gradients -> updates."""
-
-  @property
-  def learning_rate(self) -> optax.Schedule:
-    """Step -> learning rate, for the reports."""
+  transformation: optax.GradientTransformation = dataclasses.field(
+    metadata=_STATIC
+  )
+  learning_rate: optax.Schedule = dataclasses.field(metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass

@@ -189,7 +189,9 @@ class Run:
       self._params = seed.params
     self._check_seed()
     to_devices = self.space.to_devices
+    self.program, numbers = self._trainer.program(self._shapes)
     self.fixed = trainer_lib.Fixed(
+      numbers=numbers,
       seed=to_devices(self._params, self._shapes)
       if projection.keep_seed
       else (),
@@ -267,7 +269,7 @@ class Run:
     else:
       params = self.space.to_devices(self._params, self._shapes)
     init = jax.jit(trainer_lib.Trainer.init, out_shardings=self.state_shardings)
-    state = init(self._trainer, params)
+    state = init(self.program, params)
     self._forget_seed()
     return state, None
 

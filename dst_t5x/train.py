@@ -197,7 +197,7 @@ def train(
     dropout_key = partitioner.key(random_seed)
     monitor = monitor_lib.Monitor(
       run.path,
-      trainer.projection,
+      run.program.projection,
       state,
       run.fixed.seed,
       plan.train_steps,
@@ -225,7 +225,7 @@ def train(
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-          trainer,
+          run.program,
           state,
           run.fixed,
           batch,

@@ -53,10 +53,12 @@ class Fixed(NamedTuple):
   Attributes:
     seed: θ⁰, of what is trained; () where the projection does not keep it.
     frozen: the parameters that are not trained.
+    numbers: the projection's, see `Trainer.program`.
   """
 
   seed: PyTree = ()
   frozen: PyTree = ()
+  numbers: PyTree = ()
 
 
 @functools.partial(
@@ -88,7 +90,7 @@ class Trainer:
   """
 
   network: nn.Module
-  optimizer: optimizers.Optimizer
+  optimizer: optimizers.Adafactor | optimizers.Optimizer
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: int = 1
@@ -114,6 +116,19 @@ class Trainer:
       params,
       trained_lib.expressions(self.network, self.projection, self.trained),
     )
+
+  def program(self, params: PyTree) -> tuple['Trainer', PyTree]:
+    """Returns what is compiled, and the projection's numbers for `Fixed`.
+
+    Trainers that differ in numbers alone have equal programs.
+
+    Args:
+      params: the trained ones, or their shapes.
+    """
+    if not isinstance(self.projection, projection_lib.SubsetProjection):
+      return self, ()
+    projection, numbers = self.projection.split(params)
+    return dataclasses.replace(self, projection=projection), numbers
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if a batch cannot be split evenly."""
@@ -180,8 +195,9 @@ class Trainer:
         state.params, fixed.seed, state.projection_state
       )
       new_params = optax.apply_updates(state.params, updates)
+      numbers = [fixed.numbers] if fixed.numbers else []
       params, projection_state = self.projection.apply(
-        new_params, theta_0, state.projection_state
+        new_params, theta_0, state.projection_state, *numbers
       )
       return params, opt_state, projection_state
 

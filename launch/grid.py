@@ -87,8 +87,9 @@ def is_override(argument: str) -> bool:
 
 def shipped() -> list[str]:
   """Names of the sweeps that come with the package."""
+  root = _SHIPPED.parent.parent
   return sorted(
-    f'launch/sweeps/{path.name}' for path in _SHIPPED.glob('*.yaml')
+    path.relative_to(root).as_posix() for path in _SHIPPED.rglob('*.yaml')
   )
 
 

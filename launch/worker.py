@@ -25,7 +25,8 @@ from dst_t5x.errors import UserError, first_line
 
 # What does not change the programs of a run.
 _NUMBERS = tuple(
-  f'--gin.{name}=' for name in ('LEARNING_RATE', 'RANDOM_SEED', 'MODEL_DIR')
+  f'--gin.{name}='
+  for name in ('LEARNING_RATE', 'EPSILON', 'RANDOM_SEED', 'MODEL_DIR')
 )
 _last_program: list[str] = []
 
