@@ -212,6 +212,8 @@ def from_sweep(macros: Mapping[str, str]) -> Trial:
   """
   value = {name: _literal(text) for name, text in macros.items()}
   method = _stem(macros.get('method', 'full'))
+  if _stem(macros.get('run', '')) == 'pretrain':
+    method = PRETRAINING
   task = value.get('MIXTURE_OR_TASK_NAME') or _stem(macros.get('task', ''))
   more: dict[str, Any] = {}
   if method in ('dst', 'dst_no_churn', 'random'):
