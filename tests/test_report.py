@@ -5,9 +5,13 @@ import html.parser
 import io
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import analysis_runs
+import commands
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -475,3 +479,19 @@ def test_a_header_says_what_was_measured(written):
   assert '53.00 ± 2.65 (3), learning rate 0.5' in text
   assert 'full fine-tuning: 82.00 ± 2.83 (2)' in text
   assert '8 of 8 runs; hardware unknown, time unknown' in text
+
+
+def test_no_training_code_is_imported():
+  heavy = {'clu', 'flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow'}
+  code = (
+    'import sys; from dst_t5x.analysis import report, watch; '
+    f'print(sorted({heavy} & sys.modules.keys()))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': str(commands.TESTS.parent)},
+    capture_output=True,
+    text=True,
+    timeout=commands.TIMEOUT,
+  )
+  assert done.stdout == '[]\n', done.stderr
