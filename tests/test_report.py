@@ -384,6 +384,25 @@ def test_damaged_files_are_named_and_the_rest_is_reported(tmp_path, capsys):
   assert '53.00 ± 2.65 (3)' in page
 
 
+_STRANGE = ('', '[]', '3', '{}', '{"config": 5}', '{"step": []}', '"x"')
+
+
+@pytest.mark.parametrize(
+  'name', ['run.json', 'report.json', 'best.json', 'metrics.jsonl']
+)
+def test_whatever_a_file_holds_others_are_read(name, tmp_path):
+  for text in _STRANGE:
+    root = tmp_path / f'{len(list(tmp_path.iterdir()))}'
+    analysis_runs.write(root / 'good', 50.0, epsilon=0.01)
+    bad = analysis_runs.write(root / 'bad', 60.0, epsilon=0.1)
+    (bad / name).write_text(text)
+    told = []
+    found = {run.name: run for run in folders.read([root], told.append)}
+    assert found['good'].state == 'finished'
+    assert all(str(bad) in line and '\n' not in line for line in told)
+    assert told or found['bad'].state in ('finished', 'not finished')
+
+
 def test_runs_of_different_seeds_are_apart(tmp_path):
   for i, fingerprint in enumerate(('ab' * 32, 'cd' * 32)):
     analysis_runs.write(

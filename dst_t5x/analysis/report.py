@@ -125,9 +125,10 @@ class Report:
         (folder / name).mkdir(parents=True, exist_ok=True)
       for figure in self.figures:
         for kind, content in (('png', figure.png), ('svg', figure.svg)):
-          (folder / 'figures' / f'{figure.name}.{kind}').write_bytes(content)
+          name = tables.file_name(figure.name)
+          (folder / 'figures' / f'{name}.{kind}').write_bytes(content)
       for table in self.tables:
-        path = folder / 'tables' / table.name
+        path = folder / 'tables' / tables.file_name(table.name)
         whole_files.write_text(f'{path}.md', table.markdown())
         whole_files.write_text(f'{path}.csv', table.csv())
       whole_files.write_text(folder / 'header.txt', self.header)

@@ -102,7 +102,7 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
     if len(models) > 1:
       one.set_title(model)
   of = 'of full fine-tuning (%)' if is_relative else ''
-  axes[0].set_ylabel(_wrapped(f'{_short(scores)} {of}'))
+  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
   style.legend(figure, axes)
   number, what = (1, 'relative') if is_relative else (6, 'absolute')
   curves = scores.curves(models[0])
@@ -224,7 +224,7 @@ def by_size(scores: Scores) -> style.Figure | None:
   axes[0].set_xscale('log')
   axes[0].set_xlabel('ε')
   of = 'of full fine-tuning (%)' if is_relative else ''
-  axes[0].set_ylabel(_wrapped(f'{_short(scores)} {of}'))
+  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
   style.legend(figure, axes)
   return style.finished(
     figure,
@@ -258,7 +258,7 @@ def variants(scores: Scores) -> style.Figure | None:
     _draw_variants(one, scores, cells)
     name = f'{model}, ' if len(scores.models) > 1 else ''
     one.set_title(f'{name}ε = {knob:g}')
-  axes[0].set_ylabel(_wrapped(_short(scores)))
+  style.label_left(axes, _wrapped(_short(scores)))
   style.legend(figure, axes)
   return style.finished(
     figure,
