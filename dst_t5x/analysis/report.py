@@ -158,10 +158,13 @@ def _tasks(runs: Sequence[runs_lib.Run]) -> list[str]:
 
 
 def _counted(runs: Sequence[runs_lib.Run]) -> str:
-  """Returns `12 runs: 3 finished, 9 missing`."""
+  """Returns `12 runs: 3 finished, 9 missing.`"""
   states = [run.state for run in runs]
-  counts = [f'{states.count(s)} {s}' for s in dict.fromkeys(sorted(states))]
-  return f'{len(runs)} runs: {", ".join(counts)}.'
+  counts = [f'{states.count(s)} {s}' for s in sorted(set(states))]
+  text = f'{len(runs)} run{"s" * (len(runs) != 1)}: {", ".join(counts)}.'
+  if runs_lib.FINISHED not in states:
+    text += ' Scores and subsets are shown of finished runs alone.'
+  return text
 
 
 def _about_task(
@@ -302,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   output = options.output or os.path.join(options.folders[0], 'report')
   try:
     report = make(options.folders, output, options.metric, options.split)
-  except UserError as error:
+  except (UserError, OSError) as error:  # OSError: a folder not for us.
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
@@ -310,11 +313,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 130
   for line in report.problems:
     print(f'warning: {line}', file=sys.stderr)
-  print(*report.summary, sep='\n')
-  print(
+  said = [
+    *report.summary,
     f'{len(report.figures)} figures, {len(report.tables)} tables: '
-    f'{os.path.join(output, _PAGE)}'
-  )
+    f'{os.path.join(output, _PAGE)}',
+  ]
+  try:
+    print(*said, sep='\n', flush=True)
+  except BrokenPipeError:  # Whoever read our output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   return 0
 
 
