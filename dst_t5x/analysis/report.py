@@ -158,7 +158,7 @@ def _tasks(runs: Sequence[runs_lib.Run]) -> list[str]:
 
 
 def _counted(runs: Sequence[runs_lib.Run]) -> str:
-  """Returns `12 runs: 3 finished, 9 missing.`"""
+  """Returns `12 runs: 3 finished, 9 missing.`, or the like."""
   states = [run.state for run in runs]
   counts = [f'{states.count(s)} {s}' for s in sorted(set(states))]
   text = f'{len(runs)} run{"s" * (len(runs) != 1)}: {", ".join(counts)}.'
