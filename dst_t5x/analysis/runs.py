@@ -160,11 +160,18 @@ def _dev_scores(
 def _test_scores(
   folder: epath.Path, split: str, tell: Tell
 ) -> dict[str, float]:
-  """Returns what `eval` wrote of another split below a run's folder."""
+  """Returns what `eval` wrote of the test split below a run's folder.
+
+  Args:
+    folder: MODEL_DIR.
+    split: that was evaluated while training.
+    tell: is called with a line for each file that is damaged.
+  """
   found: dict[int, dict[str, float]] = {}
   for path in sorted(folder.glob('*/results.json')):
     results = read_json(path, tell)
-    if results.get('split', split) != split:
+    evaluated = str(results.get('split', ''))
+    if evaluated.startswith('test') and evaluated != split:
       found[int(results.get('step') or 0)] = _numbers(results)
   if not found:
     return {}
