@@ -291,6 +291,23 @@ def test_missing_and_failed_runs_are_shown(tmp_path):
   assert 'silos none: missing' in header.replace('\n#     ', ' ')
 
 
+def test_a_sweep_s_file_tells_what_is_missing(tmp_path, capsys):
+  (tmp_path / 'sweep.yaml').write_text(
+    'model: small\ntask: sort\nmethod: dst\nEPSILON: [1e-2, 1e-1]\n'
+  )
+  root = tmp_path / 'runs'
+  analysis_runs.write(root / 'small_sort_dst_epsilon=1e-2', 50.0, epsilon=0.01)
+  output = tmp_path / 'out'
+  sweep = f'--sweep={tmp_path / "sweep.yaml"}'
+  assert report.main([str(root), f'--output={output}', sweep]) == 0
+  assert '2 runs: 1 finished, 1 missing' in capsys.readouterr().out
+  missing = {
+    row['budget']: row['runs missing'] for row in _rows(output, 'settings_sort')
+  }
+  assert missing == {'ε = 0.01': '0', 'ε = 0.1': '1'}
+  assert 'there is no sweep' in _error(capsys, root, '--sweep=nothing.yaml')
+
+
 def test_trials_are_compared_over_the_seeds_that_all_have(tmp_path):
   # The search was on random seed 0, three more runs at the best rate.
   scores = {0.1: (61.0,), 0.5: (62.0, 30.0, 31.0, 32.0)}

@@ -255,6 +255,7 @@ def make(
   output: str | os.PathLike[str],
   metric: str = '',
   split: str = '',
+  sweep: str = '',
 ) -> Report:
   """Reads folders and writes their report; returns it.
 
@@ -267,7 +268,7 @@ def make(
     if line not in problems:
       problems.append(line)
 
-  runs = folders_lib.read(folders, tell)
+  runs = folders_lib.read(folders, tell, sweep)
   report = Report(runs, problems, metric, split)
   report.write(epath.Path(output).expanduser())
   return report
@@ -295,6 +296,12 @@ def _parser() -> argparse.ArgumentParser:
     choices=(cells_lib.DEV, cells_lib.TEST),
     help='whose scores to show (default: test if all settings have them)',
   )
+  parser.add_argument(
+    '--sweep',
+    default='',
+    metavar='FILE.yaml',
+    help='what should be there (default: runs.json, which a sweep writes)',
+  )
   return parser
 
 
@@ -304,7 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax has much to say.
   output = options.output or os.path.join(options.folders[0], 'report')
   try:
-    report = make(options.folders, output, options.metric, options.split)
+    report = make(
+      options.folders, output, options.metric, options.split, options.sweep
+    )
   except (UserError, OSError) as error:  # OSError: a folder not for us.
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1
