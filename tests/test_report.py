@@ -5,9 +5,13 @@ import html.parser
 import io
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import analysis_runs
+import commands
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -287,6 +291,23 @@ def test_missing_and_failed_runs_are_shown(tmp_path):
   assert 'silos none: missing' in header.replace('\n#     ', ' ')
 
 
+def test_a_sweep_s_file_tells_what_is_missing(tmp_path, capsys):
+  (tmp_path / 'sweep.yaml').write_text(
+    'model: small\ntask: sort\nmethod: dst\nEPSILON: [1e-2, 1e-1]\n'
+  )
+  root = tmp_path / 'runs'
+  analysis_runs.write(root / 'small_sort_dst_epsilon=1e-2', 50.0, epsilon=0.01)
+  output = tmp_path / 'out'
+  sweep = f'--sweep={tmp_path / "sweep.yaml"}'
+  assert report.main([str(root), f'--output={output}', sweep]) == 0
+  assert '2 runs: 1 finished, 1 missing' in capsys.readouterr().out
+  missing = {
+    row['budget']: row['runs missing'] for row in _rows(output, 'settings_sort')
+  }
+  assert missing == {'ε = 0.01': '0', 'ε = 0.1': '1'}
+  assert 'there is no sweep' in _error(capsys, root, '--sweep=nothing.yaml')
+
+
 def test_trials_are_compared_over_the_seeds_that_all_have(tmp_path):
   # The search was on random seed 0, three more runs at the best rate.
   scores = {0.1: (61.0,), 0.5: (62.0, 30.0, 31.0, 32.0)}
@@ -378,6 +399,25 @@ def test_damaged_files_are_named_and_the_rest_is_reported(tmp_path, capsys):
   page = (tmp_path / 'out' / 'report.html').read_text()
   assert 'dst_0.1_0/run.json is damaged' in page
   assert '53.00 ± 2.65 (3)' in page
+
+
+_STRANGE = ('', '[]', '3', '{}', '{"config": 5}', '{"step": []}', '"x"')
+
+
+@pytest.mark.parametrize(
+  'name', ['run.json', 'report.json', 'best.json', 'metrics.jsonl']
+)
+def test_whatever_a_file_holds_others_are_read(name, tmp_path):
+  for text in _STRANGE:
+    root = tmp_path / f'{len(list(tmp_path.iterdir()))}'
+    analysis_runs.write(root / 'good', 50.0, epsilon=0.01)
+    bad = analysis_runs.write(root / 'bad', 60.0, epsilon=0.1)
+    (bad / name).write_text(text)
+    told = []
+    found = {run.name: run for run in folders.read([root], told.append)}
+    assert found['good'].state == 'finished'
+    assert all(str(bad) in line and '\n' not in line for line in told)
+    assert told or found['bad'].state in ('finished', 'not finished')
 
 
 def test_runs_of_different_seeds_are_apart(tmp_path):
@@ -475,3 +515,19 @@ def test_a_header_says_what_was_measured(written):
   assert '53.00 ± 2.65 (3), learning rate 0.5' in text
   assert 'full fine-tuning: 82.00 ± 2.83 (2)' in text
   assert '8 of 8 runs; hardware unknown, time unknown' in text
+
+
+def test_no_training_code_is_imported():
+  heavy = {'clu', 'flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow'}
+  code = (
+    'import sys; from dst_t5x.analysis import report, watch; '
+    f'print(sorted({heavy} & sys.modules.keys()))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': str(commands.TESTS.parent)},
+    capture_output=True,
+    text=True,
+    timeout=commands.TIMEOUT,
+  )
+  assert done.stdout == '[]\n', done.stderr

@@ -150,3 +150,32 @@ def test_modules_are_counted_as_training_counts_them(sweep, made):
   assert rows['cross-attention'] == pytest.approx(
     shares['share/decoder/encoder_decoder_attention']
   )
+
+
+def test_what_eval_leaves_is_the_test_score(sweep, toy_seed, tmp_path):
+  (first,) = sweep.glob('*_seed=0')
+  copied = shutil.copytree(first, tmp_path / 'runs' / 'run')
+  shared = [commands.TOY, '--gin_file=gin/runs/eval.gin']
+  folders = {copied / 'last.dst': 'run/test', toy_seed: 'zero_shot'}
+  for checkpoint, name in folders.items():
+    commands.call(
+      'eval',
+      *shared,
+      *commands.flags(
+        CHECKPOINT_PATH=checkpoint,
+        EVAL_OUTPUT_DIR=tmp_path / 'runs' / name,
+        EVAL_SPLIT='test',
+        EVAL_EXAMPLES=4,
+      ),
+    )
+  report.make([tmp_path / 'runs'], tmp_path / 'out')
+  rows = _rows(tmp_path / 'out', 'settings_toy')
+  assert {row['model'] for row in rows} == {'0.0393M'}
+  scores = {
+    name: json.loads((tmp_path / 'runs' / name / 'results.json').read_text())
+    for name in folders.values()
+  }
+  for row, name in zip(rows, ('run/test', 'zero_shot'), strict=True):
+    assert float(row['test']) == scores[name]['toy/exact_match']
+  (table,) = _rows(tmp_path / 'out', 'table_6_0.0393M_toy')[:1]
+  assert table['method'] == 'zero-shot'

@@ -30,29 +30,44 @@ _SIZES = {
 }
 
 
-def read(paths: Sequence[str | os.PathLike[str]], tell: Tell) -> list[Run]:
+def read(
+  paths: Sequence[str | os.PathLike[str]], tell: Tell, sweep: str = ''
+) -> list[Run]:
   """Reads all runs of several folders.
 
   Args:
     paths: of runs, sweeps, or folders of them.
     tell: is called with a line for everything that cannot be read.
+    sweep: a sweep's file, which tells what should be in a folder that has no
+      `runs.json`.
 
   Returns:
     The runs in the order of the folders, each once, models named; those of a
     sweep that have left nothing too.
 
   Raises:
-    UserError: a folder is missing, or holds none of this.
+    UserError: a folder is missing, or holds none of this; or the sweep's file
+      makes no sense.
   """
+  rows = _rows_of(sweep) if sweep else {}
   found: dict[str, Run] = {}
   for path in paths:
     folder = epath.Path(path).expanduser()
-    for run in _read_folder(folder, tell):
+    for run in _read_folder(folder, rows, tell):
       found.setdefault(os.path.abspath(run.folder), run)
   return _named(list(found.values()), tell)
 
 
-def _read_folder(folder: epath.Path, tell: Tell) -> list[Run]:
+def _rows_of(sweep: str) -> dict[str, Mapping[str, Any]]:
+  """Returns what `runs.json` would have of a sweep's file."""
+  from launch import grid  # Few need it.
+
+  return {run.name: {'settings': run.settings} for run in grid.read(sweep)}
+
+
+def _read_folder(
+  folder: epath.Path, rows: Mapping[str, Mapping[str, Any]], tell: Tell
+) -> list[Run]:
   if not folder.exists():
     parent = folder.parent
     beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
@@ -63,7 +78,7 @@ def _read_folder(folder: epath.Path, tell: Tell) -> list[Run]:
     raise UserError(f'{folder} is a file: name the folder of a run or a sweep')
   if _is_one(folder):
     return [runs_lib.read_one(folder, tell)]
-  planned = _planned(folder, tell)
+  planned = _planned(folder, tell) or rows
   children = sorted(p for p in folder.iterdir() if p.is_dir() and _is_one(p))
   if not planned and not children:
     raise UserError(

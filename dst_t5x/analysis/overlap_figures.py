@@ -19,9 +19,10 @@ from dst_t5x.analysis import tables
 Run = runs_lib.Run
 Subset = subset_lib.Subset
 _EQ_9 = 'Eq. 9: the share of the row’s subset that the column’s has, too.'
-# Pairs of more runs are in no picture, and of more still in no table.
+# Pairs of more runs are in no picture, and of more still not compared.
 _MOST_IN_PICTURE = 16
 _MOST_RUNS = 64
+_MOST_POSITIONS = 200_000_000  # Of all runs, eight bytes each.
 
 
 def over_time(
@@ -128,28 +129,24 @@ def between_runs(
     cells: of all tasks and models.
     reader: of the subsets.
   """
-  groups: dict[tuple[str, float], list[tuple[Run, Subset]]] = {}
+  groups: dict[tuple[str, float], list[Run]] = {}
   for cell in module_figures.plain(cells):
     if cell.setup.churn:
       for run in cell.chosen:
-        subset = reader.at_end(run)
-        if subset is not None and subset.size:
-          key = subset.fingerprint or '', cell.setup.knob
-          groups.setdefault(key, []).append((run, subset))
+        key = run.fingerprint, cell.setup.knob
+        groups.setdefault(key, []).append(run)
   figures: list[style.Figure] = []
   rows: list[list[tables.Value]] = []
   means: list[tuple[str, str, dict[str, Any]]] = []
   notes = []
   for (_, knob), several in groups.items():
-    if len(several) < 2:
+    read = _read(several, reader)
+    if len(read) < 2:
       continue
-    if len(several) > _MOST_RUNS:
-      notes.append(
-        f'Of {len(several)} runs with ε = {knob:g} the first {_MOST_RUNS}.'
-      )
-      several = several[:_MOST_RUNS]
-    runs = [run for run, _ in several]
-    found = matrix([subset for _, subset in several])
+    if len(read) < len(several):
+      notes.append(f'{len(read)} of {len(several)} runs with ε = {knob:g}.')
+    runs = [run for run, _ in read]
+    found = matrix([subset for _, subset in read])
     rows += [
       [f'{knob:g}', runs[i].name, runs[j].name, *_numbers(found[i][j])]
       for i, j in itertools.combinations(range(len(runs)), 2)
@@ -175,6 +172,23 @@ def between_runs(
     is_long=True,
   )  # fmt: skip
   return figures, [table]
+
+
+def _read(
+  runs: Sequence[Run], reader: subsets_lib.Reader
+) -> list[tuple[Run, Subset]]:
+  """Returns the runs that left a subset; not more than can be compared."""
+  found: list[tuple[Run, Subset]] = []
+  positions = 0
+  # Of every setting one run, before there are two of any.
+  for run in sorted(runs, key=lambda run: run.trial.random_seed):
+    if len(found) == _MOST_RUNS or positions > _MOST_POSITIONS:
+      break
+    subset = reader.at_end(run)
+    if subset is not None and subset.size:
+      found.append((run, subset))
+      positions += subset.size
+  return found
 
 
 def _means(

@@ -92,7 +92,7 @@ def _table(table: tables.Table) -> str:
   if shown and len(table.rows) > shown:
     notes.append(
       f'The first {shown} of {len(table.rows):,} rows; '
-      f'tables/{table.name}.csv has all.'
+      f'tables/{tables.file_name(table.name)}.csv has all.'
     )
   said = '\n'.join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
   return (

@@ -125,9 +125,10 @@ class Report:
         (folder / name).mkdir(parents=True, exist_ok=True)
       for figure in self.figures:
         for kind, content in (('png', figure.png), ('svg', figure.svg)):
-          (folder / 'figures' / f'{figure.name}.{kind}').write_bytes(content)
+          name = tables.file_name(figure.name)
+          (folder / 'figures' / f'{name}.{kind}').write_bytes(content)
       for table in self.tables:
-        path = folder / 'tables' / table.name
+        path = folder / 'tables' / tables.file_name(table.name)
         whole_files.write_text(f'{path}.md', table.markdown())
         whole_files.write_text(f'{path}.csv', table.csv())
       whole_files.write_text(folder / 'header.txt', self.header)
@@ -157,10 +158,13 @@ def _tasks(runs: Sequence[runs_lib.Run]) -> list[str]:
 
 
 def _counted(runs: Sequence[runs_lib.Run]) -> str:
-  """Returns `12 runs: 3 finished, 9 missing`."""
+  """Returns `12 runs: 3 finished, 9 missing.`, or the like."""
   states = [run.state for run in runs]
-  counts = [f'{states.count(s)} {s}' for s in dict.fromkeys(sorted(states))]
-  return f'{len(runs)} runs: {", ".join(counts)}.'
+  counts = [f'{states.count(s)} {s}' for s in sorted(set(states))]
+  text = f'{len(runs)} run{"s" * (len(runs) != 1)}: {", ".join(counts)}.'
+  if runs_lib.FINISHED not in states:
+    text += ' Scores and subsets are shown of finished runs alone.'
+  return text
 
 
 def _about_task(
@@ -251,6 +255,7 @@ def make(
   output: str | os.PathLike[str],
   metric: str = '',
   split: str = '',
+  sweep: str = '',
 ) -> Report:
   """Reads folders and writes their report; returns it.
 
@@ -263,7 +268,7 @@ def make(
     if line not in problems:
       problems.append(line)
 
-  runs = folders_lib.read(folders, tell)
+  runs = folders_lib.read(folders, tell, sweep)
   report = Report(runs, problems, metric, split)
   report.write(epath.Path(output).expanduser())
   return report
@@ -291,6 +296,12 @@ def _parser() -> argparse.ArgumentParser:
     choices=(cells_lib.DEV, cells_lib.TEST),
     help='whose scores to show (default: test if all settings have them)',
   )
+  parser.add_argument(
+    '--sweep',
+    default='',
+    metavar='FILE.yaml',
+    help='what should be there (default: runs.json, which a sweep writes)',
+  )
   return parser
 
 
@@ -300,8 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)  # Orbax has much to say.
   output = options.output or os.path.join(options.folders[0], 'report')
   try:
-    report = make(options.folders, output, options.metric, options.split)
-  except UserError as error:
+    report = make(
+      options.folders, output, options.metric, options.split, options.sweep
+    )
+  except (UserError, OSError) as error:  # OSError: a folder not for us.
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
@@ -309,11 +322,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 130
   for line in report.problems:
     print(f'warning: {line}', file=sys.stderr)
-  print(*report.summary, sep='\n')
-  print(
+  said = [
+    *report.summary,
     f'{len(report.figures)} figures, {len(report.tables)} tables: '
-    f'{os.path.join(output, _PAGE)}'
-  )
+    f'{os.path.join(output, _PAGE)}',
+  ]
+  try:
+    print(*said, sep='\n', flush=True)
+  except BrokenPipeError:  # Whoever read our output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   return 0
 
 

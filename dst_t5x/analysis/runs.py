@@ -86,15 +86,30 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
   """
   if not (folder / 'run.json').exists():
     return _read_evaluation(folder, tell)
-  about = read_json(folder / 'run.json', tell)
-  config = about.get('config')
-  if not isinstance(config, dict):
-    if about:
-      tell(f'{folder / "run.json"} is damaged: it does not say what the run is')
-    nothing = setups.Trial(setups.Setup('', '', ''), None, 0)
-    return Run(folder.name, folder, nothing, DAMAGED)
-  seed = about.get('seed') or {}
-  rows = [row for row in metrics_file.read(folder) if 'step' in row]
+  nothing = setups.Trial(setups.Setup('', '', ''), None, 0)
+  damaged = Run(folder.name, folder, nothing, DAMAGED)
+  try:
+    about = json.loads((folder / 'run.json').read_text())
+    trial = setups.from_run(about['config'], model='')
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
+    tell(f'{folder / "run.json"} is damaged: {first_line(e)}')
+    return damaged
+  try:
+    return _read_run(folder, trial, about.get('seed') or {}, tell)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    tell(f'{folder} is damaged: {first_line(e)}')
+    return dataclasses.replace(damaged, trial=trial)
+
+
+def _read_run(
+  folder: epath.Path, trial: setups.Trial, seed: Mapping[str, Any], tell: Tell
+) -> Run:
+  """Reads what a run left besides `run.json`."""
+  rows = [
+    row
+    for row in metrics_file.read(folder)
+    if isinstance(row, dict) and 'step' in row
+  ]
   report = read_json(folder / 'report.json', tell)
   said = macros(folder / 'config.gin')
   steps = _whole(said.get('TRAIN_STEPS', ''))
@@ -103,7 +118,7 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
   return Run(
     folder.name,
     folder,
-    setups.from_run(config, model=''),
+    trial,
     FINISHED if is_done else UNFINISHED,
     step=int(report['step'] if is_done else last),
     dev=_dev_scores(folder, report, rows, tell),
@@ -145,11 +160,18 @@ def _dev_scores(
 def _test_scores(
   folder: epath.Path, split: str, tell: Tell
 ) -> dict[str, float]:
-  """Returns what `eval` wrote of another split below a run's folder."""
+  """Returns what `eval` wrote of the test split below a run's folder.
+
+  Args:
+    folder: MODEL_DIR.
+    split: that was evaluated while training.
+    tell: is called with a line for each file that is damaged.
+  """
   found: dict[int, dict[str, float]] = {}
   for path in sorted(folder.glob('*/results.json')):
     results = read_json(path, tell)
-    if results.get('split', split) != split:
+    evaluated = str(results.get('split', ''))
+    if evaluated.startswith('test') and evaluated != split:
       found[int(results.get('step') or 0)] = _numbers(results)
   if not found:
     return {}

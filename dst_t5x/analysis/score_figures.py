@@ -100,9 +100,9 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
   for one, model in zip(axes, models, strict=True):
     _draw_budgets(one, scores, model, is_relative)
     if len(models) > 1:
-      one.set_title(model)
+      one.set_title(model, pad=24)  # Above what is missing.
   of = 'of full fine-tuning (%)' if is_relative else ''
-  axes[0].set_ylabel(_wrapped(f'{_short(scores)} {of}'))
+  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
   style.legend(figure, axes)
   number, what = (1, 'relative') if is_relative else (6, 'absolute')
   curves = scores.curves(models[0])
@@ -123,28 +123,21 @@ def _draw_budgets(
   full = scores.reference(model, 'full')
   base = full.mean if full and is_relative else 100.0
   curves = scores.curves(model)
-  lost: list[float] = []
   for i, (method, cells) in enumerate(curves.items()):
+    name, look = METHODS.get(method, method), style.series(i)
     known = [(cell.fraction, scores.of(cell)) for cell in cells]
-    lost += [
-      cell.setup.knob
-      for cell in cells
-      if not scores.of(cell).values and method in setups.SUBSETS
-    ]
-    _draw_series(
-      axes,
-      [(100 * x, y.over(base)) for x, y in known if y.values],
-      METHODS.get(method, method),
-      style.series(i),
-    )
+    points = [(100 * x, y.over(base)) for x, y in known if y.values]
+    _draw_series(axes, points, name, look)
+    lost = [cell.setup.knob for cell in cells if not scores.of(cell).values]
+    if lost and method in setups.SUBSETS:  # Of others the place is not known.
+      axes.plot(
+        [100 * x for x in lost], [1.03 + 0.05 * i] * len(lost), 'x+'[i % 2],
+        color=look.color, markeredgewidth=2, clip_on=False,
+        transform=axes.get_xaxis_transform(), label=f'{name}, missing',
+      )  # fmt: skip
   _draw_level(axes, full, base, 'full fine-tuning', 'black', '-')
   zero = scores.reference(model, setups.ZERO_SHOT)
   _draw_level(axes, zero, base, 'zero-shot', style.GREY, (0, (1, 1)))
-  if lost:
-    axes.plot(
-      [100 * x for x in lost], [0.02] * len(lost), 'x', color='black',
-      transform=axes.get_xaxis_transform(), label='missing',
-    )  # fmt: skip
   axes.set_xscale('log')
   axes.set_xlabel('free parameters (% of the model)')
 
@@ -224,7 +217,7 @@ def by_size(scores: Scores) -> style.Figure | None:
   axes[0].set_xscale('log')
   axes[0].set_xlabel('ε')
   of = 'of full fine-tuning (%)' if is_relative else ''
-  axes[0].set_ylabel(_wrapped(f'{_short(scores)} {of}'))
+  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
   style.legend(figure, axes)
   return style.finished(
     figure,
@@ -258,7 +251,7 @@ def variants(scores: Scores) -> style.Figure | None:
     _draw_variants(one, scores, cells)
     name = f'{model}, ' if len(scores.models) > 1 else ''
     one.set_title(f'{name}ε = {knob:g}')
-  axes[0].set_ylabel(_wrapped(_short(scores)))
+  style.label_left(axes, _wrapped(_short(scores)))
   style.legend(figure, axes)
   return style.finished(
     figure,

@@ -163,9 +163,10 @@ def _of_method(value: Mapping[str, Any]) -> dict[str, Any]:
   method = _method(value)
   if method == 'lora':
     targets = str(value.get('LoRA.targets', ''))
-    return {'knob': float(value['LoRA.rank']), 'more': _targets(targets)}
+    rank = float(value.get('LoRA.rank', 0))
+    return {'knob': rank, 'more': _targets(targets)}
   if method == 'prompt':
-    return {'knob': float(value['Prompt.length'])}
+    return {'knob': float(value.get('Prompt.length', 0))}
   if method not in SUBSETS:
     return {}
   get = {
@@ -177,7 +178,6 @@ def _of_method(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_subset(get: Mapping[str, Any]) -> dict[str, Any]:
-  silos = get.get('silos', 'per_module_and_layer')
   normalization = get.get('normalization') or ''
   threshold = get.get('threshold', 'exact')
   more = [
@@ -188,14 +188,22 @@ def _of_subset(get: Mapping[str, Any]) -> dict[str, Any]:
   return {
     'knob': float(get['epsilon']),
     'distance': str(get.get('distance', 'inverse_relative')),
-    'silos': silos if silos in silo_lib.SILOS else 'rules',
+    'silos': _siloing(get.get('silos', 'per_module_and_layer')),
     'normalization': normalization,
-    'normalize_over': str(get.get('normalize_over', 'per_module_and_layer'))
+    'normalize_over': _siloing(
+      get.get('normalize_over', 'per_module_and_layer')
+    )
     if normalization
     else '',
     'churn': bool(get.get('churn', True)),
     'more': ', '.join(filter(None, more)),
   }
+
+
+def _siloing(silos: Any) -> str:
+  """Returns the name of silos; rules of one's own have none."""
+  is_known = isinstance(silos, str) and silos in silo_lib.SILOS
+  return silos if is_known else 'rules'
 
 
 def _targets(expression: str) -> str:
@@ -212,6 +220,8 @@ def from_sweep(macros: Mapping[str, str]) -> Trial:
   """
   value = {name: _literal(text) for name, text in macros.items()}
   method = _stem(macros.get('method', 'full'))
+  if _stem(macros.get('run', '')) == 'pretrain':
+    method = PRETRAINING
   task = value.get('MIXTURE_OR_TASK_NAME') or _stem(macros.get('task', ''))
   more: dict[str, Any] = {}
   if method in ('dst', 'dst_no_churn', 'random'):

@@ -123,6 +123,12 @@ def legend(
     )
 
 
+def label_left(axes: Sequence[Any], label: str, columns: int = 2) -> None:
+  """Labels the y-axis of the first panel of each row."""
+  for one in axes[::columns]:
+    one.set_ylabel(label)
+
+
 def heatmap(
   axes: Any,
   values: np.ndarray,

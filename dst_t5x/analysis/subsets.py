@@ -23,7 +23,7 @@ _MODULES = {
 
 
 class Reader:
-  """Reads subsets, each once; says what cannot be read, and goes on."""
+  """Reads subsets; says what cannot be read, and goes on."""
 
   def __init__(self, tell: Tell) -> None:
     """Reads nothing yet.
@@ -32,16 +32,15 @@ class Reader:
       tell: is called with a line for each file that cannot be read.
     """
     self._tell = tell
-    self._at_end: dict[str, Subset | None] = {}
 
   def at_end(self, run: runs_lib.Run) -> Subset | None:
     """Returns the subset of a run's checkpoint that counts, if there is one."""
-    key = str(run.folder)
-    if key not in self._at_end:
-      self._at_end[key] = self._first_of(
-        [run.folder / 'best.dst', run.folder / 'last.dst']
-      ) or self._of_last_checkpoint(run)
-    return self._at_end[key]
+    paths = [run.folder / 'best.dst', run.folder / 'last.dst']
+    found = self._first_of(paths) or self._of_last_checkpoint(run)
+    if found and found.fingerprint not in (None, run.fingerprint):
+      self._tell(f'{run.folder}: its subset is not one of its seed')
+      return None
+    return found
 
   def _first_of(self, paths: Sequence[epath.Path]) -> Subset | None:
     for path in paths:

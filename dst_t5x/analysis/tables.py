@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 
 import tabulate
 
@@ -87,6 +88,11 @@ class Table:
       else 'left'
       for column in columns
     ]
+
+
+def file_name(name: str) -> str:
+  """Returns a figure's or table's name as that of a file."""
+  return re.sub(r'[^\w.+=-]+', '-', name).strip('-')
 
 
 def text(value: Value) -> str:
