@@ -7,16 +7,20 @@ r"""Makes a sweep of the best of another's runs: learning rates, say.
 
 Runs that differ in nothing but `--over` (LEARNING_RATE by default) and
 RANDOM_SEED are a cell. Of each cell the value is taken whose mean score over
-random seeds is the highest, and stands in the new file with all other settings
+random seeds is the highest (a run that failed, as those do that diverge, has
+none: the value is out), and stands in the new file with all other settings
 of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
 comment beside each value has all scores that it was chosen by.
 """
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
+import fnmatch
+import math
 import pathlib
 import statistics
 import sys
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
@@ -25,8 +29,26 @@ from launch import grid
 from launch import states
 
 _SEED = 'RANDOM_SEED'
-# The settings of a cell, and value of what is searched -> scores.
-Cell = tuple[grid.Settings, dict[str, list[float]]]
+
+
+class Cell(NamedTuple):
+  """Runs that differ in what is searched, and in the random seed.
+
+  Attributes:
+    settings: those that they share.
+    told: the ones that names tell.
+    scores: value of what is searched -> scores.
+  """
+
+  settings: grid.Settings
+  told: frozenset[str]
+  scores: dict[str, list[float]]
+
+
+class _Dumper(yaml.SafeDumper):
+  """Writes texts that look like numbers without quotes, as `grid` reads."""
+
+  yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--output', help="the sweep's folder (default: runs/SWEEP)"
   )
+  parser.add_argument('--only', default='*', help='runs whose names match')
   flags = [argument for argument in argv if argument.startswith('--gin.')]
   options = parser.parse_args([a for a in argv if a not in flags])
   try:
     found = [
-      state
+      both
       for sweep in options.sweeps
-      for state in _states(sweep, options.output)
+      for both in _runs(sweep, options.output)
+      if fnmatch.fnmatch(both[0].name, options.only)
     ]
     cells = _cells(found, options.by, options.over)
     print('# Made by: python -m launch.choose', *argv)
@@ -63,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _states(sweep: str, output: str | None) -> Iterable[states.State]:
-  output = output or f'runs/{pathlib.PurePath(sweep).stem}'
-  return states.Sweep(grid.read(sweep), output).states().values()
+def _runs(name: str, output: str | None) -> list[tuple[grid.Run, states.State]]:
+  """Returns the runs of a sweep, and where they stand."""
+  output = output or f'runs/{pathlib.PurePath(name).stem}'
+  sweep = states.Sweep(grid.read(name), output)
+  return [(sweep.runs[key], state) for key, state in sweep.states().items()]
 
 
 def _setting(flag: str) -> tuple[str, list[str]]:
@@ -75,19 +101,22 @@ def _setting(flag: str) -> tuple[str, list[str]]:
   return name, value.split(',')
 
 
-def _cells(found: Iterable[states.State], by: str, over: str) -> list[Cell]:
+def _cells(
+  found: Iterable[tuple[grid.Run, states.State]], by: str, over: str
+) -> list[Cell]:
   """Returns the cells, in the order of the sweep.
 
   Raises:
-    UserError: a run has not finished, or nothing has such a score.
+    UserError: a run has not ended, or nothing has such a score.
   """
   cells: dict[tuple[tuple[str, str], ...], Cell] = {}
-  for state in found:
-    if state.state != states.FINISHED:
+  for run, state in found:
+    if state.state not in (states.FINISHED, states.FAILED):
       raise UserError(
         f'{state.name} is {state.state}: finish the sweep first, or pick others'
       )
-    if by not in state.scores:
+    is_failed = state.state == states.FAILED
+    if not is_failed and by not in state.scores:
       raise UserError(
         f'{state.name} has no {by!r}{nearest(by, state.scores)} (known: '
         f'{sorted(state.scores)})'
@@ -95,8 +124,12 @@ def _cells(found: Iterable[states.State], by: str, over: str) -> list[Cell]:
     if over not in state.settings:
       raise UserError(f'{state.name} does not set {over}')
     rest = {k: v for k, v in state.settings.items() if k not in (over, _SEED)}
-    _, scores = cells.setdefault(tuple(sorted(rest.items())), (rest, {}))
-    scores.setdefault(state.settings[over], []).append(state.scores[by])
+    cell = Cell(rest, frozenset(run.told), {})
+    cell = cells.setdefault(tuple(sorted(rest.items())), cell)
+    of_value = cell.scores.setdefault(state.settings[over], [])
+    of_value.append(-math.inf if is_failed else state.scores[by])
+  if not cells:
+    raise UserError('there is no such run')
   return list(cells.values())
 
 
@@ -104,25 +137,27 @@ def _sweep(
   cells: Sequence[Cell], over: str, added: Mapping[str, list[str]]
 ) -> str:
   """Returns the text of the new sweep."""
-  kept = [
-    {k: v for k, v in rest.items() if k not in added} for rest, _ in cells
-  ]
+  told = {key for cell in cells for key in cell.told}
   common = {
     key: value
-    for key, value in kept[0].items()
-    if all(settings.get(key) == value for settings in kept)
+    for key, value in cells[0].settings.items()
+    if key not in told | added.keys()
+    and all(cell.settings.get(key) == value for cell in cells)
   }
   lines = [_line(key, value) for key, value in common.items()]
   lines += [_line(k, v if len(v) > 1 else v[0]) for k, v in added.items()]
   lines.append('grids:')
-  for settings, (_, scores) in zip(kept, cells, strict=True):
+  for settings, told_here, scores in cells:
     means = {value: statistics.fmean(of) for value, of in scores.items()}
     own = [
-      _line(key, value if key in grid.FILES else [value])
+      _line(key, [value] if key in told_here else value)
       for key, value in settings.items()
-      if key not in common
+      if key not in common and key not in added
     ]
-    shown = ', '.join(f'{value}: {mean:.4g}' for value, mean in means.items())
+    shown = ', '.join(
+      f'{value}: {"failed" if math.isinf(mean) else f"{mean:.4g}"}'
+      for value, mean in means.items()
+    )
     own.append(f'{_line(over, [max(means, key=means.__getitem__)])}  # {shown}')
     lines += [f'{"  " if i else "- "}{line}' for i, line in enumerate(own)]
   return '\n'.join(lines) + '\n'
@@ -130,7 +165,9 @@ def _sweep(
 
 def _line(key: str, value: str | list[str]) -> str:
   """Returns `key: value` of a sweep's file."""
-  flow = yaml.safe_dump([value], default_flow_style=True, width=10**6)
+  flow = yaml.dump(
+    [value], Dumper=_Dumper, default_flow_style=True, width=10**6
+  )
   return f'{key}: {flow.strip()[1:-1]}'
 
 

@@ -54,10 +54,12 @@ class Run:
   Attributes:
     name: that of its folder.
     settings: key of the sweep's file -> value, as gin reads it.
+    told: the keys that are lists in the file, which names tell.
   """
 
   name: str
   settings: Settings
+  told: tuple[str, ...] = ()
 
   def flags(self, model_dir: str | os.PathLike[str]) -> list[str]:
     """Returns the arguments of `python -m dst_t5x.train`."""
@@ -114,7 +116,8 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
   overrides = dict(map(_override, flags))
   runs: dict[str, Run] = {}
   for settings, told in _expand(_checked(content, name), overrides):
-    run = Run(_run_name(settings, told), _filled_in(settings, name))
+    filled = _filled_in(settings, name)
+    run = Run(_run_name(settings, told), filled, tuple(told))
     if runs.setdefault(run.name, run).settings != run.settings:
       key = _difference(runs[run.name].settings, run.settings)
       raise UserError(

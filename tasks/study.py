@@ -1,10 +1,11 @@
 """The tasks of the ablation study (`docs/study.md`), made without any file.
 
 Inputs are an operation and a word, `next: plum`; the target is the word after
-the operation, byte by byte. `study_pretrain` teaches six operations;
-`study_finetune` is four others, substitution ciphers whose tables have no
-system: what is learnt are 104 letters, and that their table is the one that
-the operation's name says.
+the operation, byte by byte. `study_pretrain` teaches six operations.
+`study_finetune` has three names that are new: `back` is an operation that the
+seed knows, `both` is two of them after each other, and `code` a substitution
+cipher without a system, whose table has to be learnt. A few parameters may do
+for the first; the last takes more.
 
 Words are random strings of letters. No word is in two splits, nor in those of
 the other task: the sum of a word's letters decides where it belongs.

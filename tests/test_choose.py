@@ -79,6 +79,15 @@ def test_the_best_of_each_cell_with_new_random_seeds(tmp_path, capsys):
   assert {run.settings['RANDOM_SEED'] for run in runs} == {'1', '2', '3'}
 
 
+def test_what_failed_is_not_chosen(tmp_path, capsys):
+  path, output = _search(tmp_path)
+  for lost in output.glob('*_dst_*seed=1_epsilon=1e-2_*_rate=0.1'):
+    (lost / 'report.json').unlink()
+    (lost / 'log.txt').write_text('error: the loss is nan\n')
+  assert _choose(path, f'--output={output}', f'--by={_SCORE}') == 0
+  assert '# 0.1: failed, 1.0: 60' in capsys.readouterr().out
+
+
 def test_what_is_not_there_is_one_line(tmp_path, capsys):
   path, output = _search(tmp_path)
 

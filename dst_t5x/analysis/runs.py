@@ -35,7 +35,8 @@ class Run:
     step: steps that are done.
     dev: metric -> value on the split that it evaluated while training, at the
       checkpoint that counts (see `best`).
-    test: the same on the test split, where `eval` was run on it.
+    test: the same on the test split, where `eval` was run on it, or where
+      EVAL_SPLIT says that it was what training evaluated.
     parameters: of the model; 0 if unknown.
     free: how many the method trains.
     fingerprint: of its seed, '' if unknown.
@@ -115,14 +116,16 @@ def _read_run(
   steps = _whole(said.get('TRAIN_STEPS', ''))
   is_done = 'results' in report and report.get('step', 0) >= (steps or 0)
   last = rows[-1]['step'] if rows else 0
+  own = _dev_scores(folder, report, rows, tell)
+  split = said.get('EVAL_SPLIT', '')
   return Run(
     folder.name,
     folder,
     trial,
     FINISHED if is_done else UNFINISHED,
     step=int(report['step'] if is_done else last),
-    dev=_dev_scores(folder, report, rows, tell),
-    test=_test_scores(folder, said.get('EVAL_SPLIT', ''), tell),
+    dev={} if split == 'test' else own,
+    test=own if split == 'test' else _test_scores(folder, split, tell),
     parameters=int(report.get('parameters', 0)),
     free=int(report.get('free', 0)),
     fingerprint=str(seed.get('fingerprint', '')),
