@@ -36,6 +36,7 @@ _INSTALL = [
   'pyyaml>=6.0',
   'sacrebleu>=2.6',
   'safetensors>=0.5',
+  'tabulate>=0.9',
   'tensorboard>=2.20',
   'tensorstore>=0.1.80',
   'tqdm>=4.66',
@@ -97,8 +98,13 @@ setuptools.setup(
   # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the
   # top; in a wheel they are real folders.
   package_data={
-    'dst_t5x': ['gin/**/*.gin', 'py.typed', 'serving/page.html'],
-    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'py.typed'],
+    'dst_t5x': [
+      'analysis/paper.json',
+      'gin/**/*.gin',
+      'py.typed',
+      'serving/page.html',
+    ],
+    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'sweeps/*/*.yaml', 'py.typed'],
   },
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.

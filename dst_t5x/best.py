@@ -21,7 +21,15 @@ from dst_t5x import whole_files
 
 BEST_FILE = 'best.json'
 # Groups of metrics that are no task's.
-_NOT_TASKS = ('eval', 'train', 'speed', 'free', 'threshold')
+_NOT_TASKS = (
+  'eval',
+  'train',
+  'speed',
+  'free',
+  'share',
+  'threshold',
+  'overlap',
+)
 
 
 def is_lower_better(metric: str) -> bool:

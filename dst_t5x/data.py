@@ -10,6 +10,7 @@ it was, batch for batch the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
 import os
 import queue
 import threading
@@ -212,7 +213,34 @@ def _examples(
   shard: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
   """Returns single model examples: shuffled forever, or once without a seed."""
-  lengths = {feature: feature_lengths[feature] for feature in FEATURES}
+  lengths = tuple((feature, feature_lengths[feature]) for feature in FEATURES)
+  if seed is None:
+    return _once(task, lengths, split, pack, tuple(prefix))
+  return _dataset(task, lengths, split, pack, seed, prefix, shard)
+
+
+@functools.lru_cache(maxsize=8)
+def _once(
+  task: Task,
+  lengths: tuple[tuple[str, int], ...],
+  split: str,
+  pack: bool,
+  prefix: tuple[int, ...],
+) -> tf.data.Dataset:
+  """Returns examples to evaluate; remembered, as TensorFlow builds slowly."""
+  return _dataset(task, lengths, split, pack, None, prefix, None)
+
+
+def _dataset(
+  task: Task,
+  feature_lengths: tuple[tuple[str, int], ...],
+  split: str,
+  pack: bool,
+  seed: int | None,
+  prefix: Sequence[int],
+  shard: seqio.ShardInfo | None,
+) -> tf.data.Dataset:
+  lengths = dict(feature_lengths)
   training = seed is not None
   dataset = (_without_texts(task) if training else task).get_dataset(
     lengths,

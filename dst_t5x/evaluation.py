@@ -59,9 +59,8 @@ class Predictor:
   def __post_init__(self) -> None:
     self.batch_size = self.partitioner.round_up(self.batch_size)
     self._decode = jax.jit(
-      lambda params, tokens: self.decoder(
-        self.network, params, tokens, self.max_decode_length
-      ),
+      _decode,
+      static_argnames=('decoder', 'network', 'max_decode_length'),
       # Every process scores all predictions.
       out_shardings=self.partitioner.replicated,
     )
@@ -81,7 +80,13 @@ class Predictor:
     results: list[tuple[int, np.ndarray]] = []
     for indices, inputs in self._batches(examples):
       batch = self.partitioner.place_batch({'encoder_input_tokens': inputs})
-      tokens, _ = self._decode(params, batch['encoder_input_tokens'])
+      tokens, _ = self._decode(
+        self.decoder,
+        self.network,
+        params,
+        batch['encoder_input_tokens'],
+        self.max_decode_length,
+      )
       tokens = np.asarray(tokens)[: len(indices)]
       self.tokens += int(np.count_nonzero(tokens))
       results.extend(zip(indices, tokens, strict=True))
@@ -103,6 +108,17 @@ class Predictor:
       # The last batch is padded to the shape that is compiled already.
       missing = self.batch_size - len(indices)
       yield indices, np.stack([*inputs, *[np.zeros_like(inputs[0])] * missing])
+
+
+def _decode(
+  decoder: Decoder,
+  network: nn.Module,
+  params: PyTree,
+  tokens: jax.Array,
+  max_decode_length: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Calls a decoder; one function, so that equal ones are compiled once."""
+  return decoder(network, params, tokens, max_decode_length)
 
 
 class TaskEvaluator:
@@ -295,9 +311,8 @@ class Evaluator:
     self._network = network
     self._partitioner = partitioner
     self._sums = jax.jit(
-      lambda params, batch: trainer_lib.forward(
-        network, evaluation.loss, params, batch
-      ),
+      trainer_lib.forward,
+      static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
     self._score = TaskEvaluator(
@@ -332,8 +347,10 @@ class Evaluator:
       adapters.prefix(self._network),
     )
     place = self._partitioner.place_batch
+    network, loss = self._network, evaluation.loss
     sums = [
-      jax.device_get(self._sums(params, place(batch))) for batch in batches
+      jax.device_get(self._sums(network, loss, params, place(batch)))
+      for batch in batches
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = trainer_lib.averages(total)

@@ -13,6 +13,7 @@ import numpy as np
 
 from dst_t5x import budget as budget_lib
 from dst_t5x import config
+from dst_t5x import history
 from dst_t5x import projection as projection_lib
 from dst_t5x import reports
 from dst_t5x import silos
@@ -157,6 +158,19 @@ class Monitor:
       '  '.join(f'{name} {value:.4g}' for name, value in results.items()),
     )
 
+  def saved(self, step: int, report: history.Report | None) -> None:
+    """Writes what is said of the subset of a checkpoint, if there is one."""
+    if report is None:
+      return
+    if report.overlaps:
+      self._summaries.scalars(step, report.overlaps)
+    self._summaries.histogram(
+      step,
+      'distance/log10',
+      report.distances,
+      'Logarithms to base 10 of the distances of all free parameters.',
+    )
+
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Takes what happens inside out of the rate of steps."""
@@ -187,23 +201,22 @@ class SubsetMonitor:
     """Remembers the subset.
 
     Args:
-      projection: its silos are reported by module.
+      projection: its thresholds are reported by module.
       params: what is trained, before the first step.
       projection_state: that goes with it.
       seed: θ⁰, or () if the projection does not keep it.
     """
     self._projection = projection
     layout = projection.layout(params)
-    self._modules = [module_of(name) for name in layout.names]
-    self._free = jax.jit(
-      lambda params, state, kept: reports.pack_free(
-        params, projection.seed(params, kept, state)
-      )
-    )(params, projection_state, seed)
+    self._silos = [module_of(name) for name in layout.names]
+    # Modules are counted whatever the silos are.
+    self._modules = silos.make_layout(params, 'per_module').names
+    self._free = jax.jit(_pack, static_argnames='projection')(
+      projection, params, projection_state, seed
+    )
     self._report = jax.jit(
-      lambda params, state, kept, before: reports.subset_report(
-        layout, params, projection.seed(params, kept, state), before
-      ),
+      _report,
+      static_argnames='projection',
       # Every process wants the counts; masks stay where the parameters are.
       out_shardings=(projection_state.passes.sharding, None),
     )
@@ -211,9 +224,13 @@ class SubsetMonitor:
   def report(
     self, params: PyTree, projection_state: PyTree, seed: PyTree
   ) -> dict[str, float]:
-    """Returns free parameters, churn since the last report, thresholds."""
+    """Returns free parameters, their churn since the last report, thresholds.
+
+    Parameters and shares are those of modules, whatever the silos; thresholds
+    those of silos, averaged over layers.
+    """
     counts, self._free = self._report(
-      params, projection_state, seed, self._free
+      self._projection, params, projection_state, seed, self._free
     )
     free, new = jax.device_get((counts['free'], counts['new']))
     thresholds = self._projection.distances(
@@ -225,11 +242,34 @@ class SubsetMonitor:
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,
     }
-    for module in sorted(set(self._modules)):
-      of_module = np.array([name == module for name in self._modules])
-      values[f'free/{module}'] = float(free[of_module].sum())
+    for module, count in zip(self._modules, free, strict=True):
+      values[f'free/{module}'] = float(count)
+      values[f'share/{module}'] = float(count) / total if total else math.nan
+    for module in sorted(set(self._silos)):
+      of_module = np.array([name == module for name in self._silos])
       values[f'threshold/{module}'] = float(thresholds[of_module].mean())
     return values
+
+
+def _pack(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+) -> PyTree:
+  return reports.pack_free(params, projection.seed(params, kept, state))
+
+
+def _report(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+  before: PyTree,
+) -> tuple[dict[str, jax.Array], PyTree]:
+  seed = projection.seed(params, kept, state)
+  modules = silos.make_layout(params, 'per_module')
+  return reports.subset_report(modules, params, seed, before)
 
 
 def module_of(silo: str) -> str:

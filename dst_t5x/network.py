@@ -58,6 +58,11 @@ class T5Config:
   remat: bool = False
   adapter: adapters.Adapter = adapters.NONE
 
+  def __post_init__(self) -> None:
+    if isinstance(self.mlp_activations, list):  # From gin; `jit` hashes us.
+      activations = tuple(self.mlp_activations)
+      object.__setattr__(self, 'mlp_activations', activations)
+
 
 class _Layer(nn.Module):
   """What the layers of both stacks share."""

@@ -14,6 +14,39 @@ from dst_t5x.errors import UserError, nearest
 PyTree = Any
 
 _DECAYS = ('constant', 'linear', 'cosine', 'rsqrt')
+# A field that is part of a program, and no number that the program is given.
+_STATIC: Mapping[str, Any] = {'static': True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The learning rate as a function of the step; see `schedule`.
+
+  A pytree: its height is data, so that runs which differ in no more share what
+  was compiled.
+  """
+
+  base: float
+  warmup_steps: int = dataclasses.field(default=0, metadata=_STATIC)
+  decay: str = dataclasses.field(default='constant', metadata=_STATIC)
+  decay_steps: int | None = dataclasses.field(default=None, metadata=_STATIC)
+
+  def __call__(self, step: Any) -> Any:
+    """Returns the learning rate, float32 [], of a step, int32 []."""
+    warmup, base = self.warmup_steps, self.base
+    rest = (self.decay_steps or 0) - warmup
+    after: Mapping[str, Callable[[], optax.Schedule]] = {
+      'constant': lambda: optax.schedules.constant_schedule(base),
+      'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
+      'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
+      'rsqrt': lambda: _rsqrt(base, max(warmup, 1)),
+    }
+    if not warmup:
+      return after[self.decay]()(step)
+    rise = optax.schedules.linear_schedule(0.0, base, warmup)
+    both = [rise, after[self.decay]()]
+    return optax.schedules.join_schedules(both, [warmup])(step)
 
 
 def schedule(
@@ -21,7 +54,7 @@ def schedule(
   warmup_steps: int = 0,
   decay: str = 'constant',
   decay_steps: int | None = None,
-) -> optax.Schedule:
+) -> Schedule:
   """Returns the learning rate as a function of the step.
 
   Args:
@@ -48,31 +81,21 @@ def schedule(
     raise UserError(
       f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
     )
-  if decay in ('linear', 'cosine'):
-    if decay_steps is None or decay_steps <= warmup_steps:
-      raise UserError(
-        f'{decay} decay needs decay_steps above warmup_steps; they are '
-        f'{decay_steps} and {warmup_steps}'
-      )
-    rest = decay_steps - warmup_steps
-  after: Mapping[str, Callable[[], optax.Schedule]] = {
-    'constant': lambda: optax.schedules.constant_schedule(base),
-    'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
-    'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
-    'rsqrt': lambda: _rsqrt(base, max(warmup_steps, 1)),
-  }
-  if not warmup_steps:
-    return after[decay]()
-  warmup = optax.schedules.linear_schedule(0.0, base, warmup_steps)
-  return optax.schedules.join_schedules(
-    [warmup, after[decay]()], [warmup_steps]
-  )
+  if decay in ('linear', 'cosine') and (
+    decay_steps is None or decay_steps <= warmup_steps
+  ):
+    raise UserError(
+      f'{decay} decay needs decay_steps above warmup_steps; they are '
+      f'{decay_steps} and {warmup_steps}'
+    )
+  return Schedule(base, warmup_steps, decay, decay_steps)
 
 
 def _rsqrt(base: float, start: int) -> optax.Schedule:
   return lambda step: base * jax.lax.rsqrt((step + start) / start)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """An Optax transformation and the learning rate that it follows.
@@ -82,8 +105,26 @@ class Optimizer:
     learning_rate: step -> learning rate, for the reports.
   """
 
-  transformation: optax.GradientTransformation
+  transformation: optax.GradientTransformation = dataclasses.field(
+    metadata=_STATIC
+  )
+  learning_rate: optax.Schedule = dataclasses.field(metadata=_STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+  """See `adafactor`; the settings but for the learning rate are static."""
+
   learning_rate: optax.Schedule
+  settings: tuple[tuple[str, Any], ...] = dataclasses.field(metadata=_STATIC)
+
+  @property
+  def transformation(self) -> optax.GradientTransformation:
+    """Gradients -> updates."""
+    return _by_layer(
+      optax.adafactor(learning_rate=self.learning_rate, **dict(self.settings))
+    )
 
 
 def adafactor(
@@ -94,7 +135,7 @@ def adafactor(
   multiply_by_parameter_scale: bool = True,
   momentum: float | None = None,
   weight_decay_rate: float | None = None,
-) -> Optimizer:
+) -> Adafactor:
   """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
 
   Stacked tensors are treated layer by layer, so that a scanned network trains
@@ -110,16 +151,17 @@ def adafactor(
     momentum: decay of the first moment; none by default.
     weight_decay_rate: share of the weights that is subtracted in each step.
   """
-  inner = optax.adafactor(
-    learning_rate=learning_rate,
-    min_dim_size_to_factor=min_dim_size_to_factor,
-    decay_rate=decay_rate,
-    multiply_by_parameter_scale=multiply_by_parameter_scale,
-    clipping_threshold=clipping_threshold,
-    momentum=momentum,
-    weight_decay_rate=weight_decay_rate,
-  )
-  return Optimizer(_by_layer(inner), learning_rate)
+  if not isinstance(learning_rate, Schedule):
+    learning_rate = jax.tree_util.Partial(learning_rate)
+  settings = {
+    'min_dim_size_to_factor': min_dim_size_to_factor,
+    'decay_rate': decay_rate,
+    'multiply_by_parameter_scale': multiply_by_parameter_scale,
+    'clipping_threshold': clipping_threshold,
+    'momentum': momentum,
+    'weight_decay_rate': weight_decay_rate,
+  }
+  return Adafactor(learning_rate, tuple(settings.items()))
 
 
 def _by_layer(

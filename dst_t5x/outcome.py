@@ -102,7 +102,7 @@ def write_report(
   file_bytes: int | None,
   results: Mapping[str, float],
 ) -> None:
-  """Writes what was trained, how much of it, and the last scores."""
+  """Writes what was trained, how much of it, on what, and the last scores."""
   report = {
     'step': step,
     'parameters': budget.parameters,
@@ -110,7 +110,13 @@ def write_report(
     'fraction': budget.fraction,
     'file_bytes_predicted': budget.file_bytes,
     'file_bytes': file_bytes,
+    'devices': _devices(),
     'results': dict(results),
   }
   text = json.dumps(report, indent=2) + '\n'
   whole_files.write_text(folder / _REPORT_FILE, text)
+
+
+def _devices() -> str:
+  """Returns what this process trains on: `8 × TPU v4`."""
+  return f'{jax.device_count()} × {jax.devices()[0].device_kind}'

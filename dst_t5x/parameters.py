@@ -89,9 +89,7 @@ class ParameterSpace:
     placed = jax.tree.map(partitioning.place, params, shardings)
     # A copy of its own: XLA:CPU may share memory with a host array, and the
     # training step gives its inputs away.
-    return jax.jit(
-      lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
-    )(placed)
+    return jax.jit(_copy, out_shardings=shardings)(placed)
 
 
 def fit(
@@ -181,6 +179,10 @@ def initialize_added(
   return parts.unflatten(
     adapter.initialize(drawn, parts.flatten(seed), random, encode)
   )
+
+
+def _copy(tree: PyTree) -> PyTree:
+  return jax.tree.map(jnp.copy, tree)
 
 
 def _init(network: nn.Module, key: jax.Array) -> PyTree:

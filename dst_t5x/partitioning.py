@@ -205,9 +205,9 @@ class Partitioner:
   def key(self, random_seed: int) -> jax.Array:
     """Returns a key for random numbers, on all devices."""
     make = jax.jit(
-      lambda: jax.random.key(random_seed), out_shardings=self.replicated
+      jax.random.key, static_argnums=0, out_shardings=self.replicated
     )
-    return make()
+    return make(random_seed)
 
   def parameters(self, axes: PyTree, shapes: PyTree) -> PyTree:
     """Returns the sharding of each parameter.

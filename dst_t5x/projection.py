@@ -142,6 +142,19 @@ class ProjectionState(NamedTuple):
   sparse_seed: sparse_seed_lib.SparseSeed | tuple[()] = ()
 
 
+class Numbers(NamedTuple):
+  """The settings of a `SubsetProjection` that its program does not depend on.
+
+  Attributes:
+    budgets: uint32 [silos, 2], the free components of each silo: upper and
+      lower half.
+    salts: uint32 [slices], see `keys.salts`.
+  """
+
+  budgets: Any
+  salts: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class SubsetProjection:
   """Keeps the ε·|S| components of every silo that are farthest from the seed.
@@ -221,6 +234,26 @@ class SubsetProjection:
   def layout(self, params: PyTree) -> silo_lib.Layout:
     """Returns the partition of `params` into silos."""
     return silo_lib.make_layout(params, self.silos, self.exclude)
+
+  def split(
+    self, params: PyTree
+  ) -> tuple['SubsetProjection', Numbers | tuple[()]]:
+    """Returns what is compiled, and the numbers that go to its `apply`.
+
+    ε and random seeds then are no constants of the step, which is compiled
+    once for all of them. Without numbers, (), everything is in the program.
+
+    Args:
+      params: the trained parameters, or their shapes.
+    """
+    if self.threshold != 'exact' or not self.keep_seed:
+      return self, ()
+    layout = self.layout(params)
+    halves = _halves(layout.budgets(self.epsilon))
+    shapes = [tensor.shape for tensor in jax.tree.leaves(params)]
+    salts = keys.salts(layout, shapes, self.random_seed)
+    program = dataclasses.replace(self, epsilon=1.0, random_seed=0)
+    return program, Numbers(halves, np.asarray(salts))
 
   def init(self, seed_params: PyTree) -> ProjectionState:
     """Returns the state before the first step.
@@ -302,7 +335,11 @@ class SubsetProjection:
     return sparse_seed_lib.norm(state.sparse_seed, layout, tree, budget)
 
   def apply(
-    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+    self,
+    new_params: PyTree,
+    seed_params: PyTree,
+    state: ProjectionState,
+    numbers: Numbers | tuple[()] = (),
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components to the seed (Eq. 6, 7).
 
@@ -312,22 +349,27 @@ class SubsetProjection:
       seed_params: θ⁰, a tree of the same structure, shapes and dtypes: see
         `seed` if it is not kept.
       state: what `init` or the last `apply` returned.
+      numbers: that `split` returned, where this is its program.
 
     Returns:
       θᵗ⁺¹ and the next state.
     """
     apply = sharding_types.hide(self._apply, results=(new_params, state))
-    return apply(new_params, seed_params, state)
+    return apply(new_params, seed_params, state, numbers)
 
   def _apply(
-    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+    self,
+    new_params: PyTree,
+    seed_params: PyTree,
+    state: ProjectionState,
+    numbers: Numbers | tuple[()],
   ) -> tuple[PyTree, ProjectionState]:
     # XLA may compute θ′ anew, with other roundings, wherever it is used. The
     # barrier makes counts and mask see the same numbers.
     new_params, seed_params = lax.optimization_barrier(
       (new_params, seed_params)
     )
-    step = _Step(self, new_params, seed_params, state.scales)
+    step = _Step(self, new_params, seed_params, state.scales, numbers)
     if not state.chosen:
       cut, state = step.search(state)
       keep = step.kept(cut)
@@ -356,17 +398,21 @@ class _Step:
     new_params: PyTree,
     seed_params: PyTree,
     scales: jax.Array | tuple[()],
+    numbers: Numbers | tuple[()],
   ) -> None:
     self._method = method
     self._layout = method.layout(new_params)
     self._budgets = self._layout.budgets(method.epsilon)
+    self._halves = numbers.budgets if numbers else _halves(self._budgets)
     new, self._structure = jax.tree.flatten(new_params)
     is_normalized = method.normalization is not None
     if is_normalized:
-      numbers = _scales_of_slices(method, new_params, scales)
+      of_slices = _scales_of_slices(method, new_params, scales)
+    elif numbers:
+      of_slices = jnp.asarray(numbers.salts)
     else:
       shapes = [tensor.shape for tensor in new]
-      numbers = keys.salts(self._layout, shapes, method.random_seed)
+      of_slices = keys.salts(self._layout, shapes, method.random_seed)
     self._tree = keys.Tree(
       self._layout,
       keys.random
@@ -374,7 +420,7 @@ class _Step:
       else keys.measured(method.distance, is_normalized),
       new,
       jax.tree.leaves(seed_params),
-      numbers,
+      of_slices,
     )
 
   def search(
@@ -385,7 +431,7 @@ class _Step:
     if self._method.threshold == 'exact':
       cut, passes = thresholds.find(
         functools.partial(counting.count, self._tree),
-        self._budgets,
+        self._halves,
         self._layout.sizes,
         guess=state.thresholds,
         # A threshold that stood still may yet move a little.
@@ -411,7 +457,7 @@ class _Step:
       2.0**20,
       0.7 * state.drift + 0.3 * moved,
     )
-    searched = np.array([budget > 0 for budget in self._budgets])
+    searched = jnp.any(jnp.asarray(self._halves) > 0, axis=1)
     return cut, state._replace(
       thresholds=jnp.where(searched, cut.threshold, 0),
       drift=drift,
@@ -463,6 +509,11 @@ class _Step:
       lambda mask, a, b: mask & reports.differs(a, b), keep, new, seed
     )
     return sparse_seed_lib.extract(free, seed, self._layout, self._budgets)
+
+
+def _halves(budgets: Sequence[int]) -> np.ndarray:
+  """Returns uint32 [silos, 2], as `Numbers.budgets`."""
+  return np.array([divmod(n, 2**32) for n in budgets], np.uint32).reshape(-1, 2)
 
 
 def _scales_of_slices(

@@ -45,6 +45,8 @@ class Prompt(adapters.Adapter):
   added: ClassVar[str] = PATH
 
   def __post_init__(self) -> None:
+    if isinstance(self.labels, list):  # From gin; `jit` hashes us.
+      object.__setattr__(self, 'labels', tuple(self.labels))
     check_positive('PROMPT_LENGTH', self.length)
     if self.initialization not in _INITIALIZATIONS:
       raise UserError(

@@ -11,6 +11,7 @@ MODEL_DIR/
   best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
   report.json       at the end: what was trained, how much, and the scores
   last.dst, best.dst, or last_adapter/, best_adapter/: see `outcome`
+  subsets/          the subset of each checkpoint; see `history`
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import data_position
 from dst_t5x import finite
+from dst_t5x import history as history_lib
 from dst_t5x import identity
 from dst_t5x import metrics_file
 from dst_t5x import outcome
@@ -51,6 +53,8 @@ from dst_t5x.errors import UserError
 
 PyTree = Any
 
+_all_finite = jax.jit(finite.all_finite)
+
 
 class Run:
   """One training run; a context manager that closes its files."""
@@ -64,6 +68,7 @@ class Run:
     task: str,
     keep: int = 1,
     keep_best_by: str | None = None,
+    keep_subsets: bool = True,
   ) -> None:
     """Opens the folder, which may hold an interrupted run.
 
@@ -75,6 +80,7 @@ class Run:
       task: what it trains on.
       keep: see `checkpoints.RunFolder`.
       keep_best_by: likewise.
+      keep_subsets: whether the subset of each checkpoint gets a file.
 
     Raises:
       UserError: the folder cannot be written to, or another process is at it.
@@ -91,12 +97,12 @@ class Run:
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host, all of it.
     self._identity: dict[str, Any] = {}
-    self._finite = jax.jit(finite.all_finite)
     self._lock: IO[str] | None = None
     if processes.is_first():
       self._keep_others_out()
     processes.wait_for_all()
     self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
+    self._history = history_lib.History(self.path, keep_subsets)
 
   def _keep_others_out(self) -> None:
     """Makes the folder, and locks it for as long as this process lives."""
@@ -183,7 +189,9 @@ class Run:
       self._params = seed.params
     self._check_seed()
     to_devices = self.space.to_devices
+    self.program, numbers = self._trainer.program(self._shapes)
     self.fixed = trainer_lib.Fixed(
+      numbers=numbers,
       seed=to_devices(self._params, self._shapes)
       if projection.keep_seed
       else (),
@@ -260,8 +268,8 @@ class Run:
       params = self.space.to_devices(added)
     else:
       params = self.space.to_devices(self._params, self._shapes)
-    init = jax.jit(self._trainer.init, out_shardings=self.state_shardings)
-    state = init(params)
+    init = jax.jit(trainer_lib.Trainer.init, out_shardings=self.state_shardings)
+    state = init(self.program, params)
     self._forget_seed()
     return state, None
 
@@ -271,7 +279,9 @@ class Run:
     processes.agree(f'the last checkpoint in {self.path}', step)
     if step is None:
       return None
-    params = self._load(step)
+    params, found = self._load(step)
+    if found is not None:
+      self._history.resume(step, found)
     shardings = self.state_shardings
     abstract = jax.eval_shape(self._trainer.init, self._shapes)
     like = jax.tree.map(
@@ -296,12 +306,17 @@ class Run:
     logging.info('resumed %s at step %d', self.path, step)
     return state, self._folder.position(step)
 
-  def _load(self, step: int) -> PyTree:
-    """Returns what was trained up to a checkpoint, unstacked, on the host."""
+  def _load(self, step: int) -> tuple[PyTree, subset_lib.Subset | None]:
+    """Returns what was trained up to a checkpoint, unstacked, on the host.
+
+    Returns:
+      The parameters, and the subset if they are one.
+    """
     saved = self._folder.parameters(step)
     if 'dense' in saved:
-      return stacking.unstack_layers(saved['dense'])
-    return subset_lib.apply(subset_lib.from_arrays(saved), self._params)
+      return stacking.unstack_layers(saved['dense']), None
+    found = subset_lib.from_arrays(saved)
+    return subset_lib.apply(found, self._params), found
 
   @property
   def _leaves_subset(self) -> bool:
@@ -328,7 +343,7 @@ class Run:
     state: trainer_lib.TrainState,
     position: bytes | None,
     results: Mapping[str, float],
-  ) -> None:
+  ) -> history_lib.Report | None:
     """Begins to write a checkpoint; training may go on meanwhile.
 
     Args:
@@ -337,22 +352,25 @@ class Run:
       position: the data's.
       results: of the evaluation at this step, if there was one.
 
+    Returns:
+      What there is to say of the subset, if there is one.
+
     Raises:
       UserError: it cannot be written, or parameters are not finite.
     """
     assert position is not None, 'the data was not told of this step'
     # A finite loss may precede parameters that are not.
-    if not self._finite(state):
+    if not _all_finite(state):
       self._folder.wait()
       raise UserError(
         f'a parameter is not finite after step {step}: lower the learning '
         f'rate, or look at the data; {self._folder.what_is_whole}'
       )
-    saved: dict[str, Any]
+    saved: dict[str, Any] = {'dense': state.params}
+    found = None
     if self._trainer.projection.constrains:
-      saved = subset_lib.to_arrays(self._extract(state.params))
-    else:
-      saved = {'dense': state.params}
+      found = self._extract(state.params)
+      saved = subset_lib.to_arrays(found)
     # The next step overwrites these arrays while they are being written.
     saved, changing = jax.tree.map(_copy, (saved, _changing(state)))
     self._folder.save(
@@ -362,6 +380,20 @@ class Run:
       data_position.merge(position, processes.gather_bytes),
       self._about(step),
       results,
+    )
+    if found is None or not processes.is_first():
+      return None
+    return self._remember(step, found)
+
+  def _remember(
+    self, step: int, found: subset_lib.Subset
+  ) -> history_lib.Report:
+    """Adds a checkpoint's subset to the run's history."""
+    distance = getattr(self._trainer.projection, 'distance', '')
+    moved = history_lib.distances_from_seed(found, self._params, distance)
+    return history_lib.Report(
+      self._history.add(step, found, self._about(step)),
+      history_lib.histogram(moved),
     )
 
   def _extract(self, trained: PyTree) -> subset_lib.Subset:
@@ -423,7 +455,7 @@ class Run:
       processes.gather(json.dumps([counts, results]))[0]
     )
     names = [outcome.LAST] if counts != step else [outcome.LAST, outcome.BEST]
-    best_params = None if counts == step else self._load(counts)
+    best_params = None if counts == step else self._load(counts)[0]
     if processes.is_first():
       size = self._leave(names, step, trained)
       if best_params is not None:
@@ -443,9 +475,7 @@ class Run:
       A subset, or an adapter's parameters; None if nothing is left.
     """
     if peft_files.is_known(self._adapter):
-      gather = jax.jit(
-        lambda tree: tree, out_shardings=self._partitioner.replicated
-      )
+      gather = jax.jit(_same, out_shardings=self._partitioner.replicated)
       return jax.tree.map(np.asarray, gather(trained))
     return self._extract(trained) if self._leaves_subset else None
 
@@ -481,6 +511,10 @@ def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:
     'refused_steps': state.refused_steps,
     'refused_in_row': state.refused_in_row,
   }
+
+
+def _same(tree: PyTree) -> PyTree:
+  return tree
 
 
 def _copy(x: Any) -> Any:

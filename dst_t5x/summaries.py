@@ -14,6 +14,8 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 from absl import logging
 from clu import asynclib
 from clu import metric_writers
+import numpy as np
+from tensorboard.plugins.histogram import metadata as histograms
 import tqdm
 
 from dst_t5x import metrics_file
@@ -57,6 +59,23 @@ class Summaries:
     with _as_os_error():
       self._tensorboard.write_scalars(step, known)
     metrics_file.append(self._folder, step, known)
+
+  def histogram(
+    self, step: int, name: str, bins: np.ndarray, about: str
+  ) -> None:
+    """Writes a histogram to TensorBoard.
+
+    Args:
+      step: the step.
+      name: its name.
+      bins: [bins, 3], lower edge, upper edge and count of each.
+      about: what it shows.
+    """
+    if self._tensorboard is None or not len(bins):
+      return
+    kind = histograms.create_summary_metadata(name, about)
+    with _as_os_error():
+      self._tensorboard.write_summaries(step, {name: bins}, {name: kind})
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""

@@ -16,7 +16,7 @@ which JAX offers within `jax.enable_x64`; none of it leaves a step.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -226,7 +226,8 @@ def find(
 
   Args:
     count: answers a query with one pass over the parameters.
-    budgets: [silos], how many keys to keep.
+    budgets: [silos], how many keys to keep; or uint32 [silos, 2], the upper
+      and the lower half of each.
     sizes: [silos], how many keys there are.
     guess: uint32 [silos], where the threshold is expected; 0 if unknown.
     spread: float32 [silos], how far off the guess may be, in keys.
@@ -236,7 +237,7 @@ def find(
     these are fewer; and the number of passes, uint32 [].
   """
   with jax.enable_x64(True):
-    start = _start(*(jnp.asarray(x, jnp.uint64) for x in (budgets, sizes)))
+    start = _start(_whole(budgets), jnp.asarray(sizes, jnp.uint64))
     first = _first(start, guess, spread)
     end, passes = _search(count, start, first)
     is_tied = end.tie > 0
@@ -246,6 +247,14 @@ def find(
       before=jnp.where(is_tied, end.size + 1 - end.threshold, end.size),
     )
   return cut, passes
+
+
+def _whole(numbers: Any) -> jax.Array:
+  """Returns uint64 [silos] of numbers, or of their halves [silos, 2]."""
+  if np.ndim(numbers) == 1:
+    return jnp.asarray(numbers, jnp.uint64)
+  halves = jnp.asarray(numbers).astype(jnp.uint64)
+  return (halves[:, 0] << 32) | halves[:, 1]
 
 
 def _search(

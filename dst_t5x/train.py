@@ -71,6 +71,7 @@ class Plan:
     keep_best_by: name of the metric whose best checkpoint is kept too.
     max_refused_steps: how many steps in a row may be refused, for a loss or an
       update that is not finite, before training stops.
+    keep_subsets: whether the subset of each checkpoint is kept as a file.
   """
 
   train_steps: int
@@ -80,6 +81,7 @@ class Plan:
   keep: int = 1
   keep_best_by: str | None = None
   max_refused_steps: int = 3
+  keep_subsets: bool = True
 
   def __post_init__(self) -> None:
     for name in ('train_steps', 'log_period', 'eval_period', 'keep',
@@ -174,6 +176,7 @@ def train(
       train_data.task,
       plan.keep,
       plan.keep_best_by,
+      plan.keep_subsets,
     ) as run,
   ):
     run.claim(train)
@@ -187,14 +190,14 @@ def train(
       return run.finish(step, state)
     evaluate = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
     train_step = jax.jit(
-      trainer.train_step,
-      donate_argnums=0,
+      trainer_lib.Trainer.train_step,
+      donate_argnames='state',
       out_shardings=(run.state_shardings, partitioner.replicated),
     )
     dropout_key = partitioner.key(random_seed)
     monitor = monitor_lib.Monitor(
       run.path,
-      trainer.projection,
+      run.program.projection,
       state,
       run.fixed.seed,
       plan.train_steps,
@@ -222,7 +225,12 @@ def train(
       while step < plan.train_steps:
         step, batch, position = next(batches)
         state, metrics = train_step(
-          state, run.fixed, batch, dropout_key, np.bool_(plan.logs(step))
+          run.program,
+          state,
+          run.fixed,
+          batch,
+          dropout_key,
+          np.bool_(plan.logs(step)),
         )
         monitor.record(step, metrics)
         if plan.logs(step):
@@ -239,7 +247,7 @@ def train(
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
             if not monitor.is_refused:
-              run.save(step, state, position, results)
+              monitor.saved(step, run.save(step, state, position, results))
     return run.finish(step, state)
 
 

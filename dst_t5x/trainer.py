@@ -5,6 +5,7 @@ Everything that happens in a step stands in `Trainer.train_step`.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -52,15 +53,26 @@ class Fixed(NamedTuple):
   Attributes:
     seed: θ⁰, of what is trained; () where the projection does not keep it.
     frozen: the parameters that are not trained.
+    numbers: the projection's, see `Trainer.program`.
   """
 
   seed: PyTree = ()
   frozen: PyTree = ()
+  numbers: PyTree = ()
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['optimizer'],
+  meta_fields=['network', 'projection', 'loss', 'microbatches', 'trained'],
+)
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """The pure functions of training.
+
+  A pytree whose leaves are the optimizer's numbers: `jax.jit(Trainer.init)`
+  and `jax.jit(Trainer.train_step)`, called with a trainer, are compiled once
+  for all trainers that differ in nothing else.
 
   Attributes:
     network: the model, with the method's adapter if it has one; see
@@ -78,7 +90,7 @@ class Trainer:
   """
 
   network: nn.Module
-  optimizer: optimizers.Optimizer
+  optimizer: optimizers.Adafactor | optimizers.Optimizer
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: int = 1
@@ -86,7 +98,17 @@ class Trainer:
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
+    if isinstance(self.trained, list):  # From gin; `jit` hashes us.
+      object.__setattr__(self, 'trained', tuple(self.trained))
     trained_lib.expressions(self.network, self.projection, self.trained)
+    for part in (self.network, self.projection, self.loss):
+      try:
+        hash(part)
+      except TypeError as e:
+        raise UserError(
+          f'{type(part).__name__} has a setting that cannot change and be '
+          f'compared ({e}): make it a tuple, or a frozen dataclass'
+        ) from e
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
     """Returns the parameters that are trained, and the frozen ones."""
@@ -94,6 +116,19 @@ class Trainer:
       params,
       trained_lib.expressions(self.network, self.projection, self.trained),
     )
+
+  def program(self, params: PyTree) -> tuple['Trainer', PyTree]:
+    """Returns what is compiled, and the projection's numbers for `Fixed`.
+
+    Trainers that differ in numbers alone have equal programs.
+
+    Args:
+      params: the trained ones, or their shapes.
+    """
+    if not isinstance(self.projection, projection_lib.SubsetProjection):
+      return self, ()
+    projection, numbers = self.projection.split(params)
+    return dataclasses.replace(self, projection=projection), numbers
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if a batch cannot be split evenly."""
@@ -160,8 +195,9 @@ class Trainer:
         state.params, fixed.seed, state.projection_state
       )
       new_params = optax.apply_updates(state.params, updates)
+      numbers = [fixed.numbers] if fixed.numbers else []
       params, projection_state = self.projection.apply(
-        new_params, theta_0, state.projection_state
+        new_params, theta_0, state.projection_state, *numbers
       )
       return params, opt_state, projection_state
 

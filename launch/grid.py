@@ -33,7 +33,7 @@ import yaml
 from dst_t5x.errors import UserError, nearest
 
 # In the order in which training reads them.
-_FILES = {
+FILES = {
   'model': 'gin/models/t5_1_1_{}.gin',
   'task': 'gin/tasks/{}.gin',
   'method': 'gin/methods/{}.gin',
@@ -54,17 +54,19 @@ class Run:
   Attributes:
     name: that of its folder.
     settings: key of the sweep's file -> value, as gin reads it.
+    told: the keys that are lists in the file, which names tell.
   """
 
   name: str
   settings: Settings
+  told: tuple[str, ...] = ()
 
   def flags(self, model_dir: str | os.PathLike[str]) -> list[str]:
     """Returns the arguments of `python -m dst_t5x.train`."""
     values = {'run': 'finetune'} | dict(self.settings)
     files = [
       f'--gin_file={_gin_file(kind, values.pop(kind))}'
-      for kind in _FILES
+      for kind in FILES
       if kind in values
     ]
     bindings = [f'--gin.{name}={value}' for name, value in values.items()]
@@ -81,14 +83,15 @@ def is_override(argument: str) -> bool:
   """Whether an argument of the command line overrides the file."""
   name = argument.removeprefix('--').partition('=')[0]
   return argument.startswith('--') and (
-    name.startswith('gin.') or name in _FILES
+    name.startswith('gin.') or name in FILES
   )
 
 
 def shipped() -> list[str]:
   """Names of the sweeps that come with the package."""
+  root = _SHIPPED.parent.parent
   return sorted(
-    f'launch/sweeps/{path.name}' for path in _SHIPPED.glob('*.yaml')
+    path.relative_to(root).as_posix() for path in _SHIPPED.rglob('*.yaml')
   )
 
 
@@ -113,7 +116,8 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
   overrides = dict(map(_override, flags))
   runs: dict[str, Run] = {}
   for settings, told in _expand(_checked(content, name), overrides):
-    run = Run(_run_name(settings, told), _filled_in(settings, name))
+    filled = _filled_in(settings, name)
+    run = Run(_run_name(settings, told), filled, tuple(told))
     if runs.setdefault(run.name, run).settings != run.settings:
       key = _difference(runs[run.name].settings, run.settings)
       raise UserError(
@@ -159,10 +163,10 @@ def _checked(node: Any, where: str) -> dict[str, Any]:
       for child in value:
         _checked(child, where)
       continue
-    if key not in _FILES and not _BINDING.fullmatch(key):
-      hint = nearest(key, [*_FILES, _GRIDS])
+    if key not in FILES and not _BINDING.fullmatch(key):
+      hint = nearest(key, [*FILES, _GRIDS])
       raise UserError(
-        f'{where}: {key!r} is none of {", ".join(_FILES)}, {_GRIDS}, nor a '
+        f'{where}: {key!r} is none of {", ".join(FILES)}, {_GRIDS}, nor a '
         f'macro of gin{hint}'
       )
     for item in value if isinstance(value, list) else [value]:
@@ -215,7 +219,7 @@ def _filled_in(settings: Settings, where: str) -> dict[str, str]:
     if key not in settings:
       hint = nearest(key, settings)
       raise UserError(f'{where}: {match[0]} is no key of the run{hint}')
-    return stem(settings[key]) if key in _FILES else settings[key]
+    return stem(settings[key]) if key in FILES else settings[key]
 
   return {
     key: re.sub(r'\{([\w.]+)\}', value_of, value)
@@ -225,9 +229,9 @@ def _filled_in(settings: Settings, where: str) -> dict[str, str]:
 
 def _run_name(settings: Settings, told: Mapping[str, None]) -> str:
   """Returns `small_gsm8k_dst_epsilon=1e-4`."""
-  parts = [stem(settings[key]) for key in _FILES if key in settings]
+  parts = [stem(settings[key]) for key in FILES if key in settings]
   for key in told:
-    if key not in _FILES:
+    if key not in FILES:
       short = key.lower() if key.isupper() else key
       value = settings[key].strip('\'"')
       parts.append(f'{short}={value}')
@@ -239,7 +243,7 @@ def _run_name(settings: Settings, told: Mapping[str, None]) -> str:
 
 def _gin_file(kind: str, value: str) -> str:
   """Returns the gin file that a value of `model`, say, chooses."""
-  return value if value.endswith('.gin') else _FILES[kind].format(value)
+  return value if value.endswith('.gin') else FILES[kind].format(value)
 
 
 def stem(value: str) -> str:

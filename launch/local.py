@@ -15,7 +15,7 @@ from dst_t5x.errors import UserError
 
 # Libraries may leak: a process is replaced after so many runs. Starting one
 # takes some ten seconds.
-_RUNS_PER_PROCESS = 20
+_RUNS_PER_PROCESS = 100
 _PATIENCE = 60  # Seconds that a run gets to end after Ctrl-C.
 
 

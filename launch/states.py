@@ -27,7 +27,16 @@ SUBMITTED = 'submitted'
 
 TABLE_FILE = 'runs.json'
 # Metrics that are no task's.
-_OWN_METRICS = ('step', 'train/', 'eval/', 'speed/', 'free/', 'threshold/')
+_OWN_METRICS = (
+  'step',
+  'train/',
+  'eval/',
+  'speed/',
+  'free/',
+  'share/',
+  'threshold/',
+  'overlap/',
+)
 
 
 @dataclasses.dataclass

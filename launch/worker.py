@@ -23,6 +23,13 @@ from typing import Any, TextIO
 from dst_t5x import config
 from dst_t5x.errors import UserError, first_line
 
+# What does not change the programs of a run.
+_NUMBERS = tuple(
+  f'--gin.{name}='
+  for name in ('LEARNING_RATE', 'EPSILON', 'RANDOM_SEED', 'MODEL_DIR')
+)
+_last_program: list[str] = []
+
 
 def main() -> None:
   """Serves until standard input ends."""
@@ -61,10 +68,9 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
   Returns:
     `seconds`; and `error`, one line, if it failed.
   """
-  import jax
-
   from dst_t5x import train
 
+  _forget_other_programs(flags)
   started, error = time.monotonic(), ''
   with _output_to(log):
     config.log_quietly()
@@ -82,9 +88,22 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
     if error:
       print('interrupted' if error == 'interrupted' else f'error: {error}',
             flush=True)  # fmt: skip
-  jax.clear_caches()
-  gc.collect()
   return {'seconds': time.monotonic() - started, 'error': error}
+
+
+def _forget_other_programs(flags: Sequence[str]) -> None:
+  """Frees what was compiled, unless the last run was like this one.
+
+  Runs that differ in numbers alone are compiled once; see `trainer.Trainer`.
+  """
+  import jax
+
+  global _last_program
+  program = [flag for flag in flags if not flag.startswith(_NUMBERS)]
+  if program != _last_program:
+    jax.clear_caches()
+    gc.collect()
+  _last_program = program
 
 
 def check_run(

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 import tiny_t5
 
+from dst_t5x import history
 from dst_t5x import metrics_file
 from dst_t5x import monitor
 from dst_t5x import projection
@@ -125,12 +128,56 @@ def test_the_subset_is_counted_by_module(seed, tmp_path):
   assert first['free/decoder/mlp'] == 0
   assert first['free/churn'] == 1
   assert second['free/churn'] == pytest.approx(1 / 3)
+  assert first['share/encoder/mlp'] == 1
+  assert first['share/decoder/mlp'] == 0
   assert {n.removeprefix('free/') for n in first if n.startswith('free/')} - {
     'total',
     'churn',
   } == {
     n.removeprefix('threshold/') for n in first if n.startswith('threshold/')
   }
+
+
+def test_modules_are_counted_without_silos_too(seed, tmp_path):
+  subset = projection.SubsetProjection(epsilon=0.01, silos='none')
+  watch = monitor.Monitor(tmp_path, subset, _state(0, seed, subset), seed, 4)
+  changed = jax.tree.map(jnp.asarray, seed)
+  for layer, columns in (('layers_0', 1), ('layers_1', 2)):
+    kernel = seed['encoder'][layer]['mlp']['wo']['kernel']
+    changed['encoder'][layer]['mlp']['wo']['kernel'] = kernel.at[
+      3, :columns
+    ].set(0.0)
+  table = seed['token_embedder']['embedding']
+  changed['token_embedder']['embedding'] = table.at[0, 0].set(7.0)
+  watch.record(1, _metrics(1.0))
+  watch.log(1, _state(1, changed, subset))
+  watch.close()
+  (row,) = _rows(tmp_path)
+  assert row['free/total'] == 4
+  assert row['free/encoder/mlp'] == 3
+  assert row['share/encoder/mlp'] == 0.75
+  assert row['share/token_embedder'] == 0.25
+  assert 'threshold/model' in row
+
+
+def test_what_is_saved_is_seen_in_tensorboard(seed, tmp_path):
+  subset = projection.SubsetProjection(epsilon=0.01)
+  watch = monitor.Monitor(tmp_path, subset, _state(0, seed, subset), seed, 4)
+  bins = np.array([[-3.0, -2.75, 5.0], [-2.75, -2.5, 7.0]])
+  watch.saved(10, history.Report({'overlap/first': 0.5}, bins))
+  watch.saved(20, None)
+  watch.saved(20, history.Report({}, np.zeros((0, 3))))
+  watch.close()
+  assert _rows(tmp_path) == [{'step': 10, 'overlap/first': 0.5}]
+  events = event_accumulator.EventAccumulator(str(tmp_path))
+  events.Reload()
+  (seen,) = events.Tensors('distance/log10')
+  assert seen.step == 10
+  np.testing.assert_array_equal(
+    tensor_util.make_ndarray(seen.tensor_proto), bins
+  )
+  metadata = events.SummaryMetadata('distance/log10')
+  assert metadata.plugin_data.plugin_name == 'histograms'
 
 
 def test_refused_steps_are_reported_and_then_too_many(seed, tmp_path):

@@ -77,6 +77,7 @@ def _names(wheel):
 
 def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
   expected = {
+    'dst_t5x/analysis/paper.json',
     'dst_t5x/py.typed',
     'dst_t5x/serving/page.html',
     'launch/py.typed',
@@ -86,7 +87,7 @@ def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
     ('gin', '**/*.gin'),
     ('launch', '*.py'),
     ('launch', '*.s*'),
-    ('launch', 'sweeps/*.yaml'),
+    ('launch', 'sweeps/**/*.yaml'),
   ):
     prefix = 'dst_t5x/' if folder == 'gin' else ''
     for path in (repository / folder).glob(pattern):

@@ -116,7 +116,7 @@ def test_what_is_written_is_written_once(one, two):
   assert 'subset: ' not in second
   assert 'step 10 of 20' not in second
   assert len(list(folder.glob('events.out.tfevents.*'))) == 1
-  assert [row['step'] for row in _rows(folder)] == [10, 20, 20]
+  assert [row['step'] for row in _rows(folder)] == [10, 20, 20, 20]
   checkpoints = folder / 'checkpoints'
   assert sorted(p.name for p in checkpoints.iterdir()) == ['10', '20']
   names = {p.name for p in one.iterdir() if 'tfevents' not in p.name}

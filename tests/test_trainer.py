@@ -300,3 +300,48 @@ def test_an_update_that_is_not_finite_is_refused(
   assert np.isfinite(metrics['loss'])
   assert int(metrics['refused_in_row']) == 1
   assert _same(after.params, state.params)
+
+
+def test_trainers_that_differ_in_numbers_share_a_program(seed, batch):
+  step = jax.jit(trainer_lib.Trainer.train_step)
+
+  def programs_after(projection, **schedule):
+    """Returns how many there are after a step, which is the usual one."""
+    optimizer = optimizers.adafactor(
+      optimizers.schedule(**{'base': 0.05, 'decay': 'linear'} | schedule)
+    )
+    # All parts are equal, and no part is the same.
+    trainer = trainer_lib.Trainer(
+      network=network.Transformer(dataclasses.replace(CONFIG)),
+      optimizer=optimizer,
+      projection=dataclasses.replace(projection),
+    )
+    program, numbers = trainer.program(seed)
+    state = trainer.init(jax.tree.map(jnp.asarray, seed))
+    rest = batch, jax.random.key(0), jnp.asarray(False)
+    fixed = trainer_lib.Fixed(seed)
+    given = step(program, state, fixed._replace(numbers=numbers), *rest)
+    constant = jax.jit(trainer.train_step)(state, fixed, *rest)
+    for a, b in zip(*map(jax.tree.leaves, (given, constant)), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    return step._cache_size()
+
+  random = dataclasses.replace(DST, distance='random')
+  for projection_of, schedule, expected in (
+    (DST, {'decay_steps': 10}, 1),
+    (DST, {'decay_steps': 10, 'base': 0.5}, 1),
+    (dataclasses.replace(DST, epsilon=0.3), {'decay_steps': 10}, 1),
+    (DST, {'decay_steps': 20}, 2),
+    (projection.NoProjection(), {'decay_steps': 20}, 3),
+    (random, {'decay_steps': 20}, 4),
+    (dataclasses.replace(random, random_seed=5), {'decay_steps': 20}, 4),
+  ):
+    assert programs_after(projection_of, **schedule) == expected
+
+
+def test_what_cannot_be_compared_is_refused():
+  class Listed(projection.NoProjection):
+    __hash__ = None
+
+  with pytest.raises(UserError, match='Listed has a setting'):
+    _trainer.__wrapped__(Listed())

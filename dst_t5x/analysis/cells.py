@@ -1,0 +1,213 @@
+"""Scores of what was tried: tuned on one split, averaged over random seeds.
+
+A cell is one setup: a method with one budget, whatever its learning rate. Of
+what was tried in it, the trial with the best mean on the development split
+counts, and the report shows the scores of this one over its random seeds: those
+of the test split where there are any. Trials are compared over the random seeds
+that all of them have, so that one with a lucky seed alone does not win; one of
+which a run failed counts only if that happened to all.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from dst_t5x import best
+from dst_t5x.analysis import runs as runs_lib
+from dst_t5x.analysis import setups
+from dst_t5x.errors import UserError, nearest
+
+Run = runs_lib.Run
+DEV, TEST = 'validation', 'test'
+# Of several metrics of a task, the first of these, or else the first.
+_PREFERRED = (
+  'average',
+  'bleurt',
+  'bleu',
+  'strict_match',
+  'exact_match',
+  'em',
+  'accuracy',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A mean over random seeds.
+
+  Attributes:
+    values: one a run.
+  """
+
+  values: tuple[float, ...]
+
+  @property
+  def mean(self) -> float:
+    """The mean, NaN of nothing."""
+    return float(np.mean(self.values)) if self.values else math.nan
+
+  @property
+  def spread(self) -> float:
+    """The sample's standard deviation (n - 1), NaN below two values."""
+    if len(self.values) < 2:
+      return math.nan
+    return float(np.std(self.values, ddof=1))
+
+  def over(self, reference: float) -> 'Score':
+    """Returns it as per cent of a reference."""
+    return Score(tuple(100 * value / reference for value in self.values))
+
+  def __str__(self) -> str:
+    """Returns `71.23 ± 0.31 (4)`: mean, spread and number of runs."""
+    if not self.values:
+      return ''
+    spread = '' if math.isnan(self.spread) else f' ± {self.spread:.2f}'
+    return f'{self.mean:.2f}{spread} ({len(self.values)})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """What was found out about a setup.
+
+  Attributes:
+    setup: see there.
+    chosen: the finished runs of the trial that counts.
+    learning_rate: its learning rate.
+    tried: learning rate -> mean on the development split, of all trials.
+    missing: runs that should be there and are not finished.
+    expected: runs that should be there.
+  """
+
+  setup: setups.Setup
+  chosen: tuple[Run, ...]
+  learning_rate: float | None
+  tried: Mapping[float, float]
+  missing: int
+  expected: int
+
+  @property
+  def is_at_edge(self) -> bool:
+    """Whether a better learning rate may lie outside of those tried."""
+    rates = sorted(self.tried)
+    return len(rates) > 1 and self.learning_rate in (rates[0], rates[-1])
+
+  @property
+  def fraction(self) -> float:
+    """The free parameters as a share of the model's."""
+    return self.chosen[0].fraction if self.chosen else math.nan
+
+  def score(self, metric: str, split: str) -> Score:
+    """Returns a metric over the random seeds, of the runs that have it."""
+    found = [(r.test if split == TEST else r.dev) for r in self.chosen]
+    return Score(tuple(s[metric] for s in found if metric in s))
+
+
+def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
+  """Returns the metric that a task goes by.
+
+  Args:
+    runs: all runs.
+    task: a task.
+    wanted: a metric's name, whole or its last part; by default that of
+      KEEP_BEST_BY, else one that is usual.
+
+  Raises:
+    UserError: no run of the task has the wanted metric.
+  """
+  of_task = [r for r in runs if r.setup.task == task]
+  known = dict.fromkeys(n for r in of_task for n in [*r.dev, *r.test])
+  if wanted:
+    matches = [n for n in known if wanted in (n, n.rpartition('/')[2])]
+    if not matches:
+      raise UserError(
+        f'no run of {task} has a metric {wanted!r}{nearest(wanted, known)} '
+        f'(known: {", ".join(known) or "none"})'
+      )
+    return next((n for n in matches if n.startswith(f'{task}/')), matches[0])
+  by = [r.by for r in of_task if r.by in known]
+  if by:
+    return max(dict.fromkeys(by), key=by.count)
+  tasks = [name for name in known if not name.startswith('eval/')]
+  own = [name for name in tasks if name.startswith(f'{task}/')] or tasks
+  for last in _PREFERRED:
+    for name in own:
+      if name.rpartition('/')[2] == last:
+        return name
+  return next(iter(own), 'eval/accuracy')
+
+
+def make(runs: Sequence[Run], metric: str) -> list[Cell]:
+  """Returns the cells of runs of one task, in order.
+
+  Args:
+    runs: of one task, missing ones too.
+    metric: what learning rates are chosen by, on the development split.
+  """
+  by_setup: dict[setups.Setup, list[Run]] = {}
+  for run in runs:
+    if run.setup.method and run.setup.method != setups.PRETRAINING:
+      by_setup.setdefault(run.setup, []).append(run)
+  return [_cell(setup, by_setup[setup], metric) for setup in sorted(by_setup)]
+
+
+def _cell(setup: setups.Setup, runs: Sequence[Run], metric: str) -> Cell:
+  trials: dict[Any, dict[int, Run]] = {}
+  failed: set[float | None] = set()
+  for run in runs:
+    if run.state == runs_lib.FINISHED:
+      key = (run.trial.learning_rate, run.trial.rest, run.step)
+      trials.setdefault(key, {})[run.trial.random_seed] = run
+    elif run.state == runs_lib.FAILED:
+      failed.add(run.trial.learning_rate)
+  means = _means(list(trials.values()), lambda run: run.dev.get(metric))
+  tried: dict[float, float] = {}
+  sign = -1 if best.is_lower_better(metric) else 1
+  ranked = []
+  for (key, of_seeds), mean in zip(trials.items(), means, strict=True):
+    rate = of_seeds[min(of_seeds)].trial.learning_rate
+    if rate is not None:
+      tried[rate] = sign * max(sign * mean, sign * tried.get(rate, mean))
+    value = -math.inf if math.isnan(mean) else sign * mean
+    ranked.append((rate not in failed, value, len(of_seeds), key))
+  chosen: tuple[Run, ...] = ()
+  if ranked:
+    key = max(ranked, key=lambda rank: rank[:3])[3]
+    chosen = tuple(run for _, run in sorted(trials[key].items()))
+  missing = sum(run.state != runs_lib.FINISHED for run in runs)
+  rate = chosen[0].trial.learning_rate if chosen else None
+  return Cell(
+    setup, chosen, rate, dict(sorted(tried.items())), missing, len(runs)
+  )
+
+
+def _means(
+  trials: Sequence[Mapping[int, Run]],
+  value_of: Callable[[Run], float | None],
+) -> list[float]:
+  """Returns the mean of each trial, over what all of them have if anything."""
+  common = set.intersection(*(set(trial) for trial in trials)) if trials else ()
+  means = []
+  for trial in trials:
+    values = [value_of(trial[seed]) for seed in sorted(common or trial)]
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    means.append(float(np.mean(known)) if known else math.nan)
+  return means
+
+
+def split_of(cells: Sequence[Cell], metric: str, wanted: str = '') -> str:
+  """Returns the split whose scores are shown, the same in all of a task.
+
+  That is the test split if all cells with runs have scores on it, else the
+  one that was evaluated while training.
+  """
+  if wanted:
+    return wanted
+  with_runs = [cell for cell in cells if cell.chosen]
+  complete = with_runs and all(
+    len(cell.score(metric, TEST).values) == len(cell.chosen)
+    for cell in with_runs
+  )
+  return TEST if complete else DEV

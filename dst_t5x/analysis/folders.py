@@ -1,0 +1,225 @@
+"""The runs of several folders, those of sweeps too that are not there.
+
+A folder is that of a run (`run.json`), of a sweep (`runs.json`, which tells the
+runs that should be there), of several runs, or of an evaluation of a seed
+(`results.json`), which is its zero-shot score. A file that is damaged is named,
+and everything else is still read.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from dst_t5x.analysis import runs as runs_lib
+from dst_t5x.analysis import setups
+from dst_t5x.errors import UserError, first_line, nearest
+
+Run = runs_lib.Run
+Tell = runs_lib.Tell
+
+_SIZES = {
+  76_961_152: 'Small',
+  247_577_856: 'Base',
+  783_150_080: 'Large',
+  2_849_757_184: 'XL',
+  11_135_332_352: 'XXL',
+}
+
+
+def read(
+  paths: Sequence[str | os.PathLike[str]], tell: Tell, sweep: str = ''
+) -> list[Run]:
+  """Reads all runs of several folders.
+
+  Args:
+    paths: of runs, sweeps, or folders of them.
+    tell: is called with a line for everything that cannot be read.
+    sweep: a sweep's file, which tells what should be in a folder that has no
+      `runs.json`.
+
+  Returns:
+    The runs in the order of the folders, each once, models named; those of a
+    sweep that have left nothing too.
+
+  Raises:
+    UserError: a folder is missing, or holds none of this; or the sweep's file
+      makes no sense.
+  """
+  rows = _rows_of(sweep) if sweep else {}
+  found: dict[str, Run] = {}
+  for path in paths:
+    folder = epath.Path(path).expanduser()
+    for run in _read_folder(folder, rows, tell):
+      found.setdefault(os.path.abspath(run.folder), run)
+  return _named(list(found.values()), tell)
+
+
+def _rows_of(sweep: str) -> dict[str, Mapping[str, Any]]:
+  """Returns what `runs.json` would have of a sweep's file."""
+  from launch import grid  # Few need it.
+
+  return {run.name: {'settings': run.settings} for run in grid.read(sweep)}
+
+
+def _read_folder(
+  folder: epath.Path, rows: Mapping[str, Mapping[str, Any]], tell: Tell
+) -> list[Run]:
+  if not folder.exists():
+    parent = folder.parent
+    beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    raise UserError(
+      f'there is no folder {folder}{nearest(folder.name, beside)}'
+    )
+  if not folder.is_dir():
+    raise UserError(f'{folder} is a file: name the folder of a run or a sweep')
+  if _is_one(folder):
+    return [runs_lib.read_one(folder, tell)]
+  planned = _planned(folder, tell) or rows
+  children = sorted(p for p in folder.iterdir() if p.is_dir() and _is_one(p))
+  if not planned and not children:
+    raise UserError(
+      f'{folder} is neither a run nor a sweep: it has no run.json, no '
+      'runs.json, and no folder of a run in it'
+    )
+  runs = [_of_sweep(folder / name, row, tell) for name, row in planned.items()]
+  tasks = {
+    setups.from_sweep(planned[run.name]['settings']).setup.task: run.setup.task
+    for run in runs
+    if run.trial.rest is not None
+  }
+  # A sweep names gin files; only runs know what their tasks are called.
+  runs = [
+    _relabelled(run, task=tasks.get(run.setup.task, run.setup.task))
+    if run.trial.rest is None
+    else run
+    for run in runs
+  ]
+  return runs + [
+    runs_lib.read_one(child, tell)
+    for child in children
+    if child.name not in planned
+  ]
+
+
+def _is_one(folder: epath.Path) -> bool:
+  """Whether a folder is that of a run, or of an evaluation."""
+  return (folder / 'run.json').exists() or (folder / 'results.json').exists()
+
+
+def _planned(folder: epath.Path, tell: Tell) -> dict[str, Mapping[str, Any]]:
+  """Returns name -> row of a sweep's table."""
+  path = folder / 'runs.json'
+  if not path.exists():
+    return {}
+  try:
+    rows = json.loads(path.read_text())
+    return {str(row['name']): row for row in rows if row['settings']}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    tell(f'{path} is damaged: {first_line(e)}')
+    return {}
+
+
+def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
+  """Reads a run of a sweep, which may have left nothing."""
+  settings = row['settings']
+  planned = setups.from_sweep(settings)
+  if not (folder / 'run.json').exists():
+    failed = row.get('state') == runs_lib.FAILED
+    state = runs_lib.FAILED if failed else runs_lib.MISSING
+    return runs_lib.Run(folder.name, folder, planned, state)
+  run = runs_lib.read_one(folder, tell)
+  if run.state == runs_lib.DAMAGED:
+    return dataclasses.replace(run, trial=planned)
+  if run.state == runs_lib.UNFINISHED and row.get('state') == runs_lib.FAILED:
+    run = dataclasses.replace(run, state=runs_lib.FAILED)
+  wanted = str(settings.get('TRAIN_STEPS', ''))
+  is_short = wanted.isdigit() and run.step < int(wanted)
+  if is_short and run.state == runs_lib.FINISHED:  # It shall go on.
+    run = dataclasses.replace(run, state=runs_lib.UNFINISHED)
+  seconds = row.get('seconds')
+  if isinstance(seconds, int | float):
+    run = dataclasses.replace(run, seconds=float(seconds))
+  return _relabelled(run, model=planned.setup.model)
+
+
+def _relabelled(run: Run, **changes: Any) -> Run:
+  setup = dataclasses.replace(run.trial.setup, **changes)
+  trial = dataclasses.replace(run.trial, setup=setup)
+  return dataclasses.replace(run, trial=trial)
+
+
+def _named(runs: Sequence[Run], tell: Tell) -> list[Run]:
+  """Returns the runs with names for their models, and tasks by one name.
+
+  A model that several seeds were pretrained for is as many models.
+  """
+  told = {r.parameters: r.setup.model for r in runs if r.setup.model}
+  runs = [
+    run
+    if run.setup.model or not run.parameters
+    else _relabelled(
+      run, model=told.get(run.parameters) or size_name(run.parameters)
+    )
+    for run in runs
+  ]
+  seeds: dict[str, dict[str, None]] = {}
+  for run in runs:
+    if run.fingerprint:
+      seeds.setdefault(run.setup.model, {})[run.fingerprint] = None
+  for model, several in seeds.items():
+    if len(several) > 1:
+      tell(
+        f'the runs of model {model} have {len(several)} different seeds '
+        f'({", ".join(f"{seed[:8]}…" for seed in several)}): they are '
+        'reported apart, and their subsets are not compared'
+      )
+  runs = [
+    _relabelled(run, model=f'{run.setup.model} (seed {run.fingerprint[:8]})')
+    if run.fingerprint and len(seeds[run.setup.model]) > 1
+    else run
+    for run in runs
+  ]
+  return _merged([_with_model_of_seed(run, runs) for run in runs])
+
+
+def _merged(runs: Sequence[Run]) -> list[Run]:
+  """Returns the runs; evaluations of one seed on two splits become one."""
+  merged: list[Run] = []
+  seen: dict[setups.Setup, int] = {}
+  for run in runs:
+    if run.setup.method != setups.ZERO_SHOT or run.setup not in seen:
+      seen[run.setup] = len(merged)
+      merged.append(run)
+      continue
+    before = merged[seen[run.setup]]
+    merged[seen[run.setup]] = dataclasses.replace(
+      before,
+      dev={**before.dev, **run.dev},
+      test={**before.test, **run.test},
+    )
+  return merged
+
+
+def _with_model_of_seed(run: Run, runs: Sequence[Run]) -> Run:
+  """Returns a zero-shot evaluation with the model of the runs of its seed."""
+  if run.setup.method != setups.ZERO_SHOT:
+    return run
+  others = [r for r in runs if r.fingerprint]
+  same = [r for r in others if _same_path(r.seed_path, run.seed_path)]
+  models = dict.fromkeys(r.setup.model for r in same or others)
+  if len(models) != 1:
+    return run
+  return _relabelled(run, model=next(iter(models)))
+
+
+def _same_path(a: str, b: str) -> bool:
+  return os.path.normpath(a) == os.path.normpath(b)
+
+
+def size_name(parameters: int) -> str:
+  """Returns what a model of a size is called: `Base`, or `0.887M`."""
+  return _SIZES.get(parameters, f'{parameters / 1e6:.3g}M')

@@ -1,0 +1,181 @@
+"""How figures look: readable at half width, told apart without colours."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib import figure as figure_lib
+import numpy as np
+
+# Colours of Okabe and Ito (2008), which differ in lightness, too.
+_COLOURS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+_MARKERS = 'osD^vP'
+_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++')
+GREY = '0.35'
+_PARAMETERS = {
+  'axes.grid': True,
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'figure.dpi': 150,
+  'font.size': 13,
+  'grid.alpha': 0.35,
+  'legend.fontsize': 11.5,
+  'legend.frameon': False,
+  'lines.linewidth': 2.0,
+  'lines.markersize': 8,
+  'svg.fonttype': 'path',
+  # Else no two files are alike.
+  'svg.hashsalt': 'dst_t5x',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """How one series is drawn."""
+
+  color: str
+  marker: str
+  linestyle: Any
+  hatch: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A figure of the report.
+
+  Attributes:
+    name: of its files.
+    title: what it shows.
+    caption: how to read it.
+    width: in inches.
+    png: the picture.
+    svg: the same.
+  """
+
+  name: str
+  title: str
+  caption: str
+  width: float
+  png: bytes
+  svg: bytes
+
+
+def series(i: int) -> Style:
+  """Returns the style of the i-th series; beyond six they repeat."""
+  i %= len(_COLOURS)
+  return Style(_COLOURS[i], _MARKERS[i], _LINES[i], _HATCHES[i])
+
+
+@contextlib.contextmanager
+def applied() -> Iterator[None]:
+  """Draws in our style inside."""
+  with matplotlib.rc_context(_PARAMETERS):
+    yield
+
+
+def panels(
+  count: int,
+  width: float = 6.4,
+  height: float = 4.6,
+  columns: int = 2,
+  **options: Any,
+) -> tuple[figure_lib.Figure, list[Any]]:
+  """Returns a figure with as many axes, in rows.
+
+  Args:
+    count: how many.
+    width: of one, in inches; two in a row get somewhat less.
+    height: of one.
+    columns: at most so many in a row.
+    **options: of `Figure.subplots`.
+  """
+  columns = min(columns, count)
+  rows = -(-count // columns)
+  each = width if columns == 1 else 0.8 * width
+  figure = figure_lib.Figure(
+    figsize=(columns * each, rows * height), layout='constrained'
+  )
+  axes = np.ravel(figure.subplots(rows, columns, squeeze=False, **options))
+  for unused in axes[count:]:
+    unused.set_axis_off()
+  return figure, list(axes[:count])
+
+
+def legend(
+  figure: figure_lib.Figure, axes: Sequence[Any], columns: int = 3
+) -> None:
+  """Puts one legend for all axes below them."""
+  entries: dict[str, Any] = {}
+  for one in axes:
+    for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+      entries.setdefault(label, handle)
+  if entries:
+    figure.legend(
+      list(entries.values()),
+      list(entries),
+      loc='outside lower center',
+      ncols=min(columns, len(entries)),
+      handlelength=3.2,
+    )
+
+
+def label_left(axes: Sequence[Any], label: str, columns: int = 2) -> None:
+  """Labels the y-axis of the first panel of each row."""
+  for one in axes[::columns]:
+    one.set_ylabel(label)
+
+
+def heatmap(
+  axes: Any,
+  values: np.ndarray,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  most: int = 12,
+) -> None:
+  """Draws a matrix of per cents, with the numbers in it.
+
+  Args:
+    axes: where to.
+    values: [rows, columns], NaN where nothing is known.
+    rows: their names.
+    columns: their names.
+    most: numbers are left out where there are more rows or columns.
+  """
+  axes.imshow(values, vmin=0, vmax=100, cmap='Blues', aspect='auto')
+  axes.grid(visible=False)
+  small = 11 if len(columns) <= 8 else 8.5
+  axes.set_xticks(
+    range(len(columns)), columns, rotation=40, ha='right',
+    rotation_mode='anchor', fontsize=small,
+  )  # fmt: skip
+  axes.set_yticks(range(len(rows)), rows, fontsize=small)
+  if max(values.shape) > most:
+    return
+  for i, row in enumerate(values):
+    for j, value in enumerate(row):
+      known = not np.isnan(value)
+      axes.text(
+        j, i, f'{value:.0f}' if known else '–', ha='center', va='center',
+        fontsize=small + 1,
+        color='white' if known and value > 55 else 'black',
+      )  # fmt: skip
+
+
+def finished(
+  figure: figure_lib.Figure, name: str, title: str, caption: str
+) -> Figure:
+  """Returns the figure as files; equal figures give equal bytes."""
+  files = {}
+  for kind, metadata in (
+    ('png', {'Software': None}),
+    ('svg', {'Date': None, 'Creator': None}),
+  ):
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, metadata=metadata)
+    files[kind] = file.getvalue()
+  width = float(figure.get_figwidth())
+  return Figure(name, title, caption, width, files['png'], files['svg'])

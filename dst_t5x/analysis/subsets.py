@@ -1,0 +1,118 @@
+"""The subsets that runs left: of the end, and of their checkpoints."""
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+
+from etils import epath
+
+from dst_t5x import history
+from dst_t5x import silos
+from dst_t5x import subset as subset_lib
+from dst_t5x.analysis import runs as runs_lib
+from dst_t5x.errors import UserError, first_line
+
+Subset = subset_lib.Subset
+Tell = Callable[[str], None]
+_MODULES = {
+  'logits_dense': 'output projection',
+  'self_attention': 'decoder self-attention',
+  'encoder_decoder_attention': 'cross-attention',
+  'token_embedder': 'embeddings',
+}
+
+
+class Reader:
+  """Reads subsets; says what cannot be read, and goes on."""
+
+  def __init__(self, tell: Tell) -> None:
+    """Reads nothing yet.
+
+    Args:
+      tell: is called with a line for each file that cannot be read.
+    """
+    self._tell = tell
+
+  def at_end(self, run: runs_lib.Run) -> Subset | None:
+    """Returns the subset of a run's checkpoint that counts, if there is one."""
+    paths = [run.folder / 'best.dst', run.folder / 'last.dst']
+    found = self._first_of(paths) or self._of_last_checkpoint(run)
+    if found and found.fingerprint not in (None, run.fingerprint):
+      self._tell(f'{run.folder}: its subset is not one of its seed')
+      return None
+    return found
+
+  def _first_of(self, paths: Sequence[epath.Path]) -> Subset | None:
+    for path in paths:
+      if path.exists() and (found := self._load(path)):
+        return found
+    return None
+
+  def _load(self, path: epath.Path) -> Subset | None:
+    try:
+      return subset_lib.load(path)[0]
+    except UserError as e:
+      self._tell(first_line(e))
+      return None
+
+  def _of_last_checkpoint(self, run: runs_lib.Run) -> Subset | None:
+    found = self._of_checkpoints(run, last=True)
+    return found[max(found)] if found else None
+
+  def over_time(self, run: runs_lib.Run) -> dict[int, Subset]:
+    """Returns step -> subset, of all steps of which a run kept it."""
+    kept = history.files(run.folder)
+    if len(kept) < 2:
+      return self._of_checkpoints(run)
+    loaded = {step: self._load(path) for step, path in kept}
+    return {step: subset for step, subset in loaded.items() if subset}
+
+  def _of_checkpoints(
+    self, run: runs_lib.Run, last: bool = False
+  ) -> dict[int, Subset]:
+    """Returns step -> subset, of the checkpoints that are still there."""
+    folder = run.folder / 'checkpoints'
+    steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+    if not steps or (len(steps) < 2 and not last):
+      return {}
+    # Orbax takes some seconds to import, and most runs keep subset files.
+    from dst_t5x import checkpoints
+
+    opened = checkpoints.RunFolder(run.folder, read_only=True)
+    found = {}
+    try:
+      for step in sorted(steps)[-1:] if last else sorted(steps):
+        saved = opened.parameters(step)
+        if 'subset' not in saved:
+          return {}
+        found[step] = subset_lib.from_arrays(saved)
+    except UserError as e:
+      self._tell(first_line(e))
+    finally:
+      opened.close()
+    return found
+
+
+def modules(subset: Subset) -> dict[str, tuple[int, int]]:
+  """Returns module -> free and all parameters, layer norms as one module."""
+  found: dict[str, tuple[int, int]] = {}
+  for path, tensor in subset.tensors.items():
+    module = module_name(silos.per_module(path))
+    free, size = found.get(module, (0, 0))
+    free += len(subset.positions.get(path, ()))
+    found[module] = free, size + math.prod(tensor.shape)
+  return dict(sorted(found.items()))
+
+
+@functools.cache
+def module_name(module: str) -> str:
+  """Returns what a module is called in figures."""
+  side, _, part = module.rpartition('/')
+  if 'norm' in part:
+    return 'layer norms'
+  if 'relpos' in part:
+    return 'relative position bias'
+  if part in _MODULES:
+    return _MODULES[part]
+  names = {'attention': 'self-attention', 'mlp': 'feed-forward'}
+  return ' '.join(filter(None, (side, names.get(part, part))))

@@ -1,0 +1,326 @@
+"""Follows a run on a terminal: `python -m dst_t5x.analysis.watch RUN_DIR`.
+
+Reads what the run writes into its folder, wherever it runs, and shows step,
+speed, loss, scores, free parameters, churn, overlap and the remaining time. On
+a terminal the summary stays in its place, into a pipe goes a line a report. A
+run that has not begun is waited for; when it is finished, so is this.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import tqdm
+
+from dst_t5x import best
+from dst_t5x import metrics_file
+from dst_t5x.analysis import runs as runs_lib
+from dst_t5x.errors import UserError, first_line
+
+_QUIET = 300.0  # Seconds without a report after which one may wonder.
+_BAR = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """Where a run stands.
+
+  Attributes:
+    name: its folder's.
+    step: of the last report.
+    steps: TRAIN_STEPS, if it is known.
+    training: the last report of training.
+    scores: the last evaluation, but for its step.
+    saved: overlaps, when the last checkpoint was made.
+    best: content of `best.json`, if there is one.
+    is_finished: whether all is done.
+    error: the line that it ended with, of a run of a sweep.
+    age: seconds since the last report; None if nobody knows.
+  """
+
+  name: str
+  step: int = 0
+  steps: int | None = None
+  training: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  saved: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  best: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  is_finished: bool = False
+  error: str = ''
+  age: float | None = None
+
+
+def snapshot(folder: epath.Path) -> Snapshot | None:
+  """Returns where a run stands; None if it has not begun.
+
+  Raises:
+    UserError: the folder is that of a sweep, or none.
+  """
+  if not folder.exists():
+    return None
+  if not folder.is_dir():
+    raise UserError(f'{folder} is a file: name the folder of a run')
+  if not (folder / 'run.json').exists():
+    inside = sorted(path.parent.name for path in folder.glob('*/run.json'))
+    if inside:
+      raise UserError(
+        f'{folder} has {len(inside)} runs in it: name one of them, such as '
+        f'{folder / inside[-1]}; `python -m dst_t5x.analysis.report` shows all'
+      )
+    return None
+  rows = [row for row in metrics_file.read(folder) if 'step' in row]
+  macros = runs_lib.macros(folder / 'config.gin')
+  report = runs_lib.read_json(folder / 'report.json', lambda line: None)
+  steps = int(macros['TRAIN_STEPS']) if 'TRAIN_STEPS' in macros else None
+  return Snapshot(
+    folder.name,
+    int(rows[-1]['step']) if rows else 0,
+    steps,
+    _last(rows, 'train/loss'),
+    _last(rows, 'eval/loss'),
+    _last(rows, 'overlap/last_saved'),
+    runs_lib.read_json(folder / best.BEST_FILE, lambda line: None),
+    report.get('step', -1) >= (steps or 0),
+    _error(folder),
+    _age(folder),
+  )
+
+
+def _last(
+  rows: Sequence[Mapping[str, float]], name: str
+) -> Mapping[str, float]:
+  return next((row for row in reversed(rows) if name in row), {})
+
+
+def _error(folder: epath.Path) -> str:
+  """Returns the last line of a sweep's log if it is an error."""
+  try:
+    lines = (folder / 'log.txt').read_text().strip().splitlines()
+  except (OSError, UnicodeDecodeError):
+    return ''
+  return lines[-1] if lines and lines[-1].startswith('error: ') else ''
+
+
+def _age(folder: epath.Path) -> float | None:
+  try:
+    changed = (folder / metrics_file.METRICS_FILE).stat().mtime
+  except OSError:
+    return None
+  return max(0.0, time.time() - float(changed))
+
+
+def parts(now: Snapshot) -> dict[str, str]:
+  """Returns what there is to say, in order: name -> text."""
+  training = now.training
+  said = {'step': f'{now.step:,}'}
+  if now.steps:
+    said['step'] += f' of {now.steps:,} ({now.step / now.steps:.0%})'
+  rate = training.get('speed/steps_per_second')
+  if rate and not now.is_finished:
+    said['speed'] = f'{rate:.3g} steps/s'
+    if now.steps:
+      seconds = max(0, now.steps - now.step) / rate
+      said['left'] = f'{tqdm.tqdm.format_interval(seconds)} of training'
+  if 'train/loss' in training:
+    said['loss'] = f'{training["train/loss"]:.4g}'
+  scores = _scores(now)
+  if scores:
+    said['score'] = f'{scores} at step {int(now.scores["step"]):,}'
+  if now.best:
+    said['best'] = (
+      f'{_short(now.best["by"])} {now.best["value"]:.4g} at step '
+      f'{now.best["step"]:,}'
+    )
+  said |= _subset(now)
+  refused = training.get('train/refused_steps')
+  if refused:
+    said['refused steps'] = f'{refused:.0f}'
+  if now.age is not None and now.age > _QUIET and not now.is_finished:
+    quiet = tqdm.tqdm.format_interval(now.age)
+    said['last report'] = f'{quiet} ago: is it still running?'
+  return said
+
+
+def _scores(now: Snapshot) -> str:
+  tasks = {n: v for n, v in now.scores.items() if '/' in n}
+  own = {n: v for n, v in tasks.items() if not n.startswith('eval/')}
+  return '  '.join(
+    f'{_short(name)} {value:.4g}' for name, value in (own or tasks).items()
+  )
+
+
+def _short(name: str) -> str:
+  return name.rpartition('/')[2]
+
+
+def _subset(now: Snapshot) -> dict[str, str]:
+  """Returns what there is to say of the free parameters."""
+  said = {}
+  training = now.training
+  if 'free/total' in training:
+    free = training['free/total']
+    share = training.get('free/fraction')
+    said['free'] = f'{free:,.0f}' + (f' ({share:.3%})' if share else '')
+  if 'free/churn' in training:
+    said['churn'] = f'{training["free/churn"]:.1%} since the report before'
+  overlaps = [
+    f'{now.saved[f"overlap/{name}"]:.1%} of the {text}'
+    for name, text in (('first', 'first saved'), ('last_saved', 'one before'))
+    if f'overlap/{name}' in now.saved
+  ]
+  if overlaps:
+    said['overlap'] = f'{", ".join(overlaps)}, at step {now.saved["step"]:,}'
+  return said
+
+
+def verdict(now: Snapshot) -> str:
+  """Returns how a run ended; nothing if it has not."""
+  if now.is_finished:
+    return f'{now.name} is finished'
+  return f'{now.name} ended: {now.error}' if now.error else ''
+
+
+class Plain:
+  """A line a report."""
+
+  def __init__(self) -> None:
+    """Shows nothing yet."""
+    self._shown = ''
+
+  def show(self, now: Snapshot) -> None:
+    """Prints a line, unless it is the one before."""
+    said = parts(now)
+    said.pop('last report', None)  # It would be another one each time.
+    line = ' | '.join(f'{name} {text}' for name, text in said.items())
+    if line != self._shown:
+      print(line, flush=True)
+      self._shown = line
+
+  def wait(self, folder: epath.Path) -> None:
+    """Says that a run has not begun."""
+    if not self._shown:
+      self._shown = f'waiting for a run in {folder}'
+      print(self._shown, flush=True)
+
+  def close(self) -> None:
+    """Leaves what is there."""
+
+
+class Terminal:
+  """A table that stays in its place."""
+
+  def __init__(self) -> None:
+    """Shows an empty table.
+
+    Raises:
+      ImportError: rich is not installed.
+    """
+    from rich import live
+
+    self._live = live.Live(refresh_per_second=4)
+    self._live.start()
+
+  def show(self, now: Snapshot) -> None:
+    """Draws the table anew."""
+    from rich import table
+    from rich import text
+
+    grid = table.Table.grid(padding=(0, 2))
+    grid.add_row('', text.Text(now.name, style='bold'))
+    if now.steps:
+      done = min(_BAR, _BAR * now.step // now.steps)
+      grid.add_row('', text.Text('█' * done + '░' * (_BAR - done)))
+    for name, said in parts(now).items():
+      grid.add_row(text.Text(name, style='dim'), text.Text(said))
+    self._live.update(grid, refresh=True)
+
+  def wait(self, folder: epath.Path) -> None:
+    """Says that a run has not begun."""
+    from rich import text
+
+    waiting = text.Text(f'waiting for a run in {folder}; Ctrl-C ends')
+    self._live.update(waiting, refresh=True)
+
+  def close(self) -> None:
+    """Leaves the table as it stands."""
+    self._live.stop()
+
+
+def _display() -> Plain | Terminal:
+  if sys.stdout.isatty():
+    with contextlib.suppress(ImportError):
+      return Terminal()
+  return Plain()
+
+
+def watch(folder: epath.Path, every: float, is_once: bool = False) -> int:
+  """Follows a run until it ends; returns the exit status.
+
+  Args:
+    folder: MODEL_DIR.
+    every: seconds between two looks.
+    is_once: whether one look is enough.
+
+  Raises:
+    UserError: the folder is that of a sweep, or none; or there is no run yet
+      and one look was to be enough.
+  """
+  now = snapshot(folder)
+  if now is None and is_once:
+    raise UserError(f'there is no run in {folder} yet')
+  display = Plain() if is_once else _display()
+  try:
+    while True:
+      if now is None:
+        display.wait(folder)
+      else:
+        display.show(now)
+        if is_once or verdict(now):
+          break
+      time.sleep(every)
+      now = snapshot(folder)
+  finally:
+    display.close()
+  if verdict(now):
+    print(verdict(now))
+  return 1 if now.error and not now.is_finished else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m dst_t5x.analysis.watch',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('folder', metavar='RUN_DIR')
+  parser.add_argument(
+    '--every', type=float, default=2.0, metavar='SECONDS', help='default: 2'
+  )
+  parser.add_argument('--once', action='store_true', help='one look, no more')
+  options = parser.parse_args(argv)
+  if options.every <= 0:
+    parser.error('--every must be above 0')
+  logging.set_verbosity(logging.ERROR)  # A line may be torn at any moment.
+  folder = epath.Path(options.folder).expanduser()
+  try:
+    return watch(folder, options.every, options.once)
+  except UserError as error:
+    print(f'error: {first_line(error)}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    return 130
+  except BrokenPipeError:  # Whoever read our output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,175 @@
+r"""Makes a sweep of the best of another's runs: learning rates, say.
+
+    python -m launch.sweep search.yaml
+    python -m launch.choose search.yaml --by=gsm8k/strict_match \
+      --gin.RANDOM_SEED=1,2,3,4 --gin.EVAL_SPLIT=test > final.yaml
+    python -m launch.sweep final.yaml
+
+Runs that differ in nothing but `--over` (LEARNING_RATE by default) and
+RANDOM_SEED are a cell. Of each cell the value is taken whose mean score over
+random seeds is the highest (a run that failed, as those do that diverge, has
+none: the value is out), and stands in the new file with all other settings
+of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
+comment beside each value has all scores that it was chosen by.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+import fnmatch
+import math
+import pathlib
+import statistics
+import sys
+from typing import Any, ClassVar, NamedTuple
+
+import yaml
+
+from dst_t5x.errors import UserError, first_line, nearest
+from launch import grid
+from launch import states
+
+_SEED = 'RANDOM_SEED'
+
+
+class Cell(NamedTuple):
+  """Runs that differ in what is searched, and in the random seed.
+
+  Attributes:
+    settings: those that they share.
+    told: the ones that names tell.
+    scores: value of what is searched -> scores.
+  """
+
+  settings: grid.Settings
+  told: frozenset[str]
+  scores: dict[str, list[float]]
+
+
+class _Dumper(yaml.SafeDumper):
+  """Writes texts that look like numbers without quotes, as `grid` reads."""
+
+  yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.choose',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('sweeps', metavar='SWEEP.yaml', nargs='+')
+  parser.add_argument(
+    '--by', required=True, help='metric, the higher the better'
+  )
+  parser.add_argument('--over', default='LEARNING_RATE', help='what is chosen')
+  parser.add_argument(
+    '--output', help="the sweep's folder (default: runs/SWEEP)"
+  )
+  parser.add_argument('--only', default='*', help='runs whose names match')
+  flags = [argument for argument in argv if argument.startswith('--gin.')]
+  options = parser.parse_args([a for a in argv if a not in flags])
+  try:
+    found = [
+      both
+      for sweep in options.sweeps
+      for both in _runs(sweep, options.output)
+      if fnmatch.fnmatch(both[0].name, options.only)
+    ]
+    cells = _cells(found, options.by, options.over)
+    print('# Made by: python -m launch.choose', *argv)
+    print(_sweep(cells, options.over, dict(map(_setting, flags))), end='')
+  except UserError as error:
+    print(f'error: {first_line(error)}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _runs(name: str, output: str | None) -> list[tuple[grid.Run, states.State]]:
+  """Returns the runs of a sweep, and where they stand."""
+  output = output or f'runs/{pathlib.PurePath(name).stem}'
+  sweep = states.Sweep(grid.read(name), output)
+  return [(sweep.runs[key], state) for key, state in sweep.states().items()]
+
+
+def _setting(flag: str) -> tuple[str, list[str]]:
+  name, equals, value = flag.removeprefix('--gin.').partition('=')
+  if not equals or not value:
+    raise UserError(f'{flag} needs a value: {flag}=…')
+  return name, value.split(',')
+
+
+def _cells(
+  found: Iterable[tuple[grid.Run, states.State]], by: str, over: str
+) -> list[Cell]:
+  """Returns the cells, in the order of the sweep.
+
+  Raises:
+    UserError: a run has not ended, or nothing has such a score.
+  """
+  cells: dict[tuple[tuple[str, str], ...], Cell] = {}
+  for run, state in found:
+    if state.state not in (states.FINISHED, states.FAILED):
+      raise UserError(
+        f'{state.name} is {state.state}: finish the sweep first, or pick others'
+      )
+    is_failed = state.state == states.FAILED
+    if not is_failed and by not in state.scores:
+      raise UserError(
+        f'{state.name} has no {by!r}{nearest(by, state.scores)} (known: '
+        f'{sorted(state.scores)})'
+      )
+    if over not in state.settings:
+      raise UserError(f'{state.name} does not set {over}')
+    rest = {k: v for k, v in state.settings.items() if k not in (over, _SEED)}
+    cell = Cell(rest, frozenset(run.told), {})
+    cell = cells.setdefault(tuple(sorted(rest.items())), cell)
+    of_value = cell.scores.setdefault(state.settings[over], [])
+    of_value.append(-math.inf if is_failed else state.scores[by])
+  if not cells:
+    raise UserError('there is no such run')
+  return list(cells.values())
+
+
+def _sweep(
+  cells: Sequence[Cell], over: str, added: Mapping[str, list[str]]
+) -> str:
+  """Returns the text of the new sweep."""
+  told = {key for cell in cells for key in cell.told}
+  common = {
+    key: value
+    for key, value in cells[0].settings.items()
+    if key not in told | added.keys()
+    and all(cell.settings.get(key) == value for cell in cells)
+  }
+  lines = [_line(key, value) for key, value in common.items()]
+  lines += [_line(k, v if len(v) > 1 else v[0]) for k, v in added.items()]
+  lines.append('grids:')
+  for settings, told_here, scores in cells:
+    means = {value: statistics.fmean(of) for value, of in scores.items()}
+    own = [
+      _line(key, [value] if key in told_here else value)
+      for key, value in settings.items()
+      if key not in common and key not in added
+    ]
+    shown = ', '.join(
+      f'{value}: {"failed" if math.isinf(mean) else f"{mean:.4g}"}'
+      for value, mean in means.items()
+    )
+    own.append(f'{_line(over, [max(means, key=means.__getitem__)])}  # {shown}')
+    lines += [f'{"  " if i else "- "}{line}' for i, line in enumerate(own)]
+  return '\n'.join(lines) + '\n'
+
+
+def _line(key: str, value: str | list[str]) -> str:
+  """Returns `key: value` of a sweep's file."""
+  flow = yaml.dump(
+    [value], Dumper=_Dumper, default_flow_style=True, width=10**6
+  )
+  return f'{key}: {flow.strip()[1:-1]}'
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,83 @@
+"""Raw results of sweeps, one line of JSON a run, small enough to be committed.
+
+    python -m launch.records runs/search runs/final > studies/mine/runs.jsonl
+
+Each line has the sweep, the run's name and settings, its state, the scores that
+count (and the loss of the last evaluation), what was free, steps per second
+(the median of its reports but for the first, which has the compilation),
+seconds, and devices. A run that has not finished says so.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from dst_t5x import metrics_file
+from dst_t5x.errors import UserError, first_line
+from launch import states
+
+_RATE = 'speed/steps_per_second'
+_OF_REPORT = ('free', 'parameters', 'file_bytes', 'devices')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m launch.records',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('folders', metavar='FOLDER', nargs='+', help='of sweeps')
+  options = parser.parse_args(argv)
+  try:
+    for folder in options.folders:
+      for record in records(pathlib.Path(folder)):
+        print(json.dumps(record))
+  except UserError as error:
+    print(f'error: {first_line(error)}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def records(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields what is to be kept of each run of a sweep.
+
+  Args:
+    folder: of the sweep.
+
+  Raises:
+    UserError: it is not that of a sweep.
+  """
+  try:
+    rows = json.loads((folder / states.TABLE_FILE).read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f'{folder} is no folder of a sweep: {e}') from e
+  for row in rows:
+    of_run = {'sweep': folder.name} | {
+      key: row[key] for key in ('name', 'settings', 'state', 'step', 'seconds')
+    }
+    if row['state'] == states.FINISHED:
+      of_run |= _results(folder / row['name'], row['scores'])
+    else:
+      of_run['error'] = row['error']
+    yield of_run
+
+
+def _results(folder: pathlib.Path, scores: dict[str, float]) -> dict[str, Any]:
+  report = json.loads((folder / 'report.json').read_text())
+  rates = [row[_RATE] for row in metrics_file.read(folder) if _RATE in row]
+  loss = {'eval/loss': report['results']['eval/loss']}
+  return {
+    'scores': scores | loss,
+    **{key: report[key] for key in _OF_REPORT if key in report},
+    'steps_per_second': statistics.median(rates[1:] or rates),
+  }
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,348 @@
+"""Numbers of the ablation study, from its raw results.
+
+    python studies/strings/study.py            # writes docs/study.md
+
+`runs.jsonl` is what `python -m launch.records` says of the sweeps,
+`study.md.in` the text, in which {names} stand for what is computed here. No
+number of the study's results is written by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+from scipy import stats
+
+HERE = pathlib.Path(__file__).parent
+PAGE = HERE.parent.parent / 'docs' / 'study.md'
+_TASK = 'study_finetune'
+SCORE = f'{_TASK}/character_accuracy'
+EXACT = f'{_TASK}/exact_match'
+LOSS = 'eval/loss'
+SMALL, LARGE = '1e-3', '1e-2'
+_MISSING = 'missing'
+_DISTANCES = {
+  'absolute': 'absolute',
+  'relative': 'relative',
+  'inverse_relative': 'inverse-relative',
+}
+_SILOS = {
+  'none': 'none',
+  'per_module': 'module',
+  'per_module_and_layer': 'module and layer',
+}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Setting:
+  """What a cell is about; as in the sweeps' files, defaults filled in."""
+
+  method: str
+  budget: str = ''
+  silos: str = ''
+  distance: str = ''
+  normalization: str = ''
+  over: str = ''
+
+
+def setting_of(settings: Mapping[str, str]) -> Setting:
+  """Returns what a run's settings say."""
+  method = settings['method']
+  if method in ('lora', 'prompt'):
+    budget = settings['LORA_RANK' if method == 'lora' else 'PROMPT_LENGTH']
+    return Setting(method, budget)
+  if method == 'full':
+    is_seed = settings['LEARNING_RATE'] == '0.0'
+    return Setting('zero-shot' if is_seed else method)
+  return Setting(
+    method,
+    settings['EPSILON'],
+    settings.get('SILOS', 'per_module_and_layer').strip('\'"'),
+    '' if method == 'random' else settings.get('DISTANCE', 'inverse_relative'),
+    settings.get('NORMALIZATION', ''),
+    settings.get('NORMALIZE_OVER', ''),
+  )
+
+
+class Study:
+  """All runs, by cell."""
+
+  def __init__(self, lines: Sequence[str]) -> None:
+    """Reads the lines of `runs.jsonl`."""
+    self.runs = [json.loads(line) for line in lines]
+    self._tried: dict[Setting, dict[float, float]] = {}
+    self._final: dict[Setting, dict[int, dict]] = {}
+    for run in self.runs:
+      settings = run['settings']
+      if run['state'] != 'finished' or settings['task'] != _TASK:
+        continue
+      setting, rate = setting_of(settings), float(settings['LEARNING_RATE'])
+      if settings.get('EVAL_SPLIT') == 'test':
+        of_seeds = self._final.setdefault(setting, {})
+        of_seeds[int(settings['RANDOM_SEED'])] = run
+      else:
+        self._tried.setdefault(setting, {})[rate] = run['scores'][SCORE]
+
+  @property
+  def settings(self) -> list[Setting]:
+    """All that was tried."""
+    return sorted(self._tried.keys() | self._final.keys())
+
+  def values(self, setting: Setting, metric: str = SCORE) -> np.ndarray:
+    """Returns the test scores of a cell, float64 [random seeds]."""
+    runs = self._final.get(setting, {})
+    return np.array([runs[seed]['scores'][metric] for seed in sorted(runs)])
+
+  def seeds(self, setting: Setting) -> set[int]:
+    """Returns the random seeds of a cell."""
+    return set(self._final.get(setting, {}))
+
+  def run(self, setting: Setting) -> dict:
+    """Returns one of a cell's runs."""
+    runs = self._final[setting]
+    return runs[min(runs)]
+
+  def tried(self, setting: Setting) -> dict[float, float]:
+    """Returns learning rate -> score on the development set."""
+    return dict(sorted(self._tried.get(setting, {}).items()))
+
+  def best_rate(self, setting: Setting) -> float:
+    """Returns the learning rate that was chosen."""
+    tried = self.tried(setting)
+    return max(tried, key=tried.__getitem__)
+
+  def mean(self, setting: Setting, metric: str = SCORE) -> str:
+    """Returns `71.2 ± 0.3 (4)`, mean, standard deviation, number of runs."""
+    values = self.values(setting, metric)
+    if not len(values):
+      return _MISSING
+    digits = 3 if metric == LOSS else 1
+    spread = (
+      f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
+    )
+    return f'{np.mean(values):.{digits}f}{spread} ({len(values)})'
+
+  def difference(self, a: Setting, b: Setting, metric: str = SCORE) -> str:
+    """Returns a − b with its 95 % interval, paired by the random seed."""
+    common = sorted(self.seeds(a) & self.seeds(b))
+    if len(common) < 2:
+      return _MISSING
+    off = np.array(
+      [
+        self._final[a][s]['scores'][metric]
+        - self._final[b][s]['scores'][metric]
+        for s in common
+      ]
+    )
+    error = np.std(off, ddof=1) / math.sqrt(len(off))
+    half = stats.t.ppf(0.975, len(off) - 1) * error
+    digits = 3 if metric == LOSS else 1
+    low, high = np.mean(off) - half, np.mean(off) + half
+    return f'{np.mean(off):+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]'
+
+
+def dst(budget: str, silos: str = 'per_module_and_layer',
+        distance: str = 'inverse_relative') -> Setting:  # fmt: skip
+  """Returns a cell of DST."""
+  return Setting('dst', budget, silos, distance)
+
+
+def no_churn(budget: str, silos: str) -> Setting:
+  """Returns a cell without churn."""
+  return Setting('dst_no_churn', budget, silos, 'inverse_relative')
+
+
+def random(budget: str, silos: str = 'none') -> Setting:
+  """Returns a cell of random subsets."""
+  return Setting('random', budget, silos)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _budgets(study: Study) -> str:
+  """Fig. 1 and 6 in numbers."""
+  rows = []
+  names = {'dst': 'DST', 'random': 'random subset', 'lora': 'LoRA, rank',
+           'prompt': 'prompt, length', 'full': 'full fine-tuning',
+           'zero-shot': 'zero-shot'}  # fmt: skip
+  chosen = [
+    s
+    for s in study.settings
+    if s.method in ('lora', 'prompt', 'full', 'zero-shot')
+    or s in (dst(s.budget), random(s.budget))
+  ]
+  order = list(names)
+  chosen.sort(key=lambda s: (order.index(s.method), float(s.budget or 0)))
+  for setting in chosen:
+    has = bool(study.seeds(setting))
+    is_zero = setting.method == 'zero-shot'
+    free = 0 if is_zero else study.run(setting)['free'] if has else None
+    total = study.run(setting)['parameters'] if has else None
+    rows.append(
+      (
+        f'{names[setting.method]} {setting.budget}'.strip(),
+        _MISSING if free is None else f'{free:,}',
+        _MISSING if free is None else f'{100 * free / total:.3g} %',
+        study.mean(setting),
+        study.mean(setting, EXACT),
+        study.mean(setting, LOSS),
+      )
+    )
+  header = ('', 'free', 'share', 'characters', 'exact match', 'loss')
+  return table(header, rows)
+
+
+def _table_2(study: Study) -> str:
+  rows = [('random', 'none', *(study.mean(random(b)) for b in (SMALL, LARGE)))]
+  rows += [
+    (
+      told,
+      silos_told,
+      *(study.mean(dst(b, silos, distance)) for b in (SMALL, LARGE)),
+    )
+    for distance, told in _DISTANCES.items()
+    for silos, silos_told in _SILOS.items()
+  ]
+  return table(('distance', 'silos', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
+
+
+def _table_3(study: Study) -> str:
+  rows = []
+  for silos, told in _SILOS.items():
+    cells = (dst(b, silos) for b in (SMALL, LARGE))
+    rows.append((f'silos: {told}', *map(study.mean, cells)))
+  for over in ('per_module', 'per_module_and_layer'):
+    for by in ('size', 'mean'):
+      cells = (
+        dataclasses.replace(dst(b, 'none'), normalization=by, over=over)
+        for b in (SMALL, LARGE)
+      )
+      rows.append((f'by {by}, {_SILOS[over]}', *map(study.mean, cells)))
+  return table(('', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
+
+
+def _table_7(study: Study) -> str:
+  rows = [
+    (
+      told,
+      f'ε = {budget}',
+      study.mean(no_churn(budget, silos)),
+      study.mean(dst(budget, silos)),
+      study.difference(dst(budget, silos), no_churn(budget, silos)),
+    )
+    for budget in (SMALL, LARGE)
+    for silos, told in _SILOS.items()
+  ]
+  return table(
+    ('silos', 'budget', 'no churn', 'churn', 'difference, 95 % interval'), rows
+  )
+
+
+def _rates(study: Study) -> str:
+  """Fig. 9 in numbers."""
+  rows = []
+  for method in ('dst', 'random', 'full'):
+    found = [
+      s
+      for s in study.settings
+      if s in (dst(s.budget), random(s.budget), Setting('full'))
+      and s.method == method
+    ]
+    for setting in sorted(found, key=lambda s: float(s.budget or 1)):
+      tried = study.tried(setting)
+      if len(tried) < 2:
+        continue
+      best = study.best_rate(setting)
+      rows.append(
+        (
+          method,
+          setting.budget or '1',
+          f'{best:g}' + (' (edge)' if best in (min(tried), max(tried)) else ''),
+          ', '.join(f'{rate:g}: {score:.1f}' for rate, score in tried.items()),
+        )
+      )
+  header = ('method', 'ε', 'best rate', 'all: characters, development set')
+  return table(header, rows)
+
+
+def _against_random(study: Study) -> str:
+  budgets = sorted(
+    (s.budget for s in study.settings if s == random(s.budget)), key=float
+  )
+  rows = [
+    (
+      f'ε = {budget}',
+      study.mean(dst(budget)),
+      study.mean(random(budget)),
+      study.difference(dst(budget), random(budget)),
+      study.difference(dst(budget), random(budget), LOSS),
+    )
+    for budget in budgets
+  ]
+  return table(
+    ('', 'DST', 'random', 'difference, 95 % interval', 'of the loss'), rows
+  )
+
+
+def _spread(study: Study) -> str:
+  """Standard deviations pooled over distances and churn, by siloing."""
+  rows = []
+  for silos, told in _SILOS.items():
+    squares, freedom, row = 0.0, 0, [told]
+    for budget in (SMALL, LARGE):
+      cells = [dst(budget, silos, distance) for distance in _DISTANCES]
+      for cell in [*cells, no_churn(budget, silos)]:
+        values = study.values(cell)
+        if len(values) > 1:
+          squares += float(np.var(values, ddof=1)) * (len(values) - 1)
+          freedom += len(values) - 1
+      if not freedom:
+        row.append(_MISSING)
+        continue
+      low, high = (
+        math.sqrt(squares / stats.chi2.ppf(p, freedom)) for p in (0.975, 0.025)
+      )
+      deviation = math.sqrt(squares / freedom)
+      row.append(f'{deviation:.2f} [{low:.2f}, {high:.2f}], {freedom}')
+      squares, freedom = 0.0, 0
+    rows.append(tuple(row))
+  return table(('silos', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
+
+
+def values(study: Study) -> dict[str, str]:
+  """Returns name -> what stands for it in the text."""
+  finished = [run for run in study.runs if run['state'] == 'finished']
+  seconds = [run['seconds'] for run in finished if run['seconds']]
+  final = [s for s in study.settings if study.seeds(s)]
+  return {
+    'runs': str(len(finished)),
+    'planned': str(len(study.runs)),
+    'final_cells': str(len(final)),
+    'hours': f'{sum(seconds) / 3600:.1f}',
+    'median_seconds': f'{np.median(seconds):.0f}',
+    'parameters': f'{finished[0]["parameters"]:,}',
+    'budgets': _budgets(study),
+    'against_random': _against_random(study),
+    'table_2': _table_2(study),
+    'table_3': _table_3(study),
+    'table_7': _table_7(study),
+    'rates': _rates(study),
+    'spread': _spread(study),
+  }
+
+
+def page() -> str:
+  """Returns the text of docs/study.md."""
+  study = Study((HERE / 'runs.jsonl').read_text().splitlines())
+  return (HERE / 'study.md.in').read_text().format_map(values(study))
+
+
+if __name__ == '__main__':
+  PAGE.write_text(page())
