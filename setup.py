@@ -98,7 +98,7 @@ setuptools.setup(
   # top; in a wheel they are real folders.
   package_data={
     'dst_t5x': ['gin/**/*.gin', 'py.typed', 'serving/page.html'],
-    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'py.typed'],
+    'launch': ['*.sh', '*.sbatch', 'sweeps/*.gin', 'sweeps/*.yaml', 'py.typed'],
   },
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.
