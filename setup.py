@@ -29,6 +29,9 @@ _INSTALL = [
   'absl-py',
   'babel>=2.14',
   'etils[epath]>=1.15',
+  'fsspec>=2026.9',
+  # gs://: T5's public seeds and vocabulary; and what Orbax deletes with.
+  'gcsfs>=2026.9',
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',
   'msgpack>=1.0',
@@ -42,6 +45,9 @@ _INSTALL = [
   'tqdm>=4.66',
 ]
 
+# s3:// as MODEL_DIR, or as the place of anything else.
+_S3 = ['s3fs>=2026.9']
+
 # `python -m dst_t5x.serve`, which those who train do not need.
 _SERVE = [
   'cachetools>=6.0',
@@ -51,10 +57,15 @@ _SERVE = [
 ]
 
 _TEST = [
+  *_S3,
   *_SERVE,
+  'flask>=3.0',  # What moto's server is made of; its extra brings far more.
+  'flask-cors>=6.0',
+  'gcp-storage-emulator>=2026.7',  # The test's gs://.
   'httpx2>=2.16',  # Starlette's test client.
   'hypothesis>=6.100',
   'mypy>=1.15',
+  'moto[s3]>=5.2,<6',  # The test's s3://.
   'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
   'psutil>=5.9',  # Which processes are left.
   'pytest>=8.0',
@@ -104,13 +115,21 @@ setuptools.setup(
       'py.typed',
       'serving/page.html',
     ],
-    'launch': ['*.sh', '*.sbatch', 'sweeps/*.yaml', 'sweeps/*/*.yaml', 'py.typed'],
+    'launch': [
+      '*.sh',
+      '*.sbatch',
+      'sweeps/*.gin',
+      'sweeps/*.yaml',
+      'sweeps/*/*.yaml',
+      'py.typed',
+    ],
   },
   include_package_data=False,
   # tensorflow-text has no wheels for Python 3.14 yet.
   python_requires='>=3.11,<3.14',
   install_requires=_INSTALL,
   extras_require={
+    's3': _S3,
     'serve': _SERVE,
     'slurm': ['submitit>=1.5,<2'],
     't5x': _T5X,

@@ -13,6 +13,7 @@ import numpy as np
 
 from dst_t5x import adapters
 from dst_t5x import errors
+from dst_t5x import object_stores
 
 _EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -67,7 +68,9 @@ def read_json(file: epath.Path) -> dict[str, Any]:
 def absolute(path: epath.PathLike) -> epath.Path:
   """Returns a path that means the same from any working directory."""
   text = os.fspath(path)
-  return epath.Path(text if '://' in text else os.path.abspath(text))
+  return epath.Path(
+    text if object_stores.is_remote(text) else os.path.abspath(text)
+  )
 
 
 @contextlib.contextmanager
@@ -77,7 +80,8 @@ def new_folder(
   """Lends a temporary folder that becomes `target` when all went well.
 
   Nothing is left behind when the writing fails; `target` never holds half a
-  checkpoint.
+  checkpoint. In an object store, which cannot rename, it is `target` itself:
+  who writes there writes last what makes it a checkpoint.
 
   Args:
     target: the folder.
@@ -90,6 +94,10 @@ def new_folder(
     raise errors.UserError(
       f'{target} exists already: remove it or name another'
     )
+  if object_stores.is_remote(target):
+    with _folder_in_store(target):
+      yield target
+    return
   temporary = target.parent / f'{target.name}.tmp-{os.getpid()}'
   try:
     temporary.mkdir(parents=True)
@@ -107,3 +115,18 @@ def new_folder(
   finally:
     if temporary.exists():
       temporary.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _folder_in_store(target: epath.Path) -> Iterator[None]:
+  """Removes what is there before the writing, and what is left if it fails."""
+  try:
+    target.rmtree(missing_ok=True)
+    yield
+  except Exception as error:
+    with contextlib.suppress(Exception):
+      target.rmtree(missing_ok=True)
+    if not errors.is_io(error):
+      raise
+    reason = object_stores.reason(error, target)
+    raise errors.UserError(f'cannot write {target}: {reason}') from error

@@ -24,6 +24,8 @@ from dst_t5x import best
 from dst_t5x import checkpoint_files
 from dst_t5x import ia3  # noqa: F401
 from dst_t5x import lora  # noqa: F401
+from dst_t5x import object_stores
+from dst_t5x import orbax_on_s3
 from dst_t5x import parts
 from dst_t5x import prompts  # noqa: F401
 from dst_t5x import seeds
@@ -78,6 +80,8 @@ class RunFolder:
       read_only: whether nothing shall be written or cleaned up.
     """
     self.path = epath.Path(path)
+    if object_stores.scheme(path) == 's3':
+      orbax_on_s3.enable()
     self._keep_best_by = keep_best_by
     policies = checkpoint_managers
     kept: list[Any] = [policies.LatestN(max(keep, 1))]
@@ -178,10 +182,20 @@ class RunFolder:
     """Which checkpoint there is, for messages."""
     # The manager loses count when a save fails.
     folder = self.path / _FOLDER
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+    steps = [
+      int(child.name)
+      for child in folder.iterdir()
+      if child.name.isdigit() and self._is_whole(child)
+    ]
     if not steps:
       return 'there is no checkpoint yet'
     return f'checkpoint {max(steps)} is whole'
+
+  def _is_whole(self, checkpoint: epath.Path) -> bool:
+    """Whether a folder with the name of a step is a checkpoint's."""
+    if not object_stores.is_remote(checkpoint):
+      return True  # It was renamed when it was.
+    return (checkpoint / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:
@@ -248,7 +262,7 @@ def _root(error: BaseException) -> str:
 
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
   """Writes what a run is, whole or not at all."""
-  path.mkdir(parents=True, exist_ok=True)
+  object_stores.make_folder(path)
   text = json.dumps(dict(content), indent=2, sort_keys=True) + '\n'
   whole_files.write_text(path / _RUN_FILE, text)
 

@@ -1,8 +1,8 @@
 """Dropout whose random bits are drawn once for a stack of layers.
 
-Each draw from `jax.random` is a kernel, on a CPU a loop of several, and T5 drops
-at 80 places in Small alone: with one draw for each of them a training step on
-two cores took 2 to 4 % longer, and its compilation 10 %.
+Each draw from `jax.random` is a kernel, on a CPU a loop of several, and T5
+drops at 80 places in Small alone: with one draw for each of them a training
+step on two cores took 2 to 4 % longer, and its compilation 10 %.
 """
 
 import dataclasses

@@ -5,9 +5,23 @@ import contextlib
 import difflib
 from typing import Any
 
+# Where exceptions come from that object stores' clients raise, besides OSError.
+_CLIENTS = {'aiobotocore', 'aiohttp', 'botocore', 'gcsfs', 'google', 's3fs'}
+
 
 class UserError(Exception):
   """A mistake of the user's: one line that names the thing and the remedy."""
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, which ends a process as Ctrl-C does."""
+
+
+def how_interrupted(interrupt: KeyboardInterrupt) -> tuple[str, int]:
+  """Returns what to say at the end, and the exit status."""
+  if isinstance(interrupt, Terminated):
+    return 'terminated', 143
+  return 'interrupted', 130
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,6 +35,12 @@ def first_line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_io(error: BaseException) -> bool:
+  """Whether an exception says that a file cannot be read or written."""
+  client = type(error).__module__.partition('.')[0]
+  return isinstance(error, OSError) or client in _CLIENTS
+
+
 def check_positive(name: str, value: Any) -> None:
   """Raises UserError unless the value is a positive whole number."""
   if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -32,5 +52,7 @@ def writing(what: str) -> Iterator[None]:
   """Raises UserError where files cannot be written: no space, no permission."""
   try:
     yield
-  except OSError as e:
+  except Exception as e:
+    if not is_io(e):
+      raise
     raise UserError(f'cannot write to {what}: {e}') from e

@@ -11,9 +11,11 @@ from etils import epath
 from flax import linen as nn
 
 from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
+from dst_t5x import whole_files
 from dst_t5x.errors import writing
 
 
@@ -47,8 +49,7 @@ def evaluate(
   """
   evaluation.check(network)
   folder = epath.Path(output_dir)
-  with writing(f'EVAL_OUTPUT_DIR {folder}'):
-    folder.mkdir(parents=True, exist_ok=True)
+  object_stores.check_writable('EVAL_OUTPUT_DIR', folder)
   partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
@@ -74,7 +75,8 @@ def evaluate(
   }
   if processes.is_first():
     with writing(f'EVAL_OUTPUT_DIR {folder}'):
-      (folder / 'results.json').write_text(json.dumps(report, indent=2) + '\n')
+      text = json.dumps(report, indent=2) + '\n'
+      whole_files.write_text(folder / 'results.json', text)
   return results
 
 

@@ -14,7 +14,6 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
 from absl import logging
-from etils import epath
 from flax import linen as nn
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ import tensorflow as tf
 from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import losses
+from dst_t5x import object_stores
 from dst_t5x import partitioning
 from dst_t5x import processes
 from dst_t5x import trainer as trainer_lib
@@ -149,7 +149,7 @@ class TaskEvaluator:
         process writes them.
       num_examples: how many examples of each task; all by default.
     """
-    epath.Path(output_dir).mkdir(parents=True, exist_ok=True)
+    self._files = object_stores.Mirror(output_dir, '*-metrics.jsonl')
     self.texts: dict[str, str] = {}
     self._task = task
     self._predictor = predictor
@@ -160,7 +160,7 @@ class TaskEvaluator:
       sequence_length=dict(lengths),
       num_examples=num_examples,
       logger_cls=[seqio.JSONLogger] if processes.is_first() else [],
-      log_dir=output_dir,
+      log_dir=self._files.folder,
       async_compute_metrics=False,
     )
 
@@ -187,6 +187,8 @@ class TaskEvaluator:
       if isinstance(e.__cause__, OSError | tf.errors.OpError):
         raise OSError(str(e.__cause__).splitlines()[0]) from e
       raise
+    if processes.is_first():
+      self._files.upload()
     scores, self.texts = _split(future.result())
     for name, text in self.texts.items():
       logging.info('%s: %s', name, text)

@@ -5,7 +5,7 @@ own parser statement by statement, so that it can remember both, and so that a
 mistake becomes one line that begins with the place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import enum
@@ -120,7 +120,7 @@ def read_file(
   is_shipped = shipped_files in pathlib.Path(path).resolve().parents
   author = Author.PACKAGE if is_shipped else Author.USER_FILE
   with gin_names.names(gin_names.FileNames()) as known:
-    for statement, place in _statements(text, name):
+    for statement, place in statements(text, name):
       with _located(place):
         if isinstance(statement, config_parser.IncludeStatement):
           find(statement.filename)
@@ -145,9 +145,9 @@ def read_flag(name: str, value: str, origins: Origins, binary: Any) -> None:
     UserError: the name is unknown or the value makes no sense.
   """
   flag = f'--gin.{name}'
-  text = f'{name} = {_literal(flag, value)}'
+  text = f'{name} = {literal(flag, value)}'
   with gin_names.names(gin_names.FlagNames(binary)) as known:
-    for statement, _ in _statements(text, flag):
+    for statement, _ in statements(text, flag):
       with _located(flag):
         origin = Origin(Author.COMMAND_LINE, flag)
         _carry_out(statement, known, origin, origins)
@@ -193,8 +193,25 @@ def _located(place: str) -> Iterator[None]:
     raise UserError(f'{place}: {str(message).splitlines()[0]}') from None
 
 
-def _statements(text: str, name: str) -> Iterator[tuple[Any, str]]:
-  """Yields gin's statements with `name:line`; a flag has but one line."""
+def _parser(text: str) -> config_parser.ConfigParser:
+  return config_parser.ConfigParser(text, gin_config.ParserDelegate())
+
+
+def statements(
+  text: str,
+  name: str,
+  make_parser: Callable[[str], config_parser.ConfigParser] = _parser,
+) -> Iterator[tuple[Any, str]]:
+  """Yields gin's statements with `name:line`; a flag has but one line.
+
+  Args:
+    text: of a file or a flag.
+    name: of it.
+    make_parser: what reads it; by default all that it names must be known.
+
+  Raises:
+    UserError: gin cannot read it.
+  """
 
   def place(line: int | None) -> str:
     return name if name.startswith('--') else f'{name}:{line}'
@@ -203,8 +220,7 @@ def _statements(text: str, name: str) -> Iterator[tuple[Any, str]]:
   while True:
     try:
       if parser is None:  # It reads a token already.
-        delegate = gin_config.ParserDelegate()
-        parser = config_parser.ConfigParser(text, delegate)
+        parser = make_parser(text)
       statement = parser.parse_statement()
     except SyntaxError as error:
       message = str(error.msg).splitlines()[0]
@@ -220,7 +236,7 @@ def _statements(text: str, name: str) -> Iterator[tuple[Any, str]]:
     yield statement, place(statement.location.line_num)
 
 
-def _literal(flag: str, value: str) -> str:
+def literal(flag: str, value: str) -> str:
   """Returns the value as gin must read it: with quotes around bare words.
 
   Raises:

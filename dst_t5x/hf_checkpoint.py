@@ -60,7 +60,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
   """Reads the parameters of a Hugging Face T5 1.1 folder; its step is 0.
 
   Args:
-    path: a folder, which may be `gs://…`.
+    path: a folder, which may be in an object store.
 
   Raises:
     UserError: a file is missing or damaged, the model is of another kind, or a
@@ -120,7 +120,6 @@ def save(
   layout = hf_names.layout(_config(stated), relative.shape[-1])
   _check_params(layout, flat)
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
-    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
     shards = _shards(layout, largest_shard_bytes)
     weight_map = {}
     for number, names in enumerate(shards, start=1):
@@ -134,6 +133,8 @@ def save(
       total = sum(tensor.num_bytes for tensor in layout.values())
       index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
       (folder / _SHARDS).write_text(json.dumps(index, indent=2) + '\n')
+    # Last: without it the folder is no checkpoint.
+    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
 
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:

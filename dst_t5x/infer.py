@@ -21,9 +21,11 @@ import tqdm
 from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
 
@@ -87,8 +89,7 @@ def infer(
   if not rows:
     raise UserError(f'{input_file or task} holds no input')
   folder = epath.Path(output_dir)
-  with writing(f'INFER_OUTPUT_DIR {folder}'):
-    folder.mkdir(parents=True, exist_ok=True)
+  object_stores.check_writable('INFER_OUTPUT_DIR', folder)
   partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
@@ -116,15 +117,14 @@ def infer(
   path = folder / 'predictions.jsonl'
   if not processes.is_first():
     return str(path)
-  part = folder / 'predictions.jsonl.part'
+  lines = []
+  for row, (_, tokens) in zip(rows, decoded, strict=True):
+    shown = {k: v for k, v in row.items() if k != 'tokens'}
+    text = features['targets'].vocabulary.decode(tokens.tolist())
+    line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
+    lines.append(line + '\n')
   with writing(f'INFER_OUTPUT_DIR {folder}'):
-    with part.open('w') as f:
-      for row, (_, tokens) in zip(rows, decoded, strict=True):
-        shown = {k: v for k, v in row.items() if k != 'tokens'}
-        text = features['targets'].vocabulary.decode(tokens.tolist())
-        line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
-        f.write(line + '\n')
-    part.replace(path)
+    whole_files.write_text(path, ''.join(lines))
   logging.info('%d predictions in %s', len(rows), path)
   return str(path)
 

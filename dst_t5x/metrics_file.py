@@ -7,6 +7,7 @@ import os
 from absl import logging
 from etils import epath
 
+from dst_t5x import object_stores
 from dst_t5x import whole_files
 
 METRICS_FILE = 'metrics.jsonl'
@@ -33,7 +34,7 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
   """Drops what an interrupted run wrote beyond the step it is resumed from."""
   rows = [row for row in read(folder) if row['step'] <= step]
   path = epath.Path(folder) / METRICS_FILE
-  path.parent.mkdir(parents=True, exist_ok=True)
+  object_stores.make_folder(path.parent)
   text = ''.join(json.dumps(row) + '\n' for row in rows)
   whole_files.write_text(path, text)
 
@@ -44,7 +45,7 @@ def append(
   """Adds a row."""
   path = epath.Path(folder) / METRICS_FILE
   row = json.dumps({'step': step} | dict(values)) + '\n'
-  if '://' in os.fspath(path):  # Some object stores' files start anew at 'a'.
+  if object_stores.is_remote(path):  # Nothing is added to a file there.
     before = path.read_text() if path.exists() else ''
     whole_files.write_text(path, before + row)
     return

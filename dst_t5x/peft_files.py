@@ -137,9 +137,10 @@ def save(
   ours = json.dumps({'seed': dict(seed), 'step': step})
   metadata = {'format': 'pt', _OURS: ours}
   with checkpoint_files.new_folder(epath.Path(path), replace) as folder:
-    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
     content = safetensors_numpy.save(tensors, metadata)
     (folder / WEIGHTS_FILE).write_bytes(content)
+    # Last: without it the folder is no adapter.
+    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
 
 
 def about(path: epath.PathLike) -> About:

@@ -26,12 +26,14 @@ from dst_t5x import config
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import identity
+from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
 from dst_t5x import seeds
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.errors import UserError
+from dst_t5x import whole_files
+from dst_t5x.errors import UserError, writing
 
 _GIB = 2**30
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'flax', 'optax', 'orbax-checkpoint')
@@ -214,11 +216,10 @@ def model_dir_writable(path: epath.Path, token: str) -> Found:
     path: MODEL_DIR, which is made if it is not there.
     token: names the files, the same in all processes.
   """
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    _token(path, token, jax.process_index()).write_text(token)
-  except OSError as e:
-    raise UserError(f'MODEL_DIR {path} cannot be written to: {e}') from e
+  object_stores.check_writable('MODEL_DIR', path)
+  with writing(f'MODEL_DIR {path}'):
+    mine = _token(path, token, jax.process_index())
+    whole_files.write_text(mine, token)
   return Found(f'{path} can be written to')
 
 
@@ -237,33 +238,18 @@ def _token(path: epath.Path, token: str, process: int) -> epath.Path:
   return path / f'.preflight-{token}-{process}'
 
 
-def _check_place(path: epath.Path) -> None:
-  """Raises UserError for object stores that checkpoints cannot go to."""
-  scheme, separator, _ = os.fspath(path).partition('://')
-  if separator and scheme != 'gs':
-    raise UserError(
-      f'MODEL_DIR {path}: Orbax and TensorBoard write to local disks and to '
-      f'gs://, not to {scheme}://; mount the bucket as a folder'
-    )
-
-
 @contextlib.contextmanager
 def no_trace(path: epath.Path) -> Iterator[str]:
-  """Lends a token; removes its files, and folders made for them, afterwards.
-
-  Raises:
-    UserError: no run can be there.
-  """
-  _check_place(path)
+  """Lends a token; removes its files, and folders made for them, afterwards."""
   missing = []
-  if '://' not in os.fspath(path):
+  if not object_stores.is_remote(path):
     missing = [p for p in (path, *path.parents) if not p.exists()]
   # All have looked before anyone makes one.
   token = processes.gather(uuid.uuid4().hex[:8])[0]
   try:
     yield token
   finally:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # It is not there, or not to be had.
       _token(path, token, jax.process_index()).unlink()
     for folder in missing:  # The last process finds them empty.
       with contextlib.suppress(OSError):
@@ -278,7 +264,7 @@ def disk_space(path: epath.Path, checkpoint_bytes: int) -> Found:
     checkpoint_bytes: of one.
   """
   needed = 2 * checkpoint_bytes
-  if '://' in os.fspath(path):
+  if object_stores.is_remote(path):
     return Found(f'{needed / _GIB:.3f} GiB needed in an object store')
   there = next(p for p in (path, *path.parents) if p.exists())
   free = shutil.disk_usage(there).free

@@ -34,10 +34,12 @@ from dst_t5x import budget as budget_lib
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import data_position
+from dst_t5x import errors
 from dst_t5x import finite
 from dst_t5x import history as history_lib
 from dst_t5x import identity
 from dst_t5x import metrics_file
+from dst_t5x import object_stores
 from dst_t5x import outcome
 from dst_t5x import parameters
 from dst_t5x import partitioning
@@ -106,13 +108,13 @@ class Run:
 
   def _keep_others_out(self) -> None:
     """Makes the folder, and locks it for as long as this process lives."""
+    if object_stores.is_remote(self.path):
+      return  # Object stores know no locks.
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / '.lock').open('w')
     except OSError as e:
       raise UserError(f'MODEL_DIR {self.path} cannot be written to: {e}') from e
-    if '://' in os.fspath(self.path):
-      return  # Object stores know no locks.
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -135,9 +137,10 @@ class Run:
     finally:
       if self._lock is not None:
         self._lock.close()
-    if isinstance(error, OSError):  # A full disk, most likely.
+    if error and errors.is_io(error):  # A full disk, most likely.
+      reason = object_stores.reason(error, self.path)
       raise UserError(
-        f'cannot write to MODEL_DIR {self.path}: {error}; '
+        f'cannot write to MODEL_DIR {self.path}: {reason}; '
         f'{self._folder.what_is_whole}'
       ) from error
 

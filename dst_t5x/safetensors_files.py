@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from dst_t5x import errors
+from dst_t5x import object_stores
 
 _DTYPES = {
   'F32': np.dtype('<f4'),
@@ -77,7 +78,7 @@ def _parts(file: epath.Path) -> tuple[dict[str, Any], np.ndarray]:
 
 def _bytes(file: epath.Path) -> np.ndarray:
   """Returns the content as uint8 [bytes]."""
-  if '://' in str(file):
+  if object_stores.is_remote(file):
     return np.frombuffer(file.read_bytes(), np.uint8)
   return np.memmap(file, np.uint8, mode='r')
 

@@ -16,6 +16,7 @@ from dst_t5x import checkpoint_files
 from dst_t5x import errors
 from dst_t5x import fingerprint as fingerprint_lib
 from dst_t5x import hf_checkpoint
+from dst_t5x import object_stores
 from dst_t5x import parts
 from dst_t5x import peft_files
 from dst_t5x import sizes
@@ -80,7 +81,7 @@ def load_seed(
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
       Face T5 1.1 folder, a folder with an adapter of Hugging Face PEFT, a file
       `….dst`, or the folder of a run of this package (its last checkpoint). May
-      be `gs://…`.
+      be in an object store (`gs://…`, `s3://…`).
     step: another checkpoint of such a run.
     seed_path: where the seed of such a run or file, or the base of such an
       adapter is, if it was moved.
@@ -219,15 +220,16 @@ def check_matches(
 @contextlib.contextmanager
 def _reached(path: epath.PathLike) -> Iterator[None]:
   """Raises UserError where a bucket cannot be reached, whatever the client."""
+  object_stores.check(path)
   try:
     yield
   except errors.UserError:
     raise
   except Exception as e:
-    if '://' not in str(path):
+    if not object_stores.is_remote(path):
       raise
     raise errors.UserError(
-      f'cannot reach {path}: {str(e).splitlines()[0]}'
+      f'cannot reach {path}: {object_stores.reason(e, path)}'
     ) from e
 
 
@@ -238,6 +240,10 @@ def _existing_folder(path: epath.PathLike) -> epath.Path:
     return folder
   if folder.exists():
     raise errors.UserError(f'{folder} is a file; give its folder')
+  if object_stores.is_remote(folder):
+    raise errors.UserError(
+      f'there is no {folder}, or no such bucket{_nearest_beside(folder)}'
+    )
   missing = folder
   while missing.parent != missing and not missing.parent.exists():
     missing = missing.parent
@@ -248,6 +254,17 @@ def _existing_folder(path: epath.PathLike) -> epath.Path:
     f'there is no {folder}: nothing called {missing.name!r} in'
     f' {missing.parent}{errors.nearest(missing.name, known)}'
   )
+
+
+def _nearest_beside(folder: epath.Path) -> str:
+  """Returns `; did you mean 'x'?` for what is beside a folder in a store."""
+  if not object_stores.split(folder)[1]:
+    return ''  # A bucket; others' are not ours to list.
+  try:
+    known = [child.name for child in folder.parent.iterdir()]
+  except FileNotFoundError:
+    known = []
+  return errors.nearest(folder.name, known)
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from tensorboard.plugins.histogram import metadata as histograms
 import tqdm
 
 from dst_t5x import metrics_file
+from dst_t5x import object_stores
 from dst_t5x import processes
 
 
@@ -43,8 +44,9 @@ class Summaries:
     if not processes.is_first():
       return
     metrics_file.drop_after(folder, first_step)
+    self._events = object_stores.Mirror(folder)
     self._tensorboard = metric_writers.AsyncWriter(
-      metric_writers.SummaryWriter(os.fspath(folder))
+      metric_writers.SummaryWriter(self._events.folder)
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -90,6 +92,7 @@ class Summaries:
       return
     with _as_os_error():
       self._tensorboard.flush()
+    self._events.upload()
 
   def close(self) -> None:
     """Ends the background thread."""
@@ -97,6 +100,7 @@ class Summaries:
       return
     with _as_os_error():
       self._tensorboard.close()
+    self._events.upload()
 
 
 @contextlib.contextmanager

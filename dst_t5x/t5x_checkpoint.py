@@ -26,6 +26,7 @@ import tensorstore
 
 from dst_t5x import checkpoint_files
 from dst_t5x import errors
+from dst_t5x import object_stores
 from dst_t5x import stacking
 from dst_t5x import t5x_orbax
 
@@ -89,7 +90,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
 
   Args:
     path: a folder `checkpoint_<step>`, or one that holds such folders: the
-      newest is taken. May be `gs://…`.
+      newest is taken. May be in an object store.
 
   Raises:
     UserError: there is no T5X checkpoint, or a part of it is missing, damaged
@@ -195,12 +196,10 @@ def _is_spec(node: Any) -> bool:
   return isinstance(node, Mapping) and 'driver' in node
 
 
-def _key_value_store(folder: epath.Path) -> dict[str, str]:
+def _key_value_store(folder: epath.Path) -> dict[str, Any]:
   """Returns TensorStore's spec of a folder on this disk or in a bucket."""
-  path = str(folder)
-  if path.startswith('gs://'):
-    bucket, _, inside = path.removeprefix('gs://').partition('/')
-    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{inside}/'}
+  if object_stores.is_remote(folder):
+    return object_stores.key_value_store(f'{folder}/')
   return {'driver': 'file', 'path': f'{folder.resolve()}/'}
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dst_t5x import errors
+from dst_t5x import object_stores
+from dst_t5x import orbax_on_s3
 
 STATE = 'state'
 
@@ -28,6 +30,8 @@ def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
     UserError: a part is missing or damaged, or there are no parameters.
   """
   path = folder / STATE
+  if object_stores.scheme(path) == 's3':
+    orbax_on_s3.enable()
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(path).item_metadata.tree

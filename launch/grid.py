@@ -16,7 +16,7 @@ Lower-case keys choose gin files: the name of one of the package's, or the path
 of another. Other keys are macros, or parameters with a dot in their names. A
 run is called by its model, task and method, and by everything that is a list,
 be it one of a single value. What gin wants in brackets or in quotes is text:
-`METRICS: "['bleu', 'chrf']"`.
+`METRICS: "['bleu', 'chrf']"`. The same as gin: `launch/gin_grid.py`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +31,7 @@ from etils import epath
 import yaml
 
 from dst_t5x.errors import UserError, nearest
+from launch import gin_grid
 
 # In the order in which training reads them.
 FILES = {
@@ -53,7 +54,7 @@ class Run:
 
   Attributes:
     name: that of its folder.
-    settings: key of the sweep's file -> value, as gin reads it.
+    settings: key of the sweep's file -> value, as training's flags take it.
     told: the keys that are lists in the file, which names tell.
   """
 
@@ -91,7 +92,9 @@ def shipped() -> list[str]:
   """Names of the sweeps that come with the package."""
   root = _SHIPPED.parent.parent
   return sorted(
-    path.relative_to(root).as_posix() for path in _SHIPPED.rglob('*.yaml')
+    path.relative_to(root).as_posix()
+    for path in _SHIPPED.rglob('*')
+    if path.suffix in ('.gin', '.yaml')
   )
 
 
@@ -105,14 +108,7 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
   Raises:
     UserError: there is no such file, or it makes no sense.
   """
-  path = _find(name)
-  try:
-    content = yaml.load(path.read_text(), _Loader)
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{name} cannot be read: {error}') from None
-  except yaml.MarkedYAMLError as error:
-    line = error.problem_mark.line + 1 if error.problem_mark else 1
-    raise UserError(f'{name}:{line}: {error.problem}') from None
+  content = _content(_find(name), name)
   overrides = dict(map(_override, flags))
   runs: dict[str, Run] = {}
   for settings, told in _expand(_checked(content, name), overrides):
@@ -125,6 +121,21 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
         'its values as lists, [x], and their names tell them'
       )
   return list(runs.values())
+
+
+def _content(path: epath.Path, name: str) -> Any:
+  """Returns what a file holds: mappings, lists and texts."""
+  try:
+    text = path.read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{name} cannot be read: {error}') from None
+  if path.suffix == '.gin':
+    return gin_grid.read(text, name, _GRIDS, FILES)
+  try:
+    return yaml.load(text, _Loader)
+  except yaml.MarkedYAMLError as error:
+    line = error.problem_mark.line + 1 if error.problem_mark else 1
+    raise UserError(f'{name}:{line}: {error.problem}') from None
 
 
 class _Loader(yaml.BaseLoader):

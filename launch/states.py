@@ -15,6 +15,7 @@ from etils import epath
 
 from dst_t5x import best
 from dst_t5x import metrics_file
+from dst_t5x import object_stores
 from dst_t5x import whole_files
 from launch import grid
 
@@ -86,7 +87,7 @@ class Sweep:
   @property
   def here(self) -> pathlib.Path:
     """The folder on this machine; it has the logs, if no more."""
-    if '://' in os.fspath(self.output):
+    if object_stores.is_remote(self.output):
       return pathlib.Path('runs') / self.output.name
     return pathlib.Path(self.output)
 
@@ -114,7 +115,7 @@ class Sweep:
 
   def write(self, states: Iterable[State]) -> None:
     """Writes `runs.json`."""
-    self.output.mkdir(parents=True, exist_ok=True)
+    object_stores.make_folder(self.output)
     rows = [dataclasses.asdict(state) for state in states]
     text = json.dumps(rows, indent=1) + '\n'
     whole_files.write_text(self.output / TABLE_FILE, text)

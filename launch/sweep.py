@@ -1,7 +1,7 @@
 """Runs all of a sweep: `python -m launch.sweep SWEEP.yaml --parallel=2`.
 
 The same command again skips what is finished and goes on with what is not.
-`launch/grid.py` says what a sweep's file is.
+`launch/grid.py` and `launch/gin_grid.py` say what a sweep's file is.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _parse(
     epilog='--gin.NAME=VALUE, --model=NAME, --task=… and --method=… override '
     'the file.\n\nsweeps of the package:\n  ' + '\n  '.join(grid.shipped()),
   )
-  parser.add_argument('sweep', metavar='SWEEP.yaml')
+  parser.add_argument('sweep', metavar='SWEEP.gin|.yaml')
   parser.add_argument(
     '--output', help="folder of the runs' folders (default: runs/SWEEP)"
   )

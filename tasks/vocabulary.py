@@ -10,14 +10,18 @@ variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`), which also takes
 from collections.abc import Callable, Mapping
 import functools
 import os
+import tempfile
 import threading
 from typing import Any
 
+from etils import epath
 from flax import linen as nn
 import gin
 import seqio
 import tensorflow as tf
 
+from dst_t5x import object_stores
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError, first_line
 
 VOCABULARY_VARIABLE = 'DST_VOCABULARY'
@@ -42,7 +46,25 @@ def chosen(name: str | None = None) -> seqio.Vocabulary:
 def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
+  if object_stores.is_remote(name):
+    return _InObjectStore(name, extra_ids=EXTRA_IDS)
   return seqio.SentencePieceVocabulary(name, extra_ids=EXTRA_IDS)
+
+
+class _InObjectStore(seqio.SentencePieceVocabulary):
+  """One whose file seqio would read through TensorFlow, which knows no s3://."""
+
+  _model: Any
+
+  def _model_context(self) -> Any:
+    if not self._model:
+      content = object_stores.read_bytes(self.sentencepiece_model_file)
+      with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        here = seqio.SentencePieceVocabulary(file.name, extra_ids=EXTRA_IDS)
+        self._model = here._model_context()
+    return self._model
 
 
 class TaskVocabulary(seqio.Vocabulary):
@@ -165,13 +187,12 @@ def fetch() -> str:
     UserError: it cannot be fetched, or the file is no SentencePiece model.
   """
   path = os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH
-  if path not in (PUBLIC_PATH, BYTES) and not tf.io.gfile.exists(path):
-    part = f'{path}.part'
+  if path not in (PUBLIC_PATH, BYTES) and not epath.Path(path).exists():
 
     def copy() -> None:
-      tf.io.gfile.makedirs(os.path.dirname(path) or '.')
-      tf.io.gfile.copy(PUBLIC_PATH, part, overwrite=True)
-      tf.io.gfile.rename(part, path)
+      content = epath.Path(PUBLIC_PATH).read_bytes()
+      object_stores.make_folder(epath.Path(path).parent)
+      whole_files.write_bytes(path, content)
 
     if reason := _failure(copy):
       raise UserError(

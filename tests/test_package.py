@@ -87,6 +87,7 @@ def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
     ('gin', '**/*.gin'),
     ('launch', '*.py'),
     ('launch', '*.s*'),
+    ('launch', 'sweeps/*.gin'),
     ('launch', 'sweeps/**/*.yaml'),
   ):
     prefix = 'dst_t5x/' if folder == 'gin' else ''

@@ -15,11 +15,10 @@ import psutil
 import pytest
 
 from dst_t5x.errors import UserError
+from launch import grid
 from launch import slurm
 from launch import sweep as sweep_binary
 from launch import worker
-
-_SHIPPED = 'figure_1', 'figure_2', 'figure_9', 'table_2', 'table_3', 'table_7'
 
 
 def _environment(**variables):
@@ -201,9 +200,9 @@ def test_mistakes_are_found_first(toy_seed, toy_run, tmp_path, capsys):
   )
 
 
-@pytest.mark.parametrize('name', _SHIPPED)
+@pytest.mark.parametrize('name', grid.shipped())
 def test_the_papers_sweeps_make_sense(name, tmp_path, capsys):
-  sweep_binary.main([f'launch/sweeps/{name}.yaml', '--dry_run'])
+  sweep_binary.main([name, '--dry_run'])
   lines = capsys.readouterr().out.splitlines()
   kinds = {}
   for line in lines:

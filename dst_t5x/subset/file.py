@@ -18,6 +18,7 @@ from etils import epath
 import numpy as np
 import safetensors
 
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError, first_line
 from dst_t5x.subset import content
 from dst_t5x.subset import extraction
@@ -243,7 +244,7 @@ def save(
   """Writes a subset file, whole or not at all; returns its bytes.
 
   Args:
-    path: where to, may be `gs://…`; an older file is replaced.
+    path: where to, may be in an object store; an older file is replaced.
     subset: what to write.
     about: what else a reader should know, see docs/subset_format.md;
       `about['seed']['fingerprint']` unless the subset knows it.
@@ -252,19 +253,10 @@ def save(
     UserError: the file cannot be written, or could not be read again.
   """
   blob = to_bytes(subset, about)
-  target = epath.Path(path)
-  part = target.with_name(f'{target.name}.part')
   try:
-    with part.open('wb') as f:
-      f.write(blob)
-      f.flush()
-      # Else a crash of the machine may leave an empty file under the name.
-      if '://' not in os.fspath(target):
-        os.fsync(f.fileno())
-    part.replace(target)
+    whole_files.write_bytes(path, blob)
   except OSError as e:
-    part.unlink(missing_ok=True)
-    raise UserError(f'cannot write the subset file {target}: {e}') from e
+    raise UserError(f'cannot write the subset file {path}: {e}') from e
   return len(blob)
 
 
