@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import time
@@ -63,6 +64,7 @@ def check_training(
   partitioner: partitioning.Partitioner,
   space: parameters.ParameterSpace,
   binary: Callable[..., Any],
+  plan: Any,
   more: Sequence[tuple[str, Check]] = (),
   show: bool = False,
 ) -> None:
@@ -76,6 +78,7 @@ def check_training(
     partitioner: with nothing left open.
     space: the network's parameters.
     binary: what gin configured.
+    plan: a `train.Plan`.
     more: checks to be made after these.
     show: whether the first process prints what each check found.
 
@@ -85,7 +88,15 @@ def check_training(
   path = epath.Path(model_dir)
   with no_trace(path) as token:
     checks = _checks_of_training(
-      path, trainer, train_data, evaluation, partitioner, space, binary, token
+      path,
+      trainer,
+      train_data,
+      evaluation,
+      partitioner,
+      space,
+      binary,
+      plan,
+      token,
     )
     run_checks([*checks, *more], show)
 
@@ -98,6 +109,7 @@ def _checks_of_training(
   partitioner: partitioning.Partitioner,
   space: parameters.ParameterSpace,
   binary: Callable[..., Any],
+  plan: Any,
   token: str,
 ) -> list[tuple[str, Check]]:
   """Returns the checks; arguments as of `check_training`, and no_trace's."""
@@ -140,7 +152,7 @@ def _checks_of_training(
     ('MODEL_DIR', lambda: model_dir_writable(model_dir, token)),
     ('MODEL_DIR', lambda: model_dir_shared(model_dir, token)),
     ('configuration', configuration),
-    ('disk', lambda: disk_space(model_dir, checkpoint_bytes(trainer, space))),
+    ('disk', lambda: disk_space(model_dir, *written(trainer, space, plan))),
   ]
 
 
@@ -256,44 +268,57 @@ def no_trace(path: epath.Path) -> Iterator[str]:
         os.rmdir(folder)
 
 
-def disk_space(path: epath.Path, checkpoint_bytes: int) -> Found:
-  """Whether two checkpoints fit: a new one is whole before the old one goes.
+def disk_space(path: epath.Path, needed: int, what: str) -> Found:
+  """Whether what a run writes fits.
 
   Args:
     path: MODEL_DIR, or a folder that it will be in.
-    checkpoint_bytes: of one.
+    needed: bytes.
+    what: what takes them.
   """
-  needed = 2 * checkpoint_bytes
+  gib = f'{needed / _GIB:.3f} GiB'
   if object_stores.is_remote(path):
-    return Found(f'{needed / _GIB:.3f} GiB needed in an object store')
+    return Found(f'{what} take {gib} in an object store')
   there = next(p for p in (path, *path.parents) if p.exists())
   free = shutil.disk_usage(there).free
   if free < needed:
     raise UserError(
-      f'MODEL_DIR {path} has {free / _GIB:.3f} GiB left on its disk, and two '
-      f'checkpoints take {needed / _GIB:.3f} GiB'
+      f'MODEL_DIR {path} has {free / _GIB:.3f} GiB left on its disk, and '
+      f'{what} take {gib}'
     )
-  return Found(
-    f'{free / _GIB:.1f} GiB left, {needed / _GIB:.3f} GiB needed for two '
-    'checkpoints'
-  )
+  return Found(f'{free / _GIB:.1f} GiB left; {what} take {gib}')
 
 
-def checkpoint_bytes(
-  trainer: trainer_lib.Trainer, space: parameters.ParameterSpace
-) -> int:
-  """Returns about how large a checkpoint becomes."""
+def written(
+  trainer: trainer_lib.Trainer, space: parameters.ParameterSpace, plan: Any
+) -> tuple[int, str]:
+  """Returns about how many bytes a run writes, and what takes them.
+
+  A new checkpoint is whole before the oldest one goes. Logs are not counted.
+
+  Args:
+    trainer: says what is saved.
+    space: the network's parameters.
+    plan: a `train.Plan`.
+  """
 
   def size(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
   trained, _ = trainer.split(space.shapes)
   state = jax.eval_shape(trainer.init, trained)
-  kept = size((state.opt_state, state.projection_state))
+  changing = size((state.opt_state, state.projection_state))
+  checkpoints = plan.keep + 1
+  what = f'{checkpoints} checkpoints'
   if not trainer.projection.constrains:
-    return kept + size(trained)
+    return checkpoints * (changing + size(trained)), what
   budget = budget_lib.of_run(space.base_shapes, trained, trainer.projection)
-  return kept + budget.file_bytes
+  needed = checkpoints * (changing + budget.file_bytes)
+  if plan.keep_subsets:
+    subsets = math.ceil(plan.train_steps / plan.checkpoint_period)
+    needed += subsets * budget.file_bytes
+    what += f' and {subsets} subsets'
+  return needed, what
 
 
 def seed(path: str | None, space: parameters.ParameterSpace) -> Found:

@@ -159,6 +159,7 @@ def train(
     partitioner,
     space,
     train,
+    plan,
     # Training itself loads the seed, and compares it.
     more=[('seed', lambda: preflight.seed(path, space))] if only_check else (),
     show=only_check,

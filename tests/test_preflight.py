@@ -2,9 +2,16 @@
 
 import commands
 import jax
+import networks
 import pytest
 
+from dst_t5x import optimizers
+from dst_t5x import parameters
+from dst_t5x import partitioning
 from dst_t5x import preflight
+from dst_t5x import projection
+from dst_t5x import train
+from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError
 
 
@@ -52,10 +59,32 @@ def test_a_folder_of_another_run(toy_seed, toy_run):
 
 
 def test_a_disk_that_is_too_small(tmp_path):
-  found = preflight.disk_space(tmp_path / 'run', 1000)
-  assert 'GiB left' in found.text
-  with pytest.raises(UserError, match=r'two checkpoints take .* GiB'):
-    preflight.disk_space(tmp_path / 'run', 2**60)
+  found = preflight.disk_space(tmp_path / 'run', 1000, '2 checkpoints')
+  assert 'GiB left; 2 checkpoints take 0.000 GiB' in found.text
+  with pytest.raises(UserError, match=r'left on its disk, and 2 checkpoints'):
+    preflight.disk_space(tmp_path / 'run', 2**60, '2 checkpoints')
+
+
+def test_what_is_written_grows_with_what_is_kept():
+  network = networks.tiny()
+  space = parameters.ParameterSpace(network, partitioning.Partitioner())
+  optimizer = optimizers.adafactor(optimizers.schedule(0.1))
+
+  def written(method, **settings):
+    trainer = trainer_lib.Trainer(network, optimizer, method)
+    plan = train.Plan(train_steps=100, checkpoint_period=10, **settings)
+    return preflight.written(trainer, space, plan)
+
+  full, _ = written(projection.NoProjection())
+  dst = projection.SubsetProjection(epsilon=0.1)
+  kept, what = written(dst)
+  assert what == '2 checkpoints and 10 subsets'
+  without, what = written(dst, keep_subsets=False)
+  assert what == '2 checkpoints'
+  more, _ = written(dst, keep_subsets=False, keep=3)
+  assert more == 2 * without
+  assert without < kept
+  assert without < full
 
 
 def test_a_folder_that_is_another_one_elsewhere(tmp_path):
