@@ -111,7 +111,12 @@ def _draw_shares(
   task: str, panels: Mapping[tuple[str, str, float], Mapping[str, Any]]
 ) -> style.Figure:
   # Silos fix the shares: without them there is something to see.
-  shown = {k: v for k, v in panels.items() if k[1] == 'none'} or dict(panels)
+  free = {
+    key: distances
+    for key, distances in panels.items()
+    if key[1] == 'none' and distances.keys() - {'random'}
+  }
+  shown = free or dict(panels)
   modules = list(next(iter(next(iter(shown.values())).values()))[0])
   most = max(len(distances) for distances in shown.values())
   height = 1.8 + len(modules) * (0.22 + 0.15 * most)

@@ -215,9 +215,12 @@ def _means(
       panel = f'{_panel(model, runs)}{name}, {knob}\n{_silos(silos)}'
       found.append(('tasks', panel, _averaged(names, members, values)))
   if not found and len(runs) <= _MOST_IN_PICTURE:
-    names = _different_parts([run.name for run in runs])
-    members = list(range(len(runs)))
-    found.append(('runs', knob, _averaged(names, members, values)))
+    all_runs = {
+      'labels': [str(i + 1) for i in range(len(runs))],
+      'values': 100 * values,
+      'names': _different_parts([run.name for run in runs]),
+    }
+    found.append(('runs', knob, all_runs))
   return found
 
 
@@ -264,10 +267,17 @@ def _draw_means(
   for one, (name, panel) in zip(axes, panels.items(), strict=True):
     style.heatmap(one, panel['values'], panel['labels'], panel['labels'])
     one.set_title(name, fontsize=12)
+  caption = (
+    'Means over pairs of runs; on the diagonal of runs with different random '
+    'seeds.'
+  )
+  if kind == 'runs':  # Their names are too long for an axis.
+    caption = ' '.join(
+      f'{name}: '
+      + ', '.join(f'{i} {run}' for i, run in enumerate(panel['names'], 1))
+      + '.'
+      for name, panel in panels.items()
+    )
   return style.finished(
-    figure,
-    f'figure_8_{kind}',
-    f'Figure 8: {title}',
-    f'{_EQ_9} Means over pairs of runs; on the diagonal of runs with '
-    'different random seeds.',
+    figure, f'figure_8_{kind}', f'Figure 8: {title}', f'{_EQ_9} {caption}'
   )
