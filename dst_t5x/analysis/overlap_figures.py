@@ -57,19 +57,6 @@ def over_time(
     ]
   if not matrices:
     return [], []
-  figure, axes = style.panels(len(matrices), width=5.6, height=4.6)
-  for one, (name, (steps, values)) in zip(axes, matrices.items(), strict=True):
-    labels = [f'{step:,}' for step in steps]
-    style.heatmap(one, values, labels, labels)
-    one.set_title(name, fontsize=12)
-    one.set_xlabel('step')
-    one.set_ylabel('step')
-  drawn_figure = style.finished(
-    figure,
-    f'figure_7_{task}',
-    f'Figure 7: {task}, overlap of the subsets of every two checkpoints (%)',
-    f'{_EQ_9} Of each setting the run with the lowest random seed.',
-  )
   table = tables.Table(
     f'overlap_checkpoints_{task}',
     f'Overlap of checkpoints ({task})',
@@ -78,7 +65,25 @@ def over_time(
     rows,
     is_long=True,
   )  # fmt: skip
-  return [drawn_figure], [table]
+  return [_draw_steps(task, matrices)], [table]
+
+
+def _draw_steps(
+  task: str, matrices: Mapping[str, tuple[Sequence[int], np.ndarray]]
+) -> style.Figure:
+  figure, axes = style.panels(len(matrices), width=5.6, height=4.6)
+  for one, (name, (steps, values)) in zip(axes, matrices.items(), strict=True):
+    labels = [f'{step:,}' for step in steps]
+    style.heatmap(one, values, labels, labels)
+    one.set_title(name, fontsize=12)
+    one.set_xlabel('step')
+    one.set_ylabel('step')
+  return style.finished(
+    figure,
+    f'figure_7_{task}',
+    f'Figure 7: {task}, overlap of the subsets of every two checkpoints (%)',
+    f'{_EQ_9} Of each setting the run with the lowest random seed.',
+  )
 
 
 def _cell_name(setup: setups.Setup, cells: Sequence[cells_lib.Cell]) -> str:
@@ -129,17 +134,10 @@ def between_runs(
     cells: of all tasks and models.
     reader: of the subsets.
   """
-  groups: dict[tuple[str, float], list[Run]] = {}
-  for cell in module_figures.plain(cells):
-    if cell.setup.churn:
-      for run in cell.chosen:
-        key = run.fingerprint, cell.setup.knob
-        groups.setdefault(key, []).append(run)
-  figures: list[style.Figure] = []
   rows: list[list[tables.Value]] = []
   means: list[tuple[str, str, dict[str, Any]]] = []
   notes = []
-  for (_, knob), several in groups.items():
+  for (_, knob), several in _comparable(cells).items():
     read = _read(several, reader)
     if len(read) < 2:
       continue
@@ -154,14 +152,11 @@ def between_runs(
     means += _means(runs, _eq_9(found))
   if not rows:
     return [], []
-  for kind, title in (
-    ('distances', 'overlap between distances (%)'),
-    ('tasks', 'overlap between tasks (%)'),
-    ('runs', 'overlap between runs (%)'),
-  ):
-    chosen = {name: m for of, name, m in means if of == kind}
-    if chosen:
-      figures.append(_draw_means(kind, title, chosen))
+  figures = [
+    _draw_means(kind, f'overlap between {kind} (%)', chosen)
+    for kind in ('distances', 'tasks', 'runs')
+    if (chosen := {name: m for of, name, m in means if of == kind})
+  ]
   table = tables.Table(
     'overlap_runs',
     'Overlap of runs',
@@ -172,6 +167,19 @@ def between_runs(
     is_long=True,
   )  # fmt: skip
   return figures, [table]
+
+
+def _comparable(
+  cells: Sequence[cells_lib.Cell],
+) -> dict[tuple[str, float], list[Run]]:
+  """Returns the runs of one seed and budget each."""
+  groups: dict[tuple[str, float], list[Run]] = {}
+  for cell in module_figures.plain(cells):
+    if cell.setup.churn:
+      for run in cell.chosen:
+        key = run.fingerprint, cell.setup.knob
+        groups.setdefault(key, []).append(run)
+  return groups
 
 
 def _read(
