@@ -1,6 +1,9 @@
 """Numbers of the ablation study, from its raw results.
 
-    python studies/strings/study.py            # writes docs/study.md
+    python studies/strings/study.py
+
+writes docs/study.md, and into the heads of `launch/sweeps/study/*.yaml` what was
+measured with them.
 
 `runs.jsonl` is what `python -m launch.records` says of the sweeps,
 `study.md.in` the text, in which {names} stand for what is computed here. No
@@ -18,6 +21,8 @@ from scipy import stats
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent.parent / 'docs' / 'study.md'
+SWEEPS = HERE.parent.parent / 'launch' / 'sweeps' / 'study'
+_HARDWARE = '1 of 2 cores of a shared virtual machine, CPU'
 _TASK = 'study_finetune'
 SCORE = f'{_TASK}/character_accuracy'
 EXACT = f'{_TASK}/exact_match'
@@ -340,9 +345,58 @@ def values(study: Study) -> dict[str, str]:
 
 def page() -> str:
   """Returns the text of docs/study.md."""
-  study = Study((HERE / 'runs.jsonl').read_text().splitlines())
-  return (HERE / 'study.md.in').read_text().format_map(values(study))
+  text = (HERE / 'study.md.in').read_text()
+  return text.format_map(values(load()))
+
+
+def head(study: Study, sweep: str) -> list[str]:
+  """Returns comments: scores, time, hardware, command of a sweep."""
+  runs = [run for run in study.runs if run['sweep'] == sweep]
+  done = [run for run in runs if run['state'] == 'finished']
+  seconds = sum(run['seconds'] or 0 for run in done)
+  lines = [
+    f'python -m launch.sweep launch/sweeps/study/{sweep}.yaml',
+    f'{len(done)} of {len(runs)} runs finished, {seconds / 60:.0f} minutes in '
+    f'all; {_HARDWARE}.',
+  ]
+  cells: dict[Setting, list[float]] = {}
+  for run in done:
+    if run['settings'].get('EVAL_SPLIT') == 'test':
+      cells.setdefault(setting_of(run['settings']), []).append(
+        run['scores'][SCORE]
+      )
+  if cells:
+    lines.append('Characters right on the test set, % (random seeds):')
+  for setting, found in cells.items():
+    about = ' '.join(filter(None, dataclasses.astuple(setting)))
+    spread = f' ± {np.std(found, ddof=1):.1f}' if len(found) > 1 else ''
+    lines.append(f'  {about}: {np.mean(found):.1f}{spread} ({len(found)})')
+  return [f'# Measured: {lines[0]}', *(f'#   {line}' for line in lines[1:])]
+
+
+def with_head(text: str, lines: Sequence[str]) -> str:
+  """Returns a sweep's file with these comments instead of those it had."""
+  old = text.splitlines()
+  start = next((i for i, x in enumerate(old) if x.startswith('# Measured')), 0)
+  end = next(i for i in range(start, len(old)) if not old[i].startswith('#'))
+  if not old[start].startswith('# Measured'):
+    start = end
+  return '\n'.join([*old[:start], *lines, *old[end:]]) + '\n'
+
+
+def load() -> Study:
+  """Returns the study of the committed raw results."""
+  return Study((HERE / 'runs.jsonl').read_text().splitlines())
+
+
+def main() -> None:
+  """Writes everything."""
+  PAGE.write_text(page())
+  study = load()
+  for sweep in dict.fromkeys(run['sweep'] for run in study.runs):
+    path = SWEEPS / f'{sweep}.yaml'
+    path.write_text(with_head(path.read_text(), head(study, sweep)))
 
 
 if __name__ == '__main__':
-  PAGE.write_text(page())
+  main()
