@@ -2,8 +2,8 @@
 
     python studies/strings/study.py
 
-writes docs/study.md, and into the heads of `launch/sweeps/study/*.yaml` what was
-measured with them.
+writes docs/study.md, and into the heads of `launch/sweeps/study/*.yaml` what
+was measured with them.
 
 `runs.jsonl` is what `python -m launch.records` says of the sweeps,
 `study.md.in` the text, in which {names} stand for what is computed here. No
