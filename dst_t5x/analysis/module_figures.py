@@ -50,39 +50,37 @@ def shares(
       continue
     key = setup.model, setup.silos, setup.knob
     panels.setdefault(key, {})[setup.distance] = counted
-    for module in counted[0]:
-      values = tuple(100 * _share(c, module) for c in counted)
-      of_model = 100 * _share(counted[0], module, of_model=True)
-      rows.append(
-        [
-          setup.model,
-          paper_tables.SILOS.get(setup.silos, setup.silos),
-          f'{setup.knob:g}',
-          setup.distance.replace('_', '-'),
-          module,
-          cells_lib.Score(values),
-          of_model,
-        ]
-      )
+    rows += _rows(setup, counted)
   if not rows:
     return [], []
   table = tables.Table(
     f'modules_{task}',
     f'Free parameters per module ({task})',
-    (
-      'model',
-      'silos',
-      'ε',
-      'distance',
-      'module',
-      'of all free (%)',
-      'of the model (%)',
-    ),
+    ('model', 'silos', 'ε', 'distance', 'module', 'of all free (%)',
+     'of the model (%)'),
     rows,
     ['Mean ± standard deviation (number of random seeds).'],
     is_long=True,
-  )
+  )  # fmt: skip
   return [_draw_shares(task, panels)], [table]
+
+
+def _rows(
+  setup: setups.Setup, counted: Sequence[Mapping[str, tuple[int, int]]]
+) -> list[list[tables.Value]]:
+  """Returns a row of the table for each module."""
+  return [
+    [
+      setup.model,
+      paper_tables.SILOS.get(setup.silos, setup.silos),
+      f'{setup.knob:g}',
+      setup.distance.replace('_', '-'),
+      module,
+      cells_lib.Score(tuple(100 * _share(c, module) for c in counted)),
+      100 * _share(counted[0], module, of_model=True),
+    ]
+    for module in counted[0]
+  ]
 
 
 def _counts(run: Run, reader: subsets_lib.Reader) -> dict[str, tuple[int, int]]:
@@ -111,7 +109,12 @@ def _draw_shares(
   task: str, panels: Mapping[tuple[str, str, float], Mapping[str, Any]]
 ) -> style.Figure:
   # Silos fix the shares: without them there is something to see.
-  shown = {k: v for k, v in panels.items() if k[1] == 'none'} or dict(panels)
+  free = {
+    key: distances
+    for key, distances in panels.items()
+    if key[1] == 'none' and distances.keys() - {'random'}
+  }
+  shown = free or dict(panels)
   modules = list(next(iter(next(iter(shown.values())).values()))[0])
   most = max(len(distances) for distances in shown.values())
   height = 1.8 + len(modules) * (0.22 + 0.15 * most)

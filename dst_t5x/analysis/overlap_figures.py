@@ -57,19 +57,6 @@ def over_time(
     ]
   if not matrices:
     return [], []
-  figure, axes = style.panels(len(matrices), width=5.6, height=4.6)
-  for one, (name, (steps, values)) in zip(axes, matrices.items(), strict=True):
-    labels = [f'{step:,}' for step in steps]
-    style.heatmap(one, values, labels, labels)
-    one.set_title(name, fontsize=12)
-    one.set_xlabel('step')
-    one.set_ylabel('step')
-  drawn_figure = style.finished(
-    figure,
-    f'figure_7_{task}',
-    f'Figure 7: {task}, overlap of the subsets of every two checkpoints (%)',
-    f'{_EQ_9} Of each setting the run with the lowest random seed.',
-  )
   table = tables.Table(
     f'overlap_checkpoints_{task}',
     f'Overlap of checkpoints ({task})',
@@ -78,7 +65,25 @@ def over_time(
     rows,
     is_long=True,
   )  # fmt: skip
-  return [drawn_figure], [table]
+  return [_draw_steps(task, matrices)], [table]
+
+
+def _draw_steps(
+  task: str, matrices: Mapping[str, tuple[Sequence[int], np.ndarray]]
+) -> style.Figure:
+  figure, axes = style.panels(len(matrices), width=5.6, height=4.6)
+  for one, (name, (steps, values)) in zip(axes, matrices.items(), strict=True):
+    labels = [f'{step:,}' for step in steps]
+    style.heatmap(one, values, labels, labels)
+    one.set_title(name, fontsize=12)
+    one.set_xlabel('step')
+    one.set_ylabel('step')
+  return style.finished(
+    figure,
+    f'figure_7_{task}',
+    f'Figure 7: {task}, overlap of the subsets of every two checkpoints (%)',
+    f'{_EQ_9} Of each setting the run with the lowest random seed.',
+  )
 
 
 def _cell_name(setup: setups.Setup, cells: Sequence[cells_lib.Cell]) -> str:
@@ -129,17 +134,10 @@ def between_runs(
     cells: of all tasks and models.
     reader: of the subsets.
   """
-  groups: dict[tuple[str, float], list[Run]] = {}
-  for cell in module_figures.plain(cells):
-    if cell.setup.churn:
-      for run in cell.chosen:
-        key = run.fingerprint, cell.setup.knob
-        groups.setdefault(key, []).append(run)
-  figures: list[style.Figure] = []
   rows: list[list[tables.Value]] = []
   means: list[tuple[str, str, dict[str, Any]]] = []
   notes = []
-  for (_, knob), several in groups.items():
+  for (_, knob), several in _comparable(cells).items():
     read = _read(several, reader)
     if len(read) < 2:
       continue
@@ -154,14 +152,11 @@ def between_runs(
     means += _means(runs, _eq_9(found))
   if not rows:
     return [], []
-  for kind, title in (
-    ('distances', 'overlap between distances (%)'),
-    ('tasks', 'overlap between tasks (%)'),
-    ('runs', 'overlap between runs (%)'),
-  ):
-    chosen = {name: m for of, name, m in means if of == kind}
-    if chosen:
-      figures.append(_draw_means(kind, title, chosen))
+  figures = [
+    _draw_means(kind, f'overlap between {kind} (%)', chosen)
+    for kind in ('distances', 'tasks', 'runs')
+    if (chosen := {name: m for of, name, m in means if of == kind})
+  ]
   table = tables.Table(
     'overlap_runs',
     'Overlap of runs',
@@ -172,6 +167,19 @@ def between_runs(
     is_long=True,
   )  # fmt: skip
   return figures, [table]
+
+
+def _comparable(
+  cells: Sequence[cells_lib.Cell],
+) -> dict[tuple[str, float], list[Run]]:
+  """Returns the runs of one seed and budget each."""
+  groups: dict[tuple[str, float], list[Run]] = {}
+  for cell in module_figures.plain(cells):
+    if cell.setup.churn:
+      for run in cell.chosen:
+        key = run.fingerprint, cell.setup.knob
+        groups.setdefault(key, []).append(run)
+  return groups
 
 
 def _read(
@@ -215,9 +223,12 @@ def _means(
       panel = f'{_panel(model, runs)}{name}, {knob}\n{_silos(silos)}'
       found.append(('tasks', panel, _averaged(names, members, values)))
   if not found and len(runs) <= _MOST_IN_PICTURE:
-    names = _different_parts([run.name for run in runs])
-    members = list(range(len(runs)))
-    found.append(('runs', knob, _averaged(names, members, values)))
+    all_runs = {
+      'labels': [str(i + 1) for i in range(len(runs))],
+      'values': 100 * values,
+      'names': _different_parts([run.name for run in runs]),
+    }
+    found.append(('runs', knob, all_runs))
   return found
 
 
@@ -264,10 +275,17 @@ def _draw_means(
   for one, (name, panel) in zip(axes, panels.items(), strict=True):
     style.heatmap(one, panel['values'], panel['labels'], panel['labels'])
     one.set_title(name, fontsize=12)
+  caption = (
+    'Means over pairs of runs; on the diagonal of runs with different random '
+    'seeds.'
+  )
+  if kind == 'runs':  # Their names are too long for an axis.
+    caption = ' '.join(
+      f'{name}: '
+      + ', '.join(f'{i} {run}' for i, run in enumerate(panel['names'], 1))
+      + '.'
+      for name, panel in panels.items()
+    )
   return style.finished(
-    figure,
-    f'figure_8_{kind}',
-    f'Figure 8: {title}',
-    f'{_EQ_9} Means over pairs of runs; on the diagonal of runs with '
-    'different random seeds.',
+    figure, f'figure_8_{kind}', f'Figure 8: {title}', f'{_EQ_9} {caption}'
   )

@@ -114,6 +114,9 @@ def legend(
     for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
       entries.setdefault(label, handle)
   if entries:
+    # About what fits, in inches.
+    each = 0.7 + 0.08 * max(map(len, entries))
+    columns = min(columns, max(1, int(figure.get_figwidth() / each)))
     figure.legend(
       list(entries.values()),
       list(entries),

@@ -1,6 +1,7 @@
 """Figures of training: its speed, its learning rates (paper: Fig. 5, 9)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import ticker
 import numpy as np
@@ -99,30 +100,9 @@ def learning_rates(scores: score_figures.Scores) -> style.Figure | None:
   if not any(len(cells) > 1 for cells in curves.values()):
     return None
   figure, axes = style.panels(1)
-  edge = False
   for i, (name, cells) in enumerate(curves.items()):
-    look = style.series(i)
     shift = 1 + 0.12 * (i - (len(curves) - 1) / 2)  # Lest one hide the other.
-    x = [cell.setup.knob * shift for cell in cells]
-    y = [cell.learning_rate for cell in cells]
-    for at, cell in zip(x, cells, strict=True):
-      axes[0].plot(
-        [at] * len(cell.tried), list(cell.tried), '_', color='0.5',
-        markersize=11,
-      )  # fmt: skip
-    axes[0].plot(
-      x, y, color=look.color, marker=look.marker, linestyle=look.linestyle,
-      label=name,
-    )  # fmt: skip
-    at_edge = [
-      (a, b) for a, b, c in zip(x, y, cells, strict=True) if c.is_at_edge
-    ]
-    if at_edge:
-      edge = True
-      axes[0].plot(
-        *zip(*at_edge, strict=True), look.marker, color=look.color,
-        markerfacecolor='white', markeredgewidth=2,
-      )  # fmt: skip
+    _draw_rates(axes[0], name, cells, style.series(i), shift)
   axes[0].set_xscale('log')
   axes[0].set_yscale('log')
   axes[0].set_xlabel('ε')
@@ -140,7 +120,31 @@ def learning_rates(scores: score_figures.Scores) -> style.Figure | None:
     + (
       ' Where the marker is open, the best is the lowest or highest of them, '
       'and a better one may lie outside.'
-      if edge
+      if any(cell.is_at_edge for cells in curves.values() for cell in cells)
       else ''
     ),
   )
+
+
+def _draw_rates(
+  axes: Any, name: str, cells: Sequence[Cell], look: style.Style, shift: float
+) -> None:
+  """Draws the best learning rates, and those that were tried."""
+  x = [cell.setup.knob * shift for cell in cells]
+  y = [cell.learning_rate for cell in cells]
+  for at, cell in zip(x, cells, strict=True):
+    axes.plot(
+      [at] * len(cell.tried), list(cell.tried), '_', color='0.5', markersize=11
+    )
+  axes.plot(
+    x, y, color=look.color, marker=look.marker, linestyle=look.linestyle,
+    label=name,
+  )  # fmt: skip
+  at_edge = [
+    (a, b) for a, b, c in zip(x, y, cells, strict=True) if c.is_at_edge
+  ]
+  if at_edge:
+    axes.plot(
+      *zip(*at_edge, strict=True), look.marker, color=look.color,
+      markerfacecolor='white', markeredgewidth=2, zorder=4,
+    )  # fmt: skip
