@@ -25,6 +25,10 @@ def _sweep(tmp_path):
     json.dumps(report | {'devices': '1 × cpu', 'results': results})
   )
   rows = [{'step': s, 'speed/steps_per_second': s / 10} for s in (10, 20, 30)]
+  rows[-1] |= {'free/total': 7, 'free/a': 7, 'free/b': 0} | {
+    'share/a': 1.0,
+    'share/b': 0.0,
+  }
   (folder / 'metrics.jsonl').write_text(
     ''.join(json.dumps(row) + '\n' for row in [*rows, results])
   )
@@ -36,11 +40,14 @@ def test_a_line_for_each_run(tmp_path, capsys):
   folder = _sweep(tmp_path)
   assert records.main([str(folder)]) == 0
   done, waiting = map(json.loads, capsys.readouterr().out.splitlines())
-  assert done['sweep'] == 'mine' and done['settings']['LEARNING_RATE'] == '0.1'
+  assert done['sweep'] == 'mine'
+  assert done['settings']['LEARNING_RATE'] == '0.1'
   assert done['scores'] == {'gsm8k/strict_match': 12.5, 'eval/loss': 0.5}
   assert (done['free'], done['parameters'], done['step']) == (7, 70, 30)
   assert done['steps_per_second'] == 2.5
-  assert done['state'] == 'finished' and waiting['state'] == 'waiting'
+  assert done['modules'] == {'a': 7}
+  assert done['state'] == 'finished'
+  assert waiting['state'] == 'waiting'
   assert 'scores' not in waiting
 
 

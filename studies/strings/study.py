@@ -105,10 +105,9 @@ class Study:
     """Returns the random seeds of a cell."""
     return set(self._final.get(setting, {}))
 
-  def run(self, setting: Setting) -> dict:
-    """Returns one of a cell's runs."""
-    runs = self._final[setting]
-    return runs[min(runs)]
+  def runs_of(self, setting: Setting) -> list[dict]:
+    """Returns a cell's runs on the test set."""
+    return list(self._final.get(setting, {}).values())
 
   def tried(self, setting: Setting) -> dict[float, float]:
     """Returns learning rate -> score on the development set."""
@@ -188,8 +187,8 @@ def _budgets(study: Study) -> str:
   for setting in chosen:
     has = bool(study.seeds(setting))
     is_zero = setting.method == 'zero-shot'
-    free = 0 if is_zero else study.run(setting)['free'] if has else None
-    total = study.run(setting)['parameters'] if has else None
+    free = 0 if is_zero else study.runs_of(setting)[0]['free'] if has else None
+    total = study.runs_of(setting)[0]['parameters'] if has else None
     rows.append(
       (
         f'{names[setting.method]} {setting.budget}'.strip(),
@@ -321,6 +320,19 @@ def _spread(study: Study) -> str:
   return table(('silos', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
 
 
+def _churn(study: Study, silos: str) -> str:
+  return study.difference(dst(SMALL, silos), no_churn(SMALL, silos))
+
+
+def _share(study: Study, setting: Setting) -> str:
+  """Returns the mean share of the subset that is in the token embedding."""
+  runs = study.runs_of(setting)
+  if not runs:
+    return _MISSING
+  shares = [run['modules']['token_embedder'] / run['free'] for run in runs]
+  return f'{100 * np.mean(shares):.0f} %'
+
+
 def values(study: Study) -> dict[str, str]:
   """Returns name -> what stands for it in the text."""
   finished = [run for run in study.runs if run['state'] == 'finished']
@@ -333,6 +345,14 @@ def values(study: Study) -> dict[str, str]:
     'hours': f'{sum(seconds) / 3600:.1f}',
     'median_seconds': f'{np.median(seconds):.0f}',
     'parameters': f'{finished[0]["parameters"]:,}',
+    'random_small': study.difference(dst(SMALL), random(SMALL)),
+    'random_large': study.difference(dst(LARGE), random(LARGE)),
+    'churn_layer': _churn(study, 'per_module_and_layer'),
+    'churn_module': _churn(study, 'per_module'),
+    'churn_none': _churn(study, 'none'),
+    'silos': study.difference(dst(SMALL, 'none'), dst(SMALL)),
+    'embedding_none': _share(study, dst(SMALL, 'none')),
+    'embedding_layer': _share(study, dst(SMALL)),
     'budgets': _budgets(study),
     'against_random': _against_random(study),
     'table_2': _table_2(study),
