@@ -145,7 +145,9 @@ def _sweep(
     and all(cell.settings.get(key) == value for cell in cells)
   }
   lines = [_line(key, value) for key, value in common.items()]
-  lines += [_line(k, v if len(v) > 1 else v[0]) for k, v in added.items()]
+  lines += [_line(k, v[0]) for k, v in added.items() if len(v) == 1]
+  # In each cell: runs that share a program follow each other.
+  axes = [_line(k, v) for k, v in added.items() if len(v) > 1]
   lines.append('grids:')
   for settings, told_here, scores in cells:
     means = {value: statistics.fmean(of) for value, of in scores.items()}
@@ -159,6 +161,7 @@ def _sweep(
       for value, mean in means.items()
     )
     own.append(f'{_line(over, [max(means, key=means.__getitem__)])}  # {shown}')
+    own += axes
     lines += [f'{"  " if i else "- "}{line}' for i, line in enumerate(own)]
   return '\n'.join(lines) + '\n'
 

@@ -1,6 +1,9 @@
 """Numbers of the ablation study, from its raw results.
 
-    python studies/strings/study.py            # writes docs/study.md
+    python studies/strings/study.py
+
+writes docs/study.md, and into the heads of `launch/sweeps/study/*.yaml` what
+was measured with them.
 
 `runs.jsonl` is what `python -m launch.records` says of the sweeps,
 `study.md.in` the text, in which {names} stand for what is computed here. No
@@ -18,6 +21,8 @@ from scipy import stats
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent.parent / 'docs' / 'study.md'
+SWEEPS = HERE.parent.parent / 'launch' / 'sweeps' / 'study'
+_HARDWARE = '1 of 2 cores of a shared virtual machine, CPU'
 _TASK = 'study_finetune'
 SCORE = f'{_TASK}/character_accuracy'
 EXACT = f'{_TASK}/exact_match'
@@ -100,10 +105,9 @@ class Study:
     """Returns the random seeds of a cell."""
     return set(self._final.get(setting, {}))
 
-  def run(self, setting: Setting) -> dict:
-    """Returns one of a cell's runs."""
-    runs = self._final[setting]
-    return runs[min(runs)]
+  def runs_of(self, setting: Setting) -> list[dict]:
+    """Returns a cell's runs on the test set."""
+    return list(self._final.get(setting, {}).values())
 
   def tried(self, setting: Setting) -> dict[float, float]:
     """Returns learning rate -> score on the development set."""
@@ -183,8 +187,8 @@ def _budgets(study: Study) -> str:
   for setting in chosen:
     has = bool(study.seeds(setting))
     is_zero = setting.method == 'zero-shot'
-    free = 0 if is_zero else study.run(setting)['free'] if has else None
-    total = study.run(setting)['parameters'] if has else None
+    free = 0 if is_zero else study.runs_of(setting)[0]['free'] if has else None
+    total = study.runs_of(setting)[0]['parameters'] if has else None
     rows.append(
       (
         f'{names[setting.method]} {setting.budget}'.strip(),
@@ -316,6 +320,19 @@ def _spread(study: Study) -> str:
   return table(('silos', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
 
 
+def _churn(study: Study, silos: str) -> str:
+  return study.difference(dst(SMALL, silos), no_churn(SMALL, silos))
+
+
+def _share(study: Study, setting: Setting) -> str:
+  """Returns the mean share of the subset that is in the token embedding."""
+  runs = study.runs_of(setting)
+  if not runs:
+    return _MISSING
+  shares = [run['modules']['token_embedder'] / run['free'] for run in runs]
+  return f'{100 * np.mean(shares):.0f} %'
+
+
 def values(study: Study) -> dict[str, str]:
   """Returns name -> what stands for it in the text."""
   finished = [run for run in study.runs if run['state'] == 'finished']
@@ -328,6 +345,14 @@ def values(study: Study) -> dict[str, str]:
     'hours': f'{sum(seconds) / 3600:.1f}',
     'median_seconds': f'{np.median(seconds):.0f}',
     'parameters': f'{finished[0]["parameters"]:,}',
+    'random_small': study.difference(dst(SMALL), random(SMALL)),
+    'random_large': study.difference(dst(LARGE), random(LARGE)),
+    'churn_layer': _churn(study, 'per_module_and_layer'),
+    'churn_module': _churn(study, 'per_module'),
+    'churn_none': _churn(study, 'none'),
+    'silos': study.difference(dst(SMALL, 'none'), dst(SMALL)),
+    'embedding_none': _share(study, dst(SMALL, 'none')),
+    'embedding_layer': _share(study, dst(SMALL)),
     'budgets': _budgets(study),
     'against_random': _against_random(study),
     'table_2': _table_2(study),
@@ -340,9 +365,58 @@ def values(study: Study) -> dict[str, str]:
 
 def page() -> str:
   """Returns the text of docs/study.md."""
-  study = Study((HERE / 'runs.jsonl').read_text().splitlines())
-  return (HERE / 'study.md.in').read_text().format_map(values(study))
+  text = (HERE / 'study.md.in').read_text()
+  return text.format_map(values(load()))
+
+
+def head(study: Study, sweep: str) -> list[str]:
+  """Returns comments: scores, time, hardware, command of a sweep."""
+  runs = [run for run in study.runs if run['sweep'] == sweep]
+  done = [run for run in runs if run['state'] == 'finished']
+  seconds = sum(run['seconds'] or 0 for run in done)
+  lines = [
+    f'python -m launch.sweep launch/sweeps/study/{sweep}.yaml',
+    f'{len(done)} of {len(runs)} runs finished, {seconds / 60:.0f} minutes in '
+    f'all; {_HARDWARE}.',
+  ]
+  cells: dict[Setting, list[float]] = {}
+  for run in done:
+    if run['settings'].get('EVAL_SPLIT') == 'test':
+      cells.setdefault(setting_of(run['settings']), []).append(
+        run['scores'][SCORE]
+      )
+  if cells:
+    lines.append('Characters right on the test set, % (random seeds):')
+  for setting, found in cells.items():
+    about = ' '.join(filter(None, dataclasses.astuple(setting)))
+    spread = f' ± {np.std(found, ddof=1):.1f}' if len(found) > 1 else ''
+    lines.append(f'  {about}: {np.mean(found):.1f}{spread} ({len(found)})')
+  return [f'# Measured: {lines[0]}', *(f'#   {line}' for line in lines[1:])]
+
+
+def with_head(text: str, lines: Sequence[str]) -> str:
+  """Returns a sweep's file with these comments instead of those it had."""
+  old = text.splitlines()
+  start = next((i for i, x in enumerate(old) if x.startswith('# Measured')), 0)
+  end = next(i for i in range(start, len(old)) if not old[i].startswith('#'))
+  if not old[start].startswith('# Measured'):
+    start = end
+  return '\n'.join([*old[:start], *lines, *old[end:]]) + '\n'
+
+
+def load() -> Study:
+  """Returns the study of the committed raw results."""
+  return Study((HERE / 'runs.jsonl').read_text().splitlines())
+
+
+def main() -> None:
+  """Writes everything."""
+  PAGE.write_text(page())
+  study = load()
+  for sweep in dict.fromkeys(run['sweep'] for run in study.runs):
+    path = SWEEPS / f'{sweep}.yaml'
+    path.write_text(with_head(path.read_text(), head(study, sweep)))
 
 
 if __name__ == '__main__':
-  PAGE.write_text(page())
+  main()
