@@ -239,10 +239,6 @@ def test_a_folder_that_is_not_shared(toy_seed, tmp_path):
   assert not list(tmp_path.glob('*/checkpoints'))
 
 
-# Data in four parts; each process rebuilds its part of the seed.
-_DIVIDED = {'DATA_SHARDS': 4, 'EVAL_EXAMPLES': 4, 'KEEP_SEED': False}
-
-
 @pytest.fixture(scope='module')
 def four(toy_seed, tmp_path_factory):
   """Half a run of four processes, with all axes and with divided data."""
@@ -250,7 +246,7 @@ def four(toy_seed, tmp_path_factory):
   mesh = {'FSDP': 2, 'MODEL_PARALLELISM': 2}
   _train(
     4,
-    *_arguments(toy_seed, folder, STEPS // 2, **_DIVIDED),
+    *_arguments(toy_seed, folder, STEPS // 2, DATA_SHARDS=4, EVAL_EXAMPLES=4),
     *commands.flags(**mesh),
   )
   return folder
@@ -263,7 +259,7 @@ def one_with_divided_data(toy_seed, tmp_path_factory):
   for steps in STEPS // 2, STEPS:
     commands.call(
       'train',
-      *_arguments(toy_seed, folder, steps, **_DIVIDED),
+      *_arguments(toy_seed, folder, steps, DATA_SHARDS=4, EVAL_EXAMPLES=4),
     )
   return folder
 
@@ -275,7 +271,7 @@ def test_saved_by_four_processes_resumed_by_fewer(
 ):
   folder = tmp_path / 'run'
   shutil.copytree(four, folder)
-  arguments = _arguments(toy_seed, folder, **_DIVIDED)
+  arguments = _arguments(toy_seed, folder, DATA_SHARDS=4, EVAL_EXAMPLES=4)
   if count == 1:
     commands.call('train', *arguments)
   else:
