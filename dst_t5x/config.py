@@ -23,7 +23,6 @@ from absl import logging
 import gin
 
 from dst_t5x import config_check
-from dst_t5x import errors
 from dst_t5x import gin_files
 from dst_t5x import gin_names
 from dst_t5x import processes
@@ -103,7 +102,7 @@ def command(
     joined: `processes.joined` for what several processes do together.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
-  and status 130 (SIGTERM, 143); all other exceptions keep their traceback.
+  and status 130; all other exceptions keep their traceback.
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
@@ -119,9 +118,9 @@ def command(
   except UserError as error:
     # Gin appends lines to what is raised inside of a configurable.
     status = f'error: {str(error).splitlines()[0]}'
-  except KeyboardInterrupt as interrupt:
-    text, status = errors.how_interrupted(interrupt)
-    print(text, file=sys.stderr)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    status = 130
   except BrokenPipeError:  # Whoever read our output has seen enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     status = 141
@@ -135,13 +134,8 @@ def command(
 
 
 def handle_interrupts() -> None:
-  """Makes sure that Ctrl-C is not lost, wherever it strikes.
-
-  SIGTERM, with which machines are taken away, is another one: the checkpoint
-  that is being written becomes whole, and other processes hear of it at once.
-  """
+  """Makes sure that Ctrl-C is not lost, wherever it strikes."""
   signal.signal(signal.SIGINT, _interrupt)
-  signal.signal(signal.SIGTERM, _terminate)
   sys.unraisablehook = _unraisable
 
 
@@ -152,11 +146,6 @@ def _interrupt(*unused: Any) -> None:
   saves, by one whose interrupts can get lost.
   """
   raise KeyboardInterrupt
-
-
-def _terminate(*unused: Any) -> None:
-  """Handles SIGTERM."""
-  raise errors.Terminated
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -13,17 +13,6 @@ class UserError(Exception):
   """A mistake of the user's: one line that names the thing and the remedy."""
 
 
-class Terminated(KeyboardInterrupt):
-  """SIGTERM, which ends a process as Ctrl-C does."""
-
-
-def how_interrupted(interrupt: KeyboardInterrupt) -> tuple[str, int]:
-  """Returns what to say at the end, and the exit status."""
-  if isinstance(interrupt, Terminated):
-    return 'terminated', 143
-  return 'interrupted', 130
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'x'?` for the nearest known name, or nothing."""
   matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from dst_t5x import environment
-from dst_t5x.errors import UserError, first_line, how_interrupted
+from dst_t5x.errors import UserError, first_line
 
 _BEAT = 1.0  # Seconds between two signs of life.
 _MISSED = 30.0  # Seconds without one after which a process counts as lost,
@@ -273,10 +273,9 @@ class _Watch:
   def tell(self, error: BaseException) -> None:
     """Tells the others why this process ends."""
     self._is_telling = True
-    text, status = f'error: {first_line(error)}', 1
-    if isinstance(error, KeyboardInterrupt):
-      text, status = how_interrupted(error)
-    message = {'status': status, 'text': text}
+    interrupted = isinstance(error, KeyboardInterrupt)
+    text = 'interrupted' if interrupted else f'error: {first_line(error)}'
+    message = {'status': 130 if interrupted else 1, 'text': text}
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._client.key_value_set(
         f'dst_t5x/failed/{self._me}', json.dumps(message)

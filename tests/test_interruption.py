@@ -92,12 +92,8 @@ def test_full_finetuning_goes_on_after_signals(toy_seed, tmp_path):
   status, err = _interrupt(
     arguments(folder),
     lambda: (checkpoints / '20').exists() or _saving(folder),
-    signal.SIGTERM,
   )
-  assert status == 143, err
-  assert err.splitlines()[-1] == 'terminated'
-  # What was being written has become whole.
-  assert all(p.name.isdigit() for p in checkpoints.iterdir())
+  assert status == -signal.SIGKILL, err
   commands.call('train', *arguments(folder))
   _assert_same(folder, whole)
   assert not (folder / 'last.dst').exists()
