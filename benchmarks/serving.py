@@ -13,7 +13,9 @@ takes its turn:
 
 - `decode_s`: one input, its subset in place. `swap_and_decode_s`: each has
   another subset than the one before. `swap_latency_increase`: the median of the
-  ratios of neighbours in time, less 1. `swap_s`: the swap alone.
+  ratios of neighbours in time, less 1, over five times as many rounds, since it
+  is small beside the noise of decoding. `swap_s`: the swap alone; `swap_share`:
+  that over `decode_s`.
 - `one_subset_s`: a batch of as many inputs with one subset, which is in place.
   `mixed_batch_ratio`: a batch in which `subsets` subsets take turns over that;
   `way` is `mixed` or `grouped`, and what a server chooses is the faster one.
@@ -134,7 +136,7 @@ def swap(bench: Bench, epsilon: float) -> None:
   for name in names:
     bench.model.decode([row(name)])
   times: dict[str, list[float]] = defaultdict(list)
-  for i in range(bench.options.repeats + 1):
+  for i in range(5 * bench.options.repeats + 1):
     for name, call in (('swap', swapped), ('stay', stays)):
       seconds, _ = tables.seconds(call)
       if i:
@@ -146,7 +148,9 @@ def swap(bench: Bench, epsilon: float) -> None:
   bench.add('decode_s', found['stay'], 's', **more)
   bench.add('swap_and_decode_s', found['swap'], 's', **more)
   bench.add('swap_latency_increase', statistics.median(ratios) - 1, '', **more)
-  bench.add('swap_s', only_swap(bench, names), 's', **more)
+  alone = only_swap(bench, names)
+  bench.add('swap_s', alone, 's', **more)
+  bench.add('swap_share', alone / found['stay'], '', **more)
   bench.model.placed.clear()
 
 
