@@ -348,12 +348,9 @@ def values(study: Study) -> dict[str, str]:
   """Returns name -> what stands for it in the text."""
   finished = [run for run in study.runs if run['state'] == 'finished']
   seconds = [run['seconds'] for run in finished if run['seconds']]
-  final = [s for s in study.settings if study.seeds(s)]
   return {
     'runs': str(len(finished)),
     'planned': str(len(study.runs)),
-    'final_cells': str(len(final)),
-    'hours': f'{sum(seconds) / 3600:.1f}',
     'median_seconds': f'{np.median(seconds):.0f}',
     'parameters': f'{finished[0]["parameters"]:,}',
     'random_small': study.difference(dst(SMALL), random(SMALL)),
@@ -362,6 +359,7 @@ def values(study: Study) -> dict[str, str]:
     'churn_module': _churn(study, 'per_module'),
     'churn_none': _churn(study, 'none'),
     'silos': study.difference(dst(SMALL, 'none'), dst(SMALL)),
+    'tiny': str(study.runs_of(dst('1e-4'))[0]['free']),
     'spread_none': f'{_pooled(study, "none", SMALL)[0]:.1f}',
     'spread_module': f'{_pooled(study, "per_module", SMALL)[0]:.1f}',
     'spread_layer': f'{_pooled(study, "per_module_and_layer", SMALL)[0]:.1f}',
