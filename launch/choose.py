@@ -68,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--output', help="the sweep's folder (default: runs/SWEEP)"
   )
-  parser.add_argument('--only', default='*', help='runs whose names match')
+  parser.add_argument(
+    '--only',
+    metavar='PATTERN',
+    action='append',
+    help='runs whose names match this, or one of several: *_dst_*',
+  )
   flags = [argument for argument in argv if argument.startswith('--gin.')]
   options = parser.parse_args([a for a in argv if a not in flags])
   try:
@@ -76,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       both
       for sweep in options.sweeps
       for both in _runs(sweep, options.output)
-      if fnmatch.fnmatch(both[0].name, options.only)
+      if any(fnmatch.fnmatch(both[0].name, p) for p in options.only or '*')
     ]
     cells = _cells(found, options.by, options.over)
     print('# Made by: python -m launch.choose', *argv)

@@ -105,6 +105,20 @@ def test_what_is_not_there_is_one_line(tmp_path, capsys):
   assert 'is waiting: finish the sweep' in error(f'--by={_SCORE}')
 
 
+def test_some_runs(tmp_path, capsys):
+  path, output = _search(tmp_path)
+  next(output.glob('*=1e-2*')).joinpath('report.json').unlink()
+  command = path, f'--output={output}', f'--by={_SCORE}'
+  patterns = '--only=*_full_*', '--only=*epsilon=1e-3*'
+  assert _choose(*command, *patterns) == 0
+  text = capsys.readouterr().out
+  assert 'method: full' in text
+  assert '1e-3' in text
+  assert '1e-2' not in text
+  assert _choose(*command, '--only=nothing') == 1
+  assert 'there is no such run' in capsys.readouterr().err
+
+
 def test_the_metric_has_to_be_said(capsys):
   with pytest.raises(SystemExit):
     _choose('search.yaml')

@@ -295,29 +295,40 @@ def _against_random(study: Study) -> str:
   )
 
 
+def _pooled(study: Study, silos: str, budget: str) -> tuple[float, int]:
+  """Returns a standard deviation over distances and churn, and its freedom."""
+  squares, freedom = 0.0, 0
+  cells = [dst(budget, silos, distance) for distance in _DISTANCES]
+  for cell in [*cells, no_churn(budget, silos)]:
+    found = study.values(cell)
+    if len(found) > 1:
+      squares += float(np.var(found, ddof=1)) * (len(found) - 1)
+      freedom += len(found) - 1
+  return math.sqrt(squares / freedom) if freedom else math.nan, freedom
+
+
 def _spread(study: Study) -> str:
-  """Standard deviations pooled over distances and churn, by siloing."""
+  """Pooled standard deviations with their intervals, by siloing."""
   rows = []
   for silos, told in _SILOS.items():
-    squares, freedom, row = 0.0, 0, [told]
+    row = [told]
     for budget in (SMALL, LARGE):
-      cells = [dst(budget, silos, distance) for distance in _DISTANCES]
-      for cell in [*cells, no_churn(budget, silos)]:
-        values = study.values(cell)
-        if len(values) > 1:
-          squares += float(np.var(values, ddof=1)) * (len(values) - 1)
-          freedom += len(values) - 1
+      deviation, freedom = _pooled(study, silos, budget)
       if not freedom:
         row.append(_MISSING)
         continue
       low, high = (
-        math.sqrt(squares / stats.chi2.ppf(p, freedom)) for p in (0.975, 0.025)
+        deviation * math.sqrt(freedom / stats.chi2.ppf(p, freedom))
+        for p in (0.975, 0.025)
       )
-      deviation = math.sqrt(squares / freedom)
       row.append(f'{deviation:.2f} [{low:.2f}, {high:.2f}], {freedom}')
-      squares, freedom = 0.0, 0
     rows.append(tuple(row))
   return table(('silos', f'ε = {SMALL}', f'ε = {LARGE}'), rows)
+
+
+def _over(study: Study, distance: str, silos: str) -> str:
+  """Inverse-relative less another distance."""
+  return study.difference(dst(SMALL, silos), dst(SMALL, silos, distance))
 
 
 def _churn(study: Study, silos: str) -> str:
@@ -337,12 +348,9 @@ def values(study: Study) -> dict[str, str]:
   """Returns name -> what stands for it in the text."""
   finished = [run for run in study.runs if run['state'] == 'finished']
   seconds = [run['seconds'] for run in finished if run['seconds']]
-  final = [s for s in study.settings if study.seeds(s)]
   return {
     'runs': str(len(finished)),
     'planned': str(len(study.runs)),
-    'final_cells': str(len(final)),
-    'hours': f'{sum(seconds) / 3600:.1f}',
     'median_seconds': f'{np.median(seconds):.0f}',
     'parameters': f'{finished[0]["parameters"]:,}',
     'random_small': study.difference(dst(SMALL), random(SMALL)),
@@ -351,6 +359,16 @@ def values(study: Study) -> dict[str, str]:
     'churn_module': _churn(study, 'per_module'),
     'churn_none': _churn(study, 'none'),
     'silos': study.difference(dst(SMALL, 'none'), dst(SMALL)),
+    'tiny': str(study.runs_of(dst('1e-4'))[0]['free']),
+    'spread_none': f'{_pooled(study, "none", SMALL)[0]:.1f}',
+    'spread_module': f'{_pooled(study, "per_module", SMALL)[0]:.1f}',
+    'spread_layer': f'{_pooled(study, "per_module_and_layer", SMALL)[0]:.1f}',
+    'relative_none': _over(study, 'relative', 'none'),
+    'relative_module': _over(study, 'relative', 'per_module'),
+    'relative_layer': _over(study, 'relative', 'per_module_and_layer'),
+    'absolute_none': _over(study, 'absolute', 'none'),
+    'absolute_module': _over(study, 'absolute', 'per_module'),
+    'absolute_layer': _over(study, 'absolute', 'per_module_and_layer'),
     'embedding_none': _share(study, dst(SMALL, 'none')),
     'embedding_layer': _share(study, dst(SMALL)),
     'budgets': _budgets(study),
