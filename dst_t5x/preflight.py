@@ -266,6 +266,8 @@ def no_trace(path: epath.Path) -> Iterator[str]:
     for folder in missing:  # The last process finds them empty.
       with contextlib.suppress(OSError):
         os.rmdir(folder)
+  # Else one may remove the folder that another has begun to use.
+  processes.wait_for_all()
 
 
 def disk_space(path: epath.Path, needed: int, what: str) -> Found:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import tempfile
 
+from absl import logging
 import commands
 import gin
 import pytest
@@ -29,10 +30,13 @@ _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def no_gin_configuration_is_left():
-  """What a test binds, even one that fails, does not reach the next."""
+def nothing_is_left():
+  """What a test binds or silences, even if it fails, is so for it alone."""
+  logger = logging.get_absl_logger()
+  level = logger.level
   yield
   gin.clear_config()
+  logger.setLevel(level)
 
 
 @pytest.fixture(scope='session')
