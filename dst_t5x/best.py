@@ -68,7 +68,7 @@ def find_best(
     'step': int(best['step']),
     'by': by,
     'value': best[by],
-    'scores': {name: value for name, value in best.items() if _task(name)},
+    'scores': {name: value for name, value in best.items() if task_of(name)},
     'best_of_each_task': each,
   }
 
@@ -87,7 +87,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-def _task(name: str) -> str:
+def task_of(name: str) -> str:
   """Returns the task of a metric's name, or nothing."""
   task, slash, _ = name.partition('/')
   return task if slash and task not in _NOT_TASKS else ''
@@ -97,6 +97,6 @@ def _means(row: Mapping[str, float]) -> dict[str, float]:
   """Returns task -> mean of its metrics."""
   by_task: dict[str, list[float]] = {}
   for name, value in row.items():
-    if task := _task(name):
+    if task := task_of(name):
       by_task.setdefault(task, []).append(value)
   return {task: float(np.mean(values)) for task, values in by_task.items()}

@@ -120,13 +120,11 @@ def new_folder(
 @contextlib.contextmanager
 def _folder_in_store(target: epath.Path) -> Iterator[None]:
   """Removes what is there before the writing, and what is left if it fails."""
-  try:
-    target.rmtree(missing_ok=True)
-    yield
-  except Exception as error:
-    with contextlib.suppress(Exception):
+  with object_stores.explained(target, f'cannot write {target}: '):
+    try:
       target.rmtree(missing_ok=True)
-    if not errors.is_io(error):
+      yield
+    except Exception:
+      with contextlib.suppress(Exception):
+        target.rmtree(missing_ok=True)
       raise
-    reason = object_stores.reason(error, target)
-    raise errors.UserError(f'cannot write {target}: {reason}') from error

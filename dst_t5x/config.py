@@ -22,6 +22,7 @@ from typing import Any
 from absl import logging
 import gin
 
+from dst_t5x import closed_pipe
 from dst_t5x import config_check
 from dst_t5x import gin_files
 from dst_t5x import gin_names
@@ -121,9 +122,8 @@ def command(
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     status = 130
-  except BrokenPipeError:  # Whoever read our output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    status = 141
+  except BrokenPipeError:
+    status = closed_pipe.leave()
   if status:
     # By now the exception's frames are gone, and with them what TensorFlow may
     # hang on if it outlives the interpreter.

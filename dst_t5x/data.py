@@ -214,21 +214,8 @@ def _examples(
 ) -> tf.data.Dataset:
   """Returns single model examples: shuffled forever, or once without a seed."""
   lengths = tuple((feature, feature_lengths[feature]) for feature in FEATURES)
-  if seed is None:
-    return _once(task, lengths, split, pack, tuple(prefix))
-  return _dataset(task, lengths, split, pack, seed, prefix, shard)
-
-
-@functools.lru_cache(maxsize=8)
-def _once(
-  task: Task,
-  lengths: tuple[tuple[str, int], ...],
-  split: str,
-  pack: bool,
-  prefix: tuple[int, ...],
-) -> tf.data.Dataset:
-  """Returns examples to evaluate; remembered, as TensorFlow builds slowly."""
-  return _dataset(task, lengths, split, pack, None, prefix, None)
+  make = _remembered if seed is None else _dataset
+  return make(task, lengths, split, pack, seed, tuple(prefix), shard)
 
 
 def _dataset(
@@ -253,6 +240,10 @@ def _dataset(
   )
   converter = FeatureConverter(prefix, pack=pack)
   return converter(dataset, task_feature_lengths=lengths)
+
+
+# What is evaluated; TensorFlow builds it slowly.
+_remembered = functools.lru_cache(maxsize=8)(_dataset)
 
 
 class FeatureConverter(seqio.EncDecFeatureConverter):

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator
 import contextlib
 import difflib
+import os
 from typing import Any
+
+from etils import epath
 
 # Where exceptions come from that object stores' clients raise, besides OSError.
 _CLIENTS = {'aiobotocore', 'aiohttp', 'botocore', 'gcsfs', 'google', 's3fs'}
@@ -22,6 +25,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
   """Returns the first line of an error's message, or its class's name."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def error_of_log(path: os.PathLike[str]) -> str:
+  """Returns the last line of a command's output, if that is an error."""
+  try:
+    lines = epath.Path(path).read_text().strip().splitlines()
+  except (OSError, UnicodeDecodeError):
+    return ''
+  return lines[-1] if lines and lines[-1].startswith('error: ') else ''
 
 
 def is_io(error: BaseException) -> bool:

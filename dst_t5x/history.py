@@ -16,6 +16,7 @@ import numpy as np
 
 from dst_t5x import distances
 from dst_t5x import fingerprint
+from dst_t5x import object_stores
 from dst_t5x import subset as subset_lib
 from dst_t5x.errors import UserError
 
@@ -81,7 +82,7 @@ class History:
       UserError: its file cannot be written.
     """
     if self._keep:
-      self._folder.mkdir(parents=True, exist_ok=True)
+      object_stores.make_folder(self._folder)
       subset_lib.save(self._folder / f'{step:06}.dst', subset, about)
     is_first = self._last is None
     overlaps = {

@@ -5,6 +5,8 @@ through TensorStore. There are no folders and no renaming in such a store, but a
 file appears whole or not at all.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import shutil
@@ -96,18 +98,28 @@ def check_writable(what: str, path: epath.Path) -> None:
     UserError: they cannot, or the store or its library is not known.
   """
   check(path)
-  try:
+  with explained(path, f'{what} {path} cannot be written to: '):
     make_folder(path)
     if is_remote(path):
       probe = path / f'.probe-{uuid.uuid4().hex[:8]}'
       write_bytes(probe, b'')
       probe.unlink()
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike[str], before: str = '') -> Iterator[None]:
+  """Raises UserError where a file cannot be read or written.
+
+  Args:
+    path: where to.
+    before: what is said before the reason.
+  """
+  try:
+    yield
   except Exception as error:
     if not errors.is_io(error):
       raise
-    raise errors.UserError(
-      f'{what} {path} cannot be written to: {reason(error, path)}'
-    ) from error
+    raise errors.UserError(f'{before}{reason(error, path)}') from error
 
 
 def reason(error: BaseException, path: str | os.PathLike[str]) -> str:
@@ -139,12 +151,8 @@ def read_bytes(path: epath.PathLike) -> bytes:
     UserError: it cannot be read, or the store or its library is not known.
   """
   check(path)
-  try:
+  with explained(path):
     return epath.Path(path).read_bytes()
-  except Exception as error:
-    if not errors.is_io(error):
-      raise
-    raise errors.UserError(reason(error, path)) from error
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:

@@ -56,15 +56,32 @@ class Found:
 Check = Callable[[], Found]
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What training begins with.
+
+  Attributes:
+    trainer: says what is trained.
+    train_data: a `train.TrainData`.
+    evaluation: what is evaluated.
+    plan: a `train.Plan`.
+    partitioner: with nothing left open.
+    space: the network's parameters.
+    binary: what gin configured.
+  """
+
+  trainer: trainer_lib.Trainer
+  train_data: Any
+  evaluation: evaluation_lib.Evaluation
+  plan: Any
+  partitioner: partitioning.Partitioner
+  space: parameters.ParameterSpace
+  binary: Callable[..., Any]
+
+
 def check_training(
   model_dir: str | os.PathLike[str],
-  trainer: trainer_lib.Trainer,
-  train_data: Any,
-  evaluation: evaluation_lib.Evaluation,
-  partitioner: partitioning.Partitioner,
-  space: parameters.ParameterSpace,
-  binary: Callable[..., Any],
-  plan: Any,
+  training: Training,
   more: Sequence[tuple[str, Check]] = (),
   show: bool = False,
 ) -> None:
@@ -72,13 +89,7 @@ def check_training(
 
   Args:
     model_dir: MODEL_DIR.
-    trainer: says what is trained.
-    train_data: a `train.TrainData`.
-    evaluation: what is evaluated.
-    partitioner: with nothing left open.
-    space: the network's parameters.
-    binary: what gin configured.
-    plan: a `train.Plan`.
+    training: what is to be trained.
     more: checks to be made after these.
     show: whether the first process prints what each check found.
 
@@ -87,36 +98,20 @@ def check_training(
   """
   path = epath.Path(model_dir)
   with no_trace(path) as token:
-    checks = _checks_of_training(
-      path,
-      trainer,
-      train_data,
-      evaluation,
-      partitioner,
-      space,
-      binary,
-      plan,
-      token,
-    )
-    run_checks([*checks, *more], show)
+    run_checks([*_checks_of_training(path, training, token), *more], show)
 
 
 def _checks_of_training(
-  model_dir: epath.Path,
-  trainer: trainer_lib.Trainer,
-  train_data: Any,
-  evaluation: evaluation_lib.Evaluation,
-  partitioner: partitioning.Partitioner,
-  space: parameters.ParameterSpace,
-  binary: Callable[..., Any],
-  plan: Any,
-  token: str,
+  model_dir: epath.Path, training: Training, token: str
 ) -> list[tuple[str, Check]]:
   """Returns the checks; arguments as of `check_training`, and no_trace's."""
+  trainer, partitioner = training.trainer, training.partitioner
+  train_data, evaluation = training.train_data, training.evaluation
+  space, plan = training.space, training.plan
 
   def configuration() -> Found:
-    identity.check(model_dir, identity.of(binary))
-    bindings = config.bindings(binary)
+    identity.check(model_dir, identity.of(training.binary))
+    bindings = config.bindings(training.binary)
     return Found(f'{len(bindings)} parameters set', bindings)
 
   def batch() -> Found:

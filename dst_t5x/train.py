@@ -153,13 +153,9 @@ def train(
   path = None if from_scratch else initial_checkpoint_path
   preflight.check_training(
     model_dir,
-    trainer,
-    train_data,
-    evaluation,
-    partitioner,
-    space,
-    train,
-    plan,
+    preflight.Training(
+      trainer, train_data, evaluation, plan, partitioner, space, train
+    ),
     # Training itself loads the seed, and compares it.
     more=[('seed', lambda: preflight.seed(path, space))] if only_check else (),
     show=only_check,

@@ -4,9 +4,9 @@
 
 Each line has the sweep, the run's name and settings, its state, the scores that
 count (and the loss of the last evaluation), what was free and in which modules
-(by the last report), steps per second
-(the median of its reports but for the first, which has the compilation),
-seconds, and devices. A run that has not finished says so.
+(by the last report), steps per second (the median of its reports but for the
+first, which has the compilation), seconds, and devices. A run that has not
+finished says so.
 """
 
 import argparse
@@ -18,11 +18,10 @@ import sys
 from typing import Any
 
 from dst_t5x import metrics_file
+from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.errors import UserError, first_line
 from launch import states
 
-_RATE = 'speed/steps_per_second'
-_SHARE = 'share/'  # Of modules, beside `free/`, which has totals as well.
 _OF_REPORT = ('free', 'parameters', 'file_bytes', 'devices')
 
 
@@ -73,20 +72,14 @@ def records(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _results(folder: pathlib.Path, scores: dict[str, float]) -> dict[str, Any]:
   report = json.loads((folder / 'report.json').read_text())
   rows = metrics_file.read(folder)
-  rates = [row[_RATE] for row in rows if _RATE in row]
-  modules: dict[str, int] = {}
-  for row in rows:
-    modules |= {
-      name.removeprefix(_SHARE): int(row[f'free/{name.removeprefix(_SHARE)}'])
-      for name in row
-      if name.startswith(_SHARE)
-    }
+  rates = [row[runs_lib.RATE] for row in rows if runs_lib.RATE in row]
+  modules = runs_lib.modules(rows)
   loss = {'eval/loss': report['results']['eval/loss']}
   return {
     'scores': scores | loss,
     **{key: report[key] for key in _OF_REPORT if key in report},
     'steps_per_second': statistics.median(rates[1:] or rates),
-    'modules': {name: free for name, free in modules.items() if free},
+    'modules': {name: int(free) for name, free in modules.items() if free},
   }
 
 

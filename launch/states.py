@@ -17,6 +17,7 @@ from dst_t5x import best
 from dst_t5x import metrics_file
 from dst_t5x import object_stores
 from dst_t5x import whole_files
+from dst_t5x.errors import error_of_log
 from launch import grid
 
 FINISHED = 'finished'
@@ -27,17 +28,6 @@ WAITING = 'waiting'
 SUBMITTED = 'submitted'
 
 TABLE_FILE = 'runs.json'
-# Metrics that are no task's.
-_OWN_METRICS = (
-  'step',
-  'train/',
-  'eval/',
-  'speed/',
-  'free/',
-  'share/',
-  'threshold/',
-  'overlap/',
-)
 
 
 @dataclasses.dataclass
@@ -151,11 +141,7 @@ class Sweep:
 
   def error(self, name: str) -> str:
     """Returns why a run failed: the last line of its log, if an error."""
-    try:
-      lines = self.log(name).read_text().strip().splitlines()
-    except (OSError, UnicodeDecodeError):
-      return ''
-    return lines[-1] if lines and lines[-1].startswith('error: ') else ''
+    return error_of_log(self.log(name))
 
 
 def table(states: Sequence[State]) -> str:
@@ -183,11 +169,7 @@ def summary(states: Sequence[State]) -> str:
 
 
 def _of_tasks(metrics: dict[str, float]) -> dict[str, float]:
-  return {
-    name: value
-    for name, value in metrics.items()
-    if not name.startswith(_OWN_METRICS)
-  }
+  return {name: value for name, value in metrics.items() if best.task_of(name)}
 
 
 def _json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import sys
 import threading
 from typing import Any
 
+from dst_t5x import closed_pipe
 from dst_t5x.errors import UserError, first_line
 from launch import device_hours
 from launch import grid
@@ -41,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print('interrupted; the same command goes on', file=sys.stderr)
     return 130
-  except BrokenPipeError:  # Whoever read our output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+  except BrokenPipeError:
+    return closed_pipe.leave()
 
 
 def _parse(

@@ -10,6 +10,7 @@ in sixteen, by the sum of its letters' numbers, is kept for validation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import string
 
 import numpy as np
@@ -76,10 +77,24 @@ def character_accuracy(
   return {'character_accuracy': 100.0 * right / total}
 
 
-def _add(name: str, operations: Mapping[str, Callable[[str], str]]) -> None:
+def add(
+  name: str,
+  rows: Callable[[str], tuple[list[str], list[str]]],
+  splits: Sequence[str],
+  num_input_examples: Mapping[str, int] | None = None,
+) -> None:
+  """Registers a task over bytes, scored by words and by characters.
+
+  Args:
+    name: its name.
+    rows: split -> inputs and targets, in random order, the same ones always.
+    splits: names of the splits.
+    num_input_examples: how many each has, if that is known without making them.
+  """
+
   def read(split: str, shuffle_files: bool, seed: int = 0) -> tf.data.Dataset:
     del shuffle_files, seed  # The rows are in random order already.
-    inputs, targets = make_rows(operations, split)
+    inputs, targets = rows(split)
     return tf.data.Dataset.from_tensor_slices(
       {'inputs': inputs, 'targets': targets}
     )
@@ -88,7 +103,7 @@ def _add(name: str, operations: Mapping[str, Callable[[str], str]]) -> None:
   seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(
-      read, splits=tuple(_ROWS), num_input_examples=_ROWS
+      read, splits=splits, num_input_examples=num_input_examples
     ),
     preprocessors=[
       seqio.preprocessors.tokenize,
@@ -99,5 +114,8 @@ def _add(name: str, operations: Mapping[str, Callable[[str], str]]) -> None:
   )
 
 
-_add('demo_pretrain', PRETRAINING)
-_add('demo_finetune', FINE_TUNING)
+for _name, _operations in (
+  ('demo_pretrain', PRETRAINING),
+  ('demo_finetune', FINE_TUNING),
+):
+  add(_name, functools.partial(make_rows, _operations), tuple(_ROWS), _ROWS)

@@ -16,8 +16,6 @@ import functools
 import string
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from dst_t5x.tasks import demo
 
@@ -85,28 +83,9 @@ def make_rows(
   return inputs, targets
 
 
-def _add(name: str, operations: Mapping[str, Callable[[str], str]]) -> None:
-  rows = functools.cache(functools.partial(make_rows, operations))
-
-  def read(split: str, shuffle_files: bool, seed: int = 0) -> tf.data.Dataset:
-    del shuffle_files, seed  # The rows are in random order already.
-    inputs, targets = rows(split)
-    return tf.data.Dataset.from_tensor_slices(
-      {'inputs': inputs, 'targets': targets}
-    )
-
-  feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
-  seqio.TaskRegistry.add(
-    name,
-    source=seqio.FunctionDataSource(read, splits=tuple(_ROWS)),
-    preprocessors=[
-      seqio.preprocessors.tokenize,
-      seqio.preprocessors.append_eos,
-    ],
-    output_features={'inputs': feature, 'targets': feature},
-    metric_fns=[demo.exact_match, demo.character_accuracy],
-  )
-
-
-_add('study_pretrain', PRETRAINING)
-_add('study_finetune', FINE_TUNING)
+for _name, _operations in (
+  ('study_pretrain', PRETRAINING),
+  ('study_finetune', FINE_TUNING),
+):
+  _rows = functools.cache(functools.partial(make_rows, _operations))
+  demo.add(_name, _rows, tuple(_ROWS))

@@ -219,7 +219,7 @@ def test_what_is_missing_is_one_line_before_training(tmp_path, monkeypatch):
     assert part in str(error.value)
   assert '\n' not in str(error.value)
   task = seqio.TaskRegistry.get('wmt22_de_en')
-  data._once.cache_clear()  # Other tests read it where it is not missing.
+  data._remembered.cache_clear()  # Other tests read it where it is not missing.
   with pytest.raises(UserError, match='newssyscomb2009'):
     data._check_first_example(task, _LENGTHS, 'train')
 

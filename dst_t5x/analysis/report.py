@@ -15,6 +15,7 @@ import sys
 from absl import logging
 from etils import epath
 
+from dst_t5x import closed_pipe
 from dst_t5x import whole_files
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import folders as folders_lib
@@ -329,9 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   ]
   try:
     print(*said, sep='\n', flush=True)
-  except BrokenPipeError:  # Whoever read our output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+  except BrokenPipeError:
+    return closed_pipe.leave()
   return 0
 
 

@@ -19,7 +19,7 @@ UNFINISHED = 'not finished'
 FAILED = 'failed'
 DAMAGED = 'damaged'
 
-_RATE = 'speed/steps_per_second'
+RATE = 'speed/steps_per_second'
 Tell = Callable[[str], None]
 
 
@@ -130,8 +130,8 @@ def _read_run(
     free=int(report.get('free', 0)),
     fingerprint=str(seed.get('fingerprint', '')),
     seed_path=str(seed.get('path', '')),
-    rates=[row[_RATE] for row in rows if _RATE in row],
-    modules=_modules(rows),
+    rates=[row[RATE] for row in rows if RATE in row],
+    modules=modules(rows),
     by=said.get('KEEP_BEST_BY', ''),
     steps=steps,
     devices=str(report.get('devices', '')),
@@ -190,7 +190,7 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
   }
 
 
-def _modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
   """Returns module -> free parameters of the last report that has them."""
   own = ('total', 'churn', 'fraction', 'file_bytes')
   found: dict[str, float] = {}

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from typing import Any
@@ -20,9 +19,10 @@ from etils import epath
 import tqdm
 
 from dst_t5x import best
+from dst_t5x import closed_pipe
 from dst_t5x import metrics_file
 from dst_t5x.analysis import runs as runs_lib
-from dst_t5x.errors import UserError, first_line
+from dst_t5x.errors import UserError, error_of_log, first_line
 
 _QUIET = 300.0  # Seconds without a report after which one may wonder.
 _BAR = 30
@@ -88,7 +88,7 @@ def snapshot(folder: epath.Path) -> Snapshot | None:
     _last(rows, 'overlap/last_saved'),
     runs_lib.read_json(folder / best.BEST_FILE, lambda line: None),
     report.get('step', -1) >= (steps or 0),
-    _error(folder),
+    error_of_log(folder / 'log.txt'),
     _age(folder),
   )
 
@@ -97,15 +97,6 @@ def _last(
   rows: Sequence[Mapping[str, float]], name: str
 ) -> Mapping[str, float]:
   return next((row for row in reversed(rows) if name in row), {})
-
-
-def _error(folder: epath.Path) -> str:
-  """Returns the last line of a sweep's log if it is an error."""
-  try:
-    lines = (folder / 'log.txt').read_text().strip().splitlines()
-  except (OSError, UnicodeDecodeError):
-    return ''
-  return lines[-1] if lines and lines[-1].startswith('error: ') else ''
 
 
 def _age(folder: epath.Path) -> float | None:
@@ -122,7 +113,7 @@ def parts(now: Snapshot) -> dict[str, str]:
   said = {'step': f'{now.step:,}'}
   if now.steps:
     said['step'] += f' of {now.steps:,} ({now.step / now.steps:.0%})'
-  rate = training.get('speed/steps_per_second')
+  rate = training.get(runs_lib.RATE)
   if rate and not now.is_finished:
     said['speed'] = f'{rate:.3g} steps/s'
     if now.steps:
@@ -317,9 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except KeyboardInterrupt:
     return 130
-  except BrokenPipeError:  # Whoever read our output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+  except BrokenPipeError:
+    return closed_pipe.leave()
 
 
 if __name__ == '__main__':
