@@ -5,6 +5,8 @@ told by variables where to go.
 """
 
 import contextlib
+import functools
+import http
 import logging
 import os
 import socket
@@ -41,10 +43,8 @@ def at(scheme, url):
   return _reached_by(known[scheme](url))
 
 
-def _list(request, response, storage, *arguments, **more):
+def _list(handler, request, response, storage):
   """Lists as the emulator does, and heeds what TensorStore asks by as well."""
-  from gcp_storage_emulator.handlers import objects
-
   start, end = (
     request.query.get(name, [''])[0] for name in ('startOffset', 'endOffset')
   )
@@ -56,7 +56,56 @@ def _list(request, response, storage, *arguments, **more):
     return [f for f in within if not end or f['name'] < end], prefixes
 
   with mock.patch.object(storage, 'get_file_list', list_some):
-    objects.ls(request, response, storage, *arguments, **more)
+    handler(request, response, storage)
+
+
+def _generation(request, storage):
+  """Returns that of the object asked for; '0' where there is none."""
+  # One uploaded in parts is named in its body; nobody sets conditions for it.
+  name = request.params.get('object_id') or request.query.get('name', [''])[0]
+  objects = storage.objects.get(request.params['bucket_name'], {})
+  return objects.get(name, {}).get('generation', '0')
+
+
+def _conditional(handler, request, response, storage):
+  """Adds what the emulator lacks of the protocol: generations as conditions.
+
+  TensorStore takes one writer's manifest for another's without them.
+  """
+  now = _generation(request, storage)
+  wanted = request.query.get('ifGenerationMatch', [now])[0]
+  known = request.query.get('ifGenerationNotMatch', [None])[0]
+  if now != wanted:
+    response.status = http.HTTPStatus.PRECONDITION_FAILED
+  elif now == known:
+    response.status = http.HTTPStatus.NOT_MODIFIED
+  else:
+    handler(request, response, storage)
+  response['x-goog-generation'] = _generation(request, storage)
+
+
+def _completed(handlers, objects):
+  """Returns an emulator's handlers with what they lack."""
+  lacking = {objects.ls: _list}
+  for handler in (
+    objects.get,
+    objects.download,
+    objects.insert,
+    objects.delete,
+  ):
+    lacking[handler] = _conditional
+  return tuple(
+    (
+      path,
+      {
+        method: functools.partial(lacking[handler], handler)
+        if handler in lacking
+        else handler
+        for method, handler in methods.items()
+      },
+    )
+    for path, methods in handlers
+  )
 
 
 @contextlib.contextmanager
@@ -66,18 +115,18 @@ def google():
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
-  for _, methods in server.HANDLERS:
-    for method, handler in methods.items():
-      if handler is server.objects.ls:
-        methods[method] = _list
   # It logs what clients ask for and is not there.
   logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
   running = server.create_server(
     '127.0.0.1', port, in_memory=True, default_bucket=BUCKET
   )
+  handlers = _completed(server.HANDLERS, server.objects)
   running.start()
   try:
-    with at('gs', f'http://127.0.0.1:{port}'):
+    with (
+      mock.patch.object(server, 'HANDLERS', handlers),
+      at('gs', f'http://127.0.0.1:{port}'),
+    ):
       yield f'gs://{BUCKET}'
   finally:
     running.stop()

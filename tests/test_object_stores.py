@@ -64,12 +64,8 @@ def _losses(folder):
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one_on_a_disk(
-  store, toy_seed, toy_run, request
+  store, toy_seed, toy_run
 ):
-  if store.startswith('gs://'):
-    # TensorStore then says "Malformed StorageGeneration"; why is not known yet.
-    reason = 'the stand-in at times answers without a generation'
-    request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
   folder = epath.Path(f'{store}/killed')
   arguments = [
     *commands.dst(toy_seed),
