@@ -22,6 +22,7 @@ from scipy import stats
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent.parent / 'docs' / 'study.md'
 SWEEPS = HERE.parent.parent / 'launch' / 'sweeps' / 'study'
+METHODS = HERE.parent.parent / 'gin' / 'methods'
 _HARDWARE = '1 of 2 cores of a shared virtual machine, CPU'
 _TASK = 'study_finetune'
 SCORE = f'{_TASK}/character_accuracy'
@@ -33,6 +34,17 @@ _DISTANCES = {
   'absolute': 'absolute',
   'relative': 'relative',
   'inverse_relative': 'inverse-relative',
+}
+_METHODS = {
+  'dst': 'DST',
+  'random': 'random subset',
+  'lora': 'LoRA, rank',
+  'prompt': 'prompt, length',
+  'ia3': '(IA)³',
+  'norms': 'layer norms alone',
+  'head_only': 'output layer alone',
+  'full': 'full fine-tuning',
+  'zero-shot': 'zero-shot',
 }
 _SILOS = {
   'none': 'none',
@@ -59,9 +71,10 @@ def setting_of(settings: Mapping[str, str]) -> Setting:
   if method in ('lora', 'prompt'):
     budget = settings['LORA_RANK' if method == 'lora' else 'PROMPT_LENGTH']
     return Setting(method, budget)
-  if method == 'full':
-    is_seed = settings['LEARNING_RATE'] == '0.0'
-    return Setting('zero-shot' if is_seed else method)
+  if method == 'full' and settings['LEARNING_RATE'] == '0.0':
+    return Setting('zero-shot')
+  if 'EPSILON' not in settings:
+    return Setting(method)
   return Setting(
     method,
     settings['EPSILON'],
@@ -170,28 +183,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def _budgets(study: Study) -> str:
-  """Fig. 1 and 6 in numbers."""
-  rows = []
-  names = {'dst': 'DST', 'random': 'random subset', 'lora': 'LoRA, rank',
-           'prompt': 'prompt, length', 'full': 'full fine-tuning',
-           'zero-shot': 'zero-shot'}  # fmt: skip
+def _chosen(study: Study) -> list[Setting]:
+  """Returns the cells of Fig. 1: each method as the paper has it."""
   chosen = [
     s
     for s in study.settings
-    if s.method in ('lora', 'prompt', 'full', 'zero-shot')
+    if s.method in set(_METHODS) - {'dst', 'random'}
     or s in (dst(s.budget), random(s.budget))
   ]
-  order = list(names)
+  order = list(_METHODS)
   chosen.sort(key=lambda s: (order.index(s.method), float(s.budget or 0)))
-  for setting in chosen:
+  return chosen
+
+
+def _budgets(study: Study) -> str:
+  """Fig. 1 and 6 in numbers."""
+  rows = []
+  for setting in _chosen(study):
     has = bool(study.seeds(setting))
     is_zero = setting.method == 'zero-shot'
     free = 0 if is_zero else study.runs_of(setting)[0]['free'] if has else None
     total = study.runs_of(setting)[0]['parameters'] if has else None
     rows.append(
       (
-        f'{names[setting.method]} {setting.budget}'.strip(),
+        f'{_METHODS[setting.method]} {setting.budget}'.strip(),
         _MISSING if free is None else f'{free:,}',
         _MISSING if free is None else f'{100 * free / total:.3g} %',
         study.mean(setting),
@@ -252,27 +267,19 @@ def _table_7(study: Study) -> str:
 def _rates(study: Study) -> str:
   """Fig. 9 in numbers."""
   rows = []
-  for method in ('dst', 'random', 'full'):
-    found = [
-      s
-      for s in study.settings
-      if s in (dst(s.budget), random(s.budget), Setting('full'))
-      and s.method == method
-    ]
-    for setting in sorted(found, key=lambda s: float(s.budget or 1)):
-      tried = study.tried(setting)
-      if len(tried) < 2:
-        continue
-      best = study.best_rate(setting)
-      rows.append(
-        (
-          method,
-          setting.budget or '1',
-          f'{best:g}' + (' (edge)' if best in (min(tried), max(tried)) else ''),
-          ', '.join(f'{rate:g}: {score:.1f}' for rate, score in tried.items()),
-        )
+  for setting in _chosen(study):
+    tried = study.tried(setting)
+    if len(tried) < 2:
+      continue
+    best = study.best_rate(setting)
+    rows.append(
+      (
+        f'{_METHODS[setting.method]} {setting.budget}'.strip(),
+        f'{best:g}' + (' (edge)' if best in (min(tried), max(tried)) else ''),
+        ', '.join(f'{rate:g}: {score:.1f}' for rate, score in tried.items()),
       )
-  header = ('method', 'ε', 'best rate', 'all: characters, development set')
+    )
+  header = ('', 'best rate', 'all: characters, development set')
   return table(header, rows)
 
 
@@ -397,23 +404,49 @@ def head(study: Study, sweep: str) -> list[str]:
     f'{len(done)} of {len(runs)} runs finished, {seconds / 60:.0f} minutes in '
     f'all; {_HARDWARE}.',
   ]
-  cells: dict[Setting, list[float]] = {}
-  for run in done:
-    if run['settings'].get('EVAL_SPLIT') == 'test':
-      cells.setdefault(setting_of(run['settings']), []).append(
-        run['scores'][SCORE]
-      )
-  if cells:
-    lines.append('Characters right on the test set, % (random seeds):')
-  for setting, found in cells.items():
-    about = ' '.join(filter(None, dataclasses.astuple(setting)))
-    spread = f' ± {np.std(found, ddof=1):.1f}' if len(found) > 1 else ''
-    lines.append(f'  {about}: {np.mean(found):.1f}{spread} ({len(found)})')
+  cells = dict.fromkeys(
+    setting_of(run['settings'])
+    for run in done
+    if run['settings'].get('EVAL_SPLIT') == 'test'
+  )
+  return [*_measured(lines), *_scores(study, list(cells))]
+
+
+def method_head(study: Study, method: str) -> list[str]:
+  """Returns comments: what was measured with a method's file."""
+  cells = [s for s in _chosen(study) if s.method == method]
+  if method == 'dst_no_churn':
+    cells = [s for s in study.settings if s.method == method]
+  seconds = [run['seconds'] for s in cells for run in study.runs_of(s)]
+  return [
+    *_measured(
+      [
+        'python -m launch.sweep launch/sweeps/study/'
+        + ('small.yaml' if method == 'dst_no_churn' else 'budgets.yaml'),
+        f'2 million parameters, 60 steps, a median of {np.median(seconds):.0f} '
+        f's; {_HARDWARE}.',
+      ]
+    ),
+    *_scores(study, cells),
+  ]
+
+
+def _measured(lines: Sequence[str]) -> list[str]:
   return [f'# Measured: {lines[0]}', *(f'#   {line}' for line in lines[1:])]
 
 
+def _scores(study: Study, cells: Sequence[Setting]) -> list[str]:
+  if not cells:
+    return []
+  lines = ['Characters right on the test set, % (random seeds):']
+  for setting in cells:
+    about = ' '.join(filter(None, dataclasses.astuple(setting)))
+    lines.append(f'  {about}: {study.mean(setting)}')
+  return [f'#   {line}' for line in lines]
+
+
 def with_head(text: str, lines: Sequence[str]) -> str:
-  """Returns a sweep's file with these comments instead of those it had."""
+  """Returns a file with these comments in its head, not those it had."""
   old = text.splitlines()
   start = next((i for i, x in enumerate(old) if x.startswith('# Measured')), 0)
   end = next(i for i in range(start, len(old)) if not old[i].startswith('#'))
@@ -434,6 +467,10 @@ def main() -> None:
   for sweep in dict.fromkeys(run['sweep'] for run in study.runs):
     path = SWEEPS / f'{sweep}.yaml'
     path.write_text(with_head(path.read_text(), head(study, sweep)))
+  for method in dict.fromkeys(setting.method for setting in study.settings):
+    path = METHODS / f'{method}.gin'
+    if path.exists():  # Zero-shot has none.
+      path.write_text(with_head(path.read_text(), method_head(study, method)))
 
 
 if __name__ == '__main__':
