@@ -6,6 +6,7 @@ writes docs/study.md, and into the heads of `launch/sweeps/study/*.yaml` what
 was measured with them.
 
 `runs.jsonl` is what `python -m launch.records` says of the sweeps,
+`operations.jsonl` what `operations.py` reads of their predictions,
 `study.md.in` the text, in which {names} stand for what is computed here. No
 number of the study's results is written by hand.
 """
@@ -45,6 +46,11 @@ _METHODS = {
   'head_only': 'output layer alone',
   'full': 'full fine-tuning',
   'zero-shot': 'zero-shot',
+}
+_OPERATIONS = {
+  'back': 'reverse',
+  'both': 'next letter, upper case',
+  'code': 'cipher',
 }
 _SILOS = {
   'none': 'none',
@@ -218,6 +224,22 @@ def _budgets(study: Study) -> str:
   return table(header, rows)
 
 
+def _operations(study: Study) -> str:
+  """Exact match of each operation."""
+  wanted = [
+    s for s in _chosen(study) if s.method in ('dst', 'random', 'lora', 'full')
+  ]
+  rows = []
+  for setting in wanted:
+    found = [run.get('operations', {}) for run in study.runs_of(setting)]
+    scores = [[of.get(name, math.nan) for name in _OPERATIONS] for of in found]
+    if scores:
+      means = (f'{mean:.1f}' for mean in np.mean(scores, axis=0))
+      name = f'{_METHODS[setting.method]} {setting.budget}'.strip()
+      rows.append((name, *means))
+  return table(('', *_OPERATIONS.values()), rows)
+
+
 def _table_2(study: Study) -> str:
   rows = [('random', 'none', *(study.mean(random(b)) for b in (SMALL, LARGE)))]
   rows += [
@@ -338,8 +360,13 @@ def _over(study: Study, distance: str, silos: str) -> str:
   return study.difference(dst(SMALL, silos), dst(SMALL, silos, distance))
 
 
-def _churn(study: Study, silos: str) -> str:
-  return study.difference(dst(SMALL, silos), no_churn(SMALL, silos))
+def _churn(study: Study, silos: str, budget: str = SMALL) -> str:
+  return study.difference(dst(budget, silos), no_churn(budget, silos))
+
+
+def _free(study: Study, setting: Setting) -> str:
+  runs = study.runs_of(setting)
+  return f'{runs[0]["free"]:,}' if runs else _MISSING
 
 
 def _share(study: Study, setting: Setting) -> str:
@@ -367,9 +394,11 @@ def values(study: Study) -> dict[str, str]:
     'churn_none': _churn(study, 'none'),
     'silos': study.difference(dst(SMALL, 'none'), dst(SMALL)),
     'tiny': str(study.runs_of(dst('1e-4'))[0]['free']),
-    'spread_none': f'{_pooled(study, "none", SMALL)[0]:.1f}',
-    'spread_module': f'{_pooled(study, "per_module", SMALL)[0]:.1f}',
-    'spread_layer': f'{_pooled(study, "per_module_and_layer", SMALL)[0]:.1f}',
+    **{
+      f'spread_{name}{size}': f'{_pooled(study, silos, budget)[0]:.1f}'
+      for name, silos in zip(('none', 'module', 'layer'), _SILOS, strict=True)
+      for size, budget in (('', SMALL), ('_large', LARGE))
+    },
     'relative_none': _over(study, 'relative', 'none'),
     'relative_module': _over(study, 'relative', 'per_module'),
     'relative_layer': _over(study, 'relative', 'per_module_and_layer'),
@@ -380,6 +409,34 @@ def values(study: Study) -> dict[str, str]:
     'embedding_layer': _share(study, dst(SMALL)),
     'budgets': _budgets(study),
     'against_random': _against_random(study),
+    'operations': _operations(study),
+    **{
+      f'lora_{rank}': study.difference(dst(budget), Setting('lora', rank))
+      for rank, budget in (('1', '3.7e-3'), ('8', '3e-2'), ('50', '1.9e-1'))
+    },
+    **{
+      f'lora_{rank}_free': _free(study, Setting('lora', rank))
+      for rank in ('1', '50')
+    },
+    'ia3': study.difference(dst('1.86e-3'), Setting('ia3')),
+    'ia3_free': _free(study, Setting('ia3')),
+    'norms': study.difference(dst(SMALL), Setting('norms')),
+    'norms_none': study.difference(dst(SMALL, 'none'), Setting('norms')),
+    'norms_free': _free(study, Setting('norms')),
+    'small_free': _free(study, dst(SMALL)),
+    'by_size': study.difference(
+      dataclasses.replace(
+        dst(SMALL, 'none'), normalization='size', over='per_module_and_layer'
+      ),
+      dst(SMALL, 'none'),
+    ),
+    'most': _free(study, dst('5e-1')),
+    'random_tiny': study.difference(dst('1e-4'), random('1e-4')),
+    'random_tenth': study.difference(dst('1e-1'), random('1e-1')),
+    'churn_layer_large': _churn(study, 'per_module_and_layer', LARGE),
+    'churn_module_large': _churn(study, 'per_module', LARGE),
+    'churn_none_large': _churn(study, 'none', LARGE),
+    'silos_large': study.difference(dst(LARGE, 'none'), dst(LARGE)),
     'table_2': _table_2(study),
     'table_3': _table_3(study),
     'table_7': _table_7(study),
@@ -457,7 +514,14 @@ def with_head(text: str, lines: Sequence[str]) -> str:
 
 def load() -> Study:
   """Returns the study of the committed raw results."""
-  return Study((HERE / 'runs.jsonl').read_text().splitlines())
+  study = Study((HERE / 'runs.jsonl').read_text().splitlines())
+  operations = {}
+  for line in (HERE / 'operations.jsonl').read_text().splitlines():
+    row = json.loads(line)
+    operations[row['sweep'], row['name']] = row['scores']
+  for run in study.runs:
+    run['operations'] = operations.get((run['sweep'], run['name']), {})
+  return study
 
 
 def main() -> None:
