@@ -27,6 +27,8 @@ METHODS = {
   'prompt': 'prompt tuning',
   'lora': 'LoRA',
   'ia3': '(IA)³',
+  'norms': 'layer norms alone',
+  'head_only': 'output layer alone',
   'random': 'random subset',
   'dst': 'DST',
 }

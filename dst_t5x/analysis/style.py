@@ -11,10 +11,14 @@ from matplotlib import figure as figure_lib
 import numpy as np
 
 # Colours of Okabe and Ito (2008), which differ in lightness, too.
-_COLOURS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-_MARKERS = 'osD^vP'
-_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-_HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++')
+_COLOURS = (
+  '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '0.55',
+  '#f0e442',
+)  # fmt: skip
+_MARKERS = 'osD^vPX*'
+_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)),
+          (0, (1, 3)), (0, (3, 1)))  # fmt: skip
+_HATCHES = ('', '///', '...', 'xx', '\\\\\\', '++', 'oo', '**')
 GREY = '0.35'
 _PARAMETERS = {
   'axes.grid': True,
@@ -65,7 +69,7 @@ class Figure:
 
 
 def series(i: int) -> Style:
-  """Returns the style of the i-th series; beyond six they repeat."""
+  """Returns the style of the i-th series; beyond eight they repeat."""
   i %= len(_COLOURS)
   return Style(_COLOURS[i], _MARKERS[i], _LINES[i], _HATCHES[i])
 
