@@ -51,6 +51,7 @@ from dst_t5x import convert
 from dst_t5x import network
 from dst_t5x import seeds
 from dst_t5x import subset
+from dst_t5x.analysis import style
 from dst_t5x.serving import model as model_lib
 
 MODELS = {'small': SMALL, 'base': subset_file.BASE}
@@ -264,41 +265,72 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
 
 
 def figure(rows: Sequence[tables.Row], path: str) -> None:
-  """Draws both ratios against ε, as the paper's Fig. 3 draws the first."""
-  import matplotlib
+  """Draws swaps and batches against ε (the paper's Fig. 3), and requests."""
+  with style.applied():
+    drawn, axes = style.panels(3, columns=3, width=5.2, height=4.4)
+    left, middle, right = axes
+    for i, work in enumerate(dict.fromkeys(row['work'] for row in rows)):
+      of = [row for row in rows if row['work'] == work]
+      name, look = _name(work), style.series(i)
+      options: dict[str, Any] = {
+        'color': look.color,
+        'marker': look.marker,
+        'markeredgecolor': 'black',
+      }
+      _line(left, of, 'epsilon', label=name, scale=100, metric='swap_share',
+            **options)  # fmt: skip
+      for way, line in (('mixed', '-'), ('grouped', ':')):
+        _line(middle, of, 'epsilon', metric='mixed_batch_ratio', way=way,
+              subsets=8, linestyle=line, **options)  # fmt: skip
+    for i, way in enumerate(('subsets', 'dense')):
+      _line(right, rows, 'subsets', metric='requests_per_s', way=way,
+            color='black', linestyle='-:'[i], marker='*X'[i],
+            label=('one server, subsets of 1e-4', 'dense models')[i],
+            )  # fmt: skip
+    for axis, goals in ((left, (1, 5)), (middle, (1.3,))):
+      for goal in goals:
+        axis.axhline(goal, color=style.GREY, linewidth=1, linestyle='--')
+    left.set(title='A swap', ylabel='of a decode (%)', yscale='log')
+    middle.set(title='8 subsets: mixed –, grouped ···', yscale='log',
+               ylabel='over a batch of one subset')  # fmt: skip
+    right.set(title='Under load', ylabel='requests per second',
+              xlabel='subsets', xscale='log', ylim=(0, None))  # fmt: skip
+    for axis in (left, middle):
+      axis.set(xlabel='ε', xscale='log')
+      axis.yaxis.set_major_formatter('{x:g}')
+      axis.yaxis.set_minor_formatter(lambda *_: '')
+    style.legend(drawn, axes)
+    drawn.savefig(path)
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
 
-  _, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-  works = dict.fromkeys(row['work'] for row in rows)
-  for work in works:
-    of = [r for r in rows if r['work'] == work]
-    swaps = [r for r in of if r['metric'] == 'swap_latency_increase']
-    if swaps:
-      x = [r['epsilon'] for r in swaps]
-      left.plot(x, [100 * r['value'] for r in swaps], 'o-', label=work)
-    for way, style in (('mixed', 'o-'), ('grouped', 's--')):
-      best = max((r['subsets'] for r in of if r['way'] == way), default=0)
-      found = [
-        r
-        for r in of
-        if r['metric'] == 'mixed_batch_ratio'
-        and (r['way'], r['subsets']) == (way, best)
-      ]
-      if found:
-        x, y = zip(*((r['epsilon'], r['value']) for r in found), strict=True)
-        right.plot(x, y, style, label=f'{work}, {best} subsets, {way}')
-  left.set(ylabel='increase of the latency, %', title='Swap before a request')
-  right.set(ylabel='over a batch of one subset', title='Batch of subsets')
-  right.set_yscale('log')
-  for axes in (left, right):
-    axes.set(xlabel='ε', xscale='log')
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-      axes.legend(fontsize=8)
-  plt.tight_layout()
-  plt.savefig(path, dpi=120)
+def _name(work: str) -> str:
+  """Returns `Small, GSM8K` for `t5_1_1_small_gsm8k`."""
+  size, text = work.removeprefix('t5_1_1_').split('_')
+  asked = {'heute': '"Wie geht es dir heute?"', 'gsm8k': 'GSM8K'}
+  return f'{size.capitalize()}, {asked[text]}'
+
+
+def _line(
+  axes: Any,
+  rows: Sequence[tables.Row],
+  by: str,
+  *,
+  metric: str,
+  way: str | None = None,
+  subsets: int | None = None,
+  scale: float = 1,
+  **options: Any,
+) -> None:
+  """Draws a metric against a column, if there are rows of it."""
+  points = sorted(
+    (row[by], scale * row['value'])
+    for row in rows
+    if row['metric'] == metric
+    and way in (None, row['way'])
+    and subsets in (None, row['subsets'])
+  )
+  if points:
+    axes.plot(*zip(*points, strict=True), **options)
 
 
 def _parser() -> argparse.ArgumentParser:
