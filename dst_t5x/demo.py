@@ -137,11 +137,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
   """Returns a run's row of the table, from what it left in its folder."""
   rows = metrics_file.read(folder)
   results = [row for row in rows if _SCORE in row][-1]
-  rates = [
-    row['speed/steps_per_second']
-    for row in rows
-    if 'speed/steps_per_second' in row
-  ]
+  rates = metrics_file.rates(rows)
   loaded = checkpoints.load_run(folder)
   parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
   subset_file = outcome.subset_file(folder)

@@ -1,6 +1,6 @@
 """The numbers of a run as JSON lines for scripts: `MODEL_DIR/metrics.jsonl`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 import os
 
@@ -11,6 +11,8 @@ from dst_t5x import object_stores
 from dst_t5x import whole_files
 
 METRICS_FILE = 'metrics.jsonl'
+RATE = 'speed/steps_per_second'
+_NO_MODULES = ('total', 'churn', 'fraction', 'file_bytes')
 
 
 def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -28,6 +30,25 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
     except ValueError:
       logging.warning('%s: left out a torn line', path)
   return rows
+
+
+def rates(rows: Iterable[Mapping[str, float]]) -> list[float]:
+  """Returns steps per second, report by report; the first has compilation."""
+  return [row[RATE] for row in rows if RATE in row]
+
+
+def modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+  """Returns module -> free parameters of the last report that has them."""
+  found: dict[str, float] = {}
+  for row in rows:
+    of_row = {
+      name.removeprefix('free/'): value
+      for name, value in row.items()
+      if name.startswith('free/')
+      and name.removeprefix('free/') not in _NO_MODULES
+    }
+    found = of_row or found
+  return found
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:

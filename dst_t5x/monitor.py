@@ -14,6 +14,7 @@ import numpy as np
 from dst_t5x import budget as budget_lib
 from dst_t5x import config
 from dst_t5x import history
+from dst_t5x import metrics_file
 from dst_t5x import projection as projection_lib
 from dst_t5x import reports
 from dst_t5x import silos
@@ -145,7 +146,7 @@ class Monitor:
     shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
     rate = self._progress.report(shown)
     tokens = np.mean([w['target_tokens'] for w in window])
-    values['speed/steps_per_second'] = rate
+    values[metrics_file.RATE] = rate
     values['speed/target_tokens_per_second'] = rate * float(tokens)
     self._summaries.scalars(step, values)
 

@@ -18,7 +18,6 @@ import sys
 from typing import Any
 
 from dst_t5x import metrics_file
-from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.errors import UserError, first_line
 from launch import states
 
@@ -72,8 +71,8 @@ def records(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _results(folder: pathlib.Path, scores: dict[str, float]) -> dict[str, Any]:
   report = json.loads((folder / 'report.json').read_text())
   rows = metrics_file.read(folder)
-  rates = [row[runs_lib.RATE] for row in rows if runs_lib.RATE in row]
-  modules = runs_lib.modules(rows)
+  rates = metrics_file.rates(rows)
+  modules = metrics_file.modules(rows)
   loss = {'eval/loss': report['results']['eval/loss']}
   return {
     'scores': scores | loss,

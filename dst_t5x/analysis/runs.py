@@ -1,6 +1,6 @@
 """What a run has left in its folder, or an evaluation of a seed in its own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import re
@@ -19,7 +19,6 @@ UNFINISHED = 'not finished'
 FAILED = 'failed'
 DAMAGED = 'damaged'
 
-RATE = 'speed/steps_per_second'
 Tell = Callable[[str], None]
 
 
@@ -130,8 +129,8 @@ def _read_run(
     free=int(report.get('free', 0)),
     fingerprint=str(seed.get('fingerprint', '')),
     seed_path=str(seed.get('path', '')),
-    rates=[row[RATE] for row in rows if RATE in row],
-    modules=modules(rows),
+    rates=metrics_file.rates(rows),
+    modules=metrics_file.modules(rows),
     by=said.get('KEEP_BEST_BY', ''),
     steps=steps,
     devices=str(report.get('devices', '')),
@@ -188,20 +187,6 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
     for name, value in results.items()
     if '/' in name and isinstance(value, int | float)
   }
-
-
-def modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Returns module -> free parameters of the last report that has them."""
-  own = ('total', 'churn', 'fraction', 'file_bytes')
-  found: dict[str, float] = {}
-  for row in rows:
-    of_row = {
-      name.removeprefix('free/'): value
-      for name, value in row.items()
-      if name.startswith('free/') and name.removeprefix('free/') not in own
-    }
-    found = of_row or found
-  return found
 
 
 def macros(path: epath.Path) -> dict[str, str]:

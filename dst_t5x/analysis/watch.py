@@ -113,7 +113,7 @@ def parts(now: Snapshot) -> dict[str, str]:
   said = {'step': f'{now.step:,}'}
   if now.steps:
     said['step'] += f' of {now.steps:,} ({now.step / now.steps:.0%})'
-  rate = training.get(runs_lib.RATE)
+  rate = training.get(metrics_file.RATE)
   if rate and not now.is_finished:
     said['speed'] = f'{rate:.3g} steps/s'
     if now.steps:
