@@ -86,24 +86,15 @@ def _conditional(handler, request, response, storage):
 
 def _completed(handlers, objects):
   """Returns an emulator's handlers with what they lack."""
-  lacking = {objects.ls: _list}
-  for handler in (
-    objects.get,
-    objects.download,
-    objects.insert,
-    objects.delete,
-  ):
-    lacking[handler] = _conditional
+  of_one = (objects.get, objects.download, objects.insert, objects.delete)
+  lacking = {objects.ls: _list} | dict.fromkeys(of_one, _conditional)
+
+  def complete(handler):
+    more = lacking.get(handler)
+    return functools.partial(more, handler) if more else handler
+
   return tuple(
-    (
-      path,
-      {
-        method: functools.partial(lacking[handler], handler)
-        if handler in lacking
-        else handler
-        for method, handler in methods.items()
-      },
-    )
+    (path, {method: complete(of_it) for method, of_it in methods.items()})
     for path, methods in handlers
   )
 

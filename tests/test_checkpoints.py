@@ -1,6 +1,5 @@
 """Checkpoints: what is kept, what comes back, how large they are."""
 
-import dataclasses
 import pathlib
 
 import jax
@@ -124,19 +123,9 @@ def _small_states(epsilon):
   The steps are those of the real optimizer and projection, on random
   gradients.
   """
-  config = dataclasses.replace(
-    tiny_t5.CONFIG,
-    vocab_size=32128,
-    emb_dim=512,
-    num_heads=6,
-    num_encoder_layers=8,
-    num_decoder_layers=8,
-    head_dim=64,
-    mlp_dim=1024,
-  )
-  seed = jax.tree.map(jnp.asarray, tiny_t5.random_params(config))
+  seed = jax.tree.map(jnp.asarray, tiny_t5.random_params(tiny_t5.SMALL))
   method = trainer.Trainer(
-    network.Transformer(config),
+    network.Transformer(tiny_t5.SMALL),
     optimizers.adafactor(optimizers.schedule(0.01)),
     projection.SubsetProjection(epsilon=epsilon),
   )

@@ -1,10 +1,10 @@
 """Silos: which component belongs where, stacked or not."""
 
 import jax
-from networks import tiny
 import numpy as np
 import pytest
 import reference
+import tiny_t5
 
 from dst_t5x import errors
 from dst_t5x import silos
@@ -113,22 +113,8 @@ def test_per_module_and_layer(path, silo):
 
 
 def test_silos_of_t5_small():
-  module = tiny(
-    vocab_size=32128,
-    emb_dim=512,
-    num_heads=6,
-    num_encoder_layers=8,
-    num_decoder_layers=8,
-    head_dim=64,
-    mlp_dim=1024,
-  )
-  tokens = np.ones((1, 4), np.int32)
-  shapes = jax.eval_shape(
-    lambda: module.init(
-      jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-    )
-  )
-  layout = silos.make_layout(shapes['params'], 'per_module_and_layer')
+  shapes = tiny_t5.shapes(tiny_t5.SMALL)
+  layout = silos.make_layout(shapes, 'per_module_and_layer')
   # Attention, feed-forward and two norms; two attentions and three norms; the
   # embedding, the output, and of each stack the final norm and the bias.
   assert len(layout.names) == 8 * 4 + 8 * 6 + 6

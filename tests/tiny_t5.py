@@ -1,5 +1,6 @@
-"""A tiny T5 1.1 and random parameters for it, for the checkpoint tests."""
+"""A tiny T5 1.1, the shapes of Small, and random parameters for them."""
 
+import dataclasses
 from typing import Any
 
 from flax import traverse_util
@@ -18,6 +19,16 @@ CONFIG = network.T5Config(
   head_dim=6,
   mlp_dim=20,
   mlp_activations=('gelu', 'linear'),
+)
+SMALL = dataclasses.replace(
+  CONFIG,
+  vocab_size=32_128,
+  emb_dim=512,
+  num_heads=6,
+  num_encoder_layers=8,
+  num_decoder_layers=8,
+  head_dim=64,
+  mlp_dim=1024,
 )
 
 
