@@ -1,5 +1,6 @@
 """Both engines compute the same, on one device and on eight."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import engines
 import jax
 import numpy as np
 import pytest
+import tiny_t5
 
 from dst_t5x import network as network_lib
 from dst_t5x import projection as projection_lib
@@ -26,32 +28,22 @@ def _check_the_same(seed, epsilon, rtol=1e-5):
   theirs = engines.t5x(projection, seed)
   ours = engines.ours(projection, seed)
   np.testing.assert_allclose(theirs.losses, ours.losses, rtol=rtol)
-  both, first, second = engines.shared(theirs, ours)
-  assert both > 0.999 * max(first, second)
-  if epsilon is not None:
-    assert first == second
   assert len(set(ours.losses)) == engines.STEPS
+  both, *counts = engines.shared(theirs, ours)
+  assert both > 0.999 * max(counts)
+  return counts
 
 
 @pytest.mark.parametrize('epsilon', [None, 0.01, 0.1])
 def test_the_same_losses_and_subsets(toy_seed, epsilon):
-  _check_the_same(toy_seed, epsilon)
+  first, second = _check_the_same(toy_seed, epsilon)
+  assert first == second
 
 
 @pytest.mark.slow  # Minutes, and 8 GB.
 @pytest.mark.parametrize('epsilon', [None, 1e-4, 1e-2])
 def test_the_same_of_t5_small(tmp_path, monkeypatch, epsilon):
-  config = network_lib.T5Config(
-    vocab_size=32_128,
-    emb_dim=512,
-    num_heads=6,
-    num_encoder_layers=8,
-    num_decoder_layers=8,
-    head_dim=64,
-    mlp_dim=1024,
-    mlp_activations=('gelu', 'linear'),
-    dropout_rate=0.0,
-  )
+  config = dataclasses.replace(tiny_t5.SMALL, dropout_rate=0.0)
   monkeypatch.setattr(engines, 'CONFIG', config)
   monkeypatch.setattr(engines, 'LENGTHS', {'inputs': 64, 'targets': 32})
   network = network_lib.Transformer(config)
@@ -61,7 +53,10 @@ def test_the_same_of_t5_small(tmp_path, monkeypatch, epsilon):
   seed = t5x_checkpoint.save(tmp_path, jax.device_get(params), 1_000_000)
   del params
   # A parameter more or less in the subset is seen in the loss.
-  _check_the_same(str(seed), epsilon, rtol=1e-4 if epsilon else 1e-5)
+  rtol = 1e-4 if epsilon else 1e-5
+  first, second = _check_the_same(str(seed), epsilon, rtol)
+  # Of full fine-tuning, which counts what has moved at all, a few differ.
+  assert first == second or epsilon is None
 
 
 def test_eight_devices_compute_the_same(toy_seed):
