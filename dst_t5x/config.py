@@ -26,8 +26,9 @@ from dst_t5x import closed_pipe
 from dst_t5x import config_check
 from dst_t5x import gin_files
 from dst_t5x import gin_names
+from dst_t5x import preemption
 from dst_t5x import processes
-from dst_t5x.errors import UserError, nearest
+from dst_t5x.errors import UserError, first_line, nearest
 
 _PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
 _USAGE = """
@@ -103,7 +104,8 @@ def command(
     joined: `processes.joined` for what several processes do together.
 
   A user's mistake ends in one line and exit status 1, an interrupt in one line
-  and status 130; all other exceptions keep their traceback.
+  and status 130, SIGTERM while training in one line and status 143; all other
+  exceptions keep their traceback.
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
@@ -116,9 +118,12 @@ def command(
     with joined():
       call(argv)
       sys.stdout.flush()
+  # Gin appends lines to what is raised inside of a configurable.
   except UserError as error:
-    # Gin appends lines to what is raised inside of a configurable.
-    status = f'error: {str(error).splitlines()[0]}'
+    status = f'error: {first_line(error)}'
+  except preemption.Stopped as stopped:
+    print(first_line(stopped), file=sys.stderr)
+    status = preemption.STATUS
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     status = 130

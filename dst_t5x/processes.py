@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from dst_t5x import environment
+from dst_t5x import preemption
 from dst_t5x.errors import UserError, first_line
 
 _BEAT = 1.0  # Seconds between two signs of life.
@@ -147,6 +148,9 @@ def joined() -> Iterator[None]:
       logging.set_verbosity(logging.WARNING)
     yield
     wait_for_all()
+  except preemption.Stopped:
+    wait_for_all()  # They have stopped, too.
+    raise
   except (UserError, KeyboardInterrupt) as error:
     if _is_others_fault(error):
       watch.wait_for_verdict()
@@ -186,7 +190,7 @@ def _connect(group: environment.Group) -> None:
     UserError: they cannot be reached.
   """
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  # It would catch SIGTERM, and wait to be asked about it.
+  # It catches SIGTERM, and waits to be asked about it; see `preemption`.
   jax.config.update('jax_enable_preemption_service', False)
   what = 'the processes'
   if group.coordinator:
@@ -335,5 +339,7 @@ class _Watch:
     if self._is_telling or self._stopped.is_set():
       return
     self._is_ending = True
+    # The main thread works on for a moment; this is the last line.
+    logging.set_verbosity(logging.FATAL)
     print(line, file=sys.stderr)
     leave(status)

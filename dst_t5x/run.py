@@ -19,7 +19,7 @@ import fcntl
 import functools
 import json
 import os
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 from absl import logging
 from etils import epath
@@ -45,6 +45,7 @@ from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
 from dst_t5x import peft_files
+from dst_t5x import preemption
 from dst_t5x import processes
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
@@ -439,6 +440,19 @@ class Run:
       'parameters': self.space.size,
       'version': dst_t5x.__version__,
     }
+
+  def stop(self, step: int) -> NoReturn:
+    """Ends a run that was told to, once its checkpoint is written.
+
+    Raises:
+      preemption.Stopped: always; says after which step, and what is whole.
+      UserError: the checkpoint could not be written.
+    """
+    self._folder.wait()
+    raise preemption.Stopped(
+      f'stopped after step {step}, by SIGTERM: {self._folder.what_is_whole}; '
+      'the same command goes on from there'
+    )
 
   def finish(
     self, step: int, state: trainer_lib.TrainState

@@ -20,6 +20,7 @@ from dst_t5x import monitor as monitor_lib
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
+from dst_t5x import preemption
 from dst_t5x import preflight
 from dst_t5x import processes
 from dst_t5x import run as run_lib
@@ -145,6 +146,7 @@ def train(
   Raises:
     UserError: something is missing, contradictory, or went wrong for a reason
       outside of the program.
+    preemption.Stopped: SIGTERM came; the same call goes on.
   """
   partitioner = parameters.fit(
     trainer.network, partitioner, partitioning.IN_TRAINING
@@ -203,6 +205,7 @@ def train(
     )
     logging.info('the first step is compiled first, which takes a while')
     with (
+      preemption.Notice() as notice,
       contextlib.closing(monitor),
       data.TrainIterator(
         task,
@@ -212,14 +215,14 @@ def train(
         pack=train_data.pack,
         step=step,
         position=position,
-        save_after=plan.saves,
+        save_after=lambda step: notice.stops_after(step) or plan.saves(step),
         place=partitioner.place_batch,
         prefix=adapters.prefix(trainer.network),
         num_shards=train_data.shards,
         rows=partitioner.rows_here(train_data.batch_size),
       ) as batches,
     ):
-      while step < plan.train_steps:
+      while step < plan.train_steps and step != notice.step:
         step, batch, position = next(batches)
         state, metrics = train_step(
           run.program,
@@ -240,11 +243,13 @@ def train(
           plan.check_results(results)
           if processes.is_first():
             best.write(run.path, plan.keep_best_by)
-        if plan.saves(step):
+        if position is not None:
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
             if not monitor.is_refused:
               monitor.saved(step, run.save(step, state, position, results))
+    if step < plan.train_steps:
+      run.stop(step)
     return run.finish(step, state)
 
 

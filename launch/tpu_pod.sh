@@ -196,9 +196,11 @@ watch() {
   while true; do
     follow || true # The connection may break, the slice may be gone.
     code=$(status)
+    # Training ends with 143 where the host was told to stop: it may be going.
+    [[ $code != 143 ]] || sleep "$poll"
     [[ $(state) == ACTIVE ]] || return "$LOST"
     case $code in
-      dead) return "$DEAD" ;; # A host was restarted, most likely.
+      dead | 143) return "$DEAD" ;; # A host was restarted, most likely.
       ?*) return "$code" ;;
     esac
     sleep "$poll"

@@ -21,6 +21,7 @@ import traceback
 from typing import Any, TextIO
 
 from dst_t5x import config
+from dst_t5x import preemption
 from dst_t5x.errors import UserError, first_line
 
 # What does not change the programs of a run.
@@ -80,7 +81,7 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
       print('finished', flush=True)
     except KeyboardInterrupt:
       error = 'interrupted'
-    except UserError as e:
+    except (UserError, preemption.Stopped) as e:
       error = first_line(e)
     except Exception as e:
       traceback.print_exc()

@@ -9,6 +9,7 @@ import commands
 
 from dst_t5x import subset
 
+import pytest
 STEPS = 40
 
 
@@ -132,6 +133,29 @@ def test_a_pipeline_that_cannot_be_saved_is_read_again(
       MIXTURE_OR_TASK_NAME='toy_generator',
     ),
   ]
+def test_a_run_that_is_told_to_end_saves_before(toy_seed, toy_run, tmp_path):
+  folder = tmp_path / 'run'
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, KEEP=2, CHECKPOINT_PERIOD=1000),
+  ]
+  status, err = _interrupt(
+    [*arguments, *commands.flags(TRAIN_STEPS=100_000)],
+    lambda: _logged(folder, 10),
+    signal.SIGTERM,
+  )
+  assert status == 128 + signal.SIGTERM, err
+  [step] = commands.checkpoint(folder).steps
+  assert 10 < step < STEPS
+  assert err.splitlines()[-1] == (
+    f'stopped after step {step}, by SIGTERM: checkpoint {step} is whole; the '
+    'same command goes on from there'
+  )
+  commands.call('train', *arguments, *commands.flags(TRAIN_STEPS=STEPS))
+  ours, theirs = (f / 'last.dst' for f in (folder, toy_run))
+  assert ours.read_bytes() == theirs.read_bytes()
+
+
   process = commands.start(
     'train', *arguments, *commands.flags(KEEP_BEST_BY='toy/exact_mach')
   )

@@ -137,6 +137,16 @@ def test_training_goes_on_after_a_loss(cloud, what):
   assert _verbs(cloud) == ['create', 'scp', *again, 'delete']
 
 
+def test_training_goes_on_where_it_was_told_to_stop(cloud):
+  (cloud / 'training').write_text(
+    '[ ! -e ../stopped ] || exit 0; touch ../stopped; exit 143'
+  )
+  status, _, err = _run('tpu_pod.sh', *_SLICE, '--', *_FLAGS, folder=cloud)
+  assert status == 0, err
+  assert 'has lost its training: once more' in err
+  assert _verbs(cloud) == ['create', 'scp', 'scp', 'delete']
+
+
 def test_a_dry_run_prints_every_command():
   status, out, err = _run(
     'tpu_pod.sh', *_SLICE, '--spot', '--project=p', '--dry_run', '--', *_FLAGS

@@ -182,6 +182,25 @@ def test_without_the_first_process_the_others_end_too(toy_seed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_all_save_when_one_is_told_to_end(toy_seed, two, tmp_path):
+  folder = tmp_path / 'run'
+  arguments = _arguments(toy_seed, folder, 100_000, CHECKPOINT_PERIOD=1000)
+  processes = _start('train', 2, *arguments)
+  file = folder / 'metrics.jsonl'
+  _until(processes[1], lambda: file.exists() and _rows(folder))
+  processes[1].terminate()
+  statuses, errors = _finish(processes)
+  assert statuses == [128 + signal.SIGTERM] * 2, errors
+  [step] = commands.checkpoint(folder).steps
+  for err in errors:
+    assert f'stopped after step {step}, by SIGTERM' in err.splitlines()[-1]
+  assert step < STEPS
+  _train(2, *_arguments(toy_seed, folder, CHECKPOINT_PERIOD=1000))
+  ours, theirs = (f / 'last.dst' for f in (folder, two[0]))
+  assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_an_interrupt_of_one_is_one_of_all(toy_seed, tmp_path):
   folder = tmp_path / 'run'
   processes = _start('train', 2, *_arguments(toy_seed, folder))
