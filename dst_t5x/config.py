@@ -7,7 +7,6 @@
 is checked before the binary is called: see `parse`.
 """
 
-import _thread
 from collections.abc import Callable, Sequence
 import contextlib
 import gc
@@ -17,6 +16,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 from typing import Any
 
 from absl import logging
@@ -156,7 +156,9 @@ def _interrupt(*unused: Any) -> None:
 def _unraisable(unraisable: Any) -> None:
   """Keeps quiet about callbacks of libraries, which fail after all else."""
   if unraisable.exc_type is KeyboardInterrupt:
-    _thread.interrupt_main()  # It hit a destructor: once more.
+    # It hit a destructor: once more, but not in here, where it would be lost.
+    main = threading.main_thread().ident
+    threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:

@@ -3,9 +3,13 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import commands
+import pytest
 
 from dst_t5x import subset
 
