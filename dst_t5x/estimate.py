@@ -37,10 +37,11 @@ _SIZES = tuple(
   for size in ('small', 'base', 'large', 'xl', 'xxl')
 )
 _NOTE = """\
-GiB on one device. gradients: with updates and, under a projection, the updated
-parameters. activations: what the backward pass needs, with gradients where
-layers are stacked. The two are not there at once: total has the larger one.
-XLA: what its compiler plans for a CPU, arguments and temporaries."""
+GiB on one device. gradients: with updates and new parameters. activations: what
+the backward pass needs, with the gradients that are there at its start, where
+layers are stacked all of them. The two are not there at once: total has the
+larger one. XLA: what its compiler plans for CPUs, and but for --topology=cpu
+without YNNPACK, for which it keeps more and which other devices lack."""
 
 
 class Estimate(NamedTuple):
@@ -66,6 +67,7 @@ def estimate(
   work: work_lib.Work,
   compile: bool = True,
   host: tuple[int, int] | None = None,
+  is_for_cpu: bool = True,
 ) -> Estimate:
   """Estimates a step on all devices that JAX has; allocates nothing.
 
@@ -76,6 +78,7 @@ def estimate(
     work: of the run.
     compile: whether the compiler is asked, too.
     host: see `partitioning.Host`; what the mesh is chosen by, as in training.
+    is_for_cpu: see `memory.compiled`.
 
   Raises:
     UserError: a batch cannot be divided among the devices.
@@ -97,7 +100,9 @@ def estimate(
   )
   with partitioner.activate():
     step = memory_lib.abstract_step(trainer, partitioner, batch)
-    compiled = memory_lib.compiled(trainer, step) if compile else None
+    compiled = (
+      memory_lib.compiled(trainer, step, is_for_cpu) if compile else None
+    )
   counted = memory_lib.count(trainer, step, partitioner.mesh)
   return Estimate(counted, compiled, work, dict(partitioner.mesh.shape))
 
@@ -117,7 +122,11 @@ def main(argv: Sequence[str]) -> None:
   host = topology.devices_of_host, topology.accelerator.memory
   is_first = True
   for name, more in _variants(flags):
-    arguments = [*work_lib.with_files(more), f'--gin.estimate.host={host}']
+    arguments = [
+      *work_lib.with_files(more),
+      f'--gin.estimate.host={host}',
+      f'--gin.estimate.is_for_cpu={topology.kind == topologies.CPU}',
+    ]
     found = config.parse(arguments, this.estimate)()
     if is_first:
       print(_title(topology, found))

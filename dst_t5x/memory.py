@@ -22,25 +22,25 @@ from dst_t5x import collectives
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import parts
-from dst_t5x import projection as projection_lib
 from dst_t5x import trainer as trainer_lib
 
 PyTree = Any
 
 
 # What compilers fuse into its uses rather than keep: dropout's choice among
-# them. Without this, dropout makes for counts that are 40 % too high.
+# them, products, and the comparison that makes the targets one-hot.
 _FUSED = frozenset(
   [
-    'select_n',
-    'convert_element_type',
-    'broadcast_in_dim',
-    'transpose',
-    'reshape',
-    'squeeze',
-    'expand_dims',
+    *('select_n', 'mul', 'eq', 'iota', 'convert_element_type'),
+    *('broadcast_in_dim', 'transpose', 'reshape', 'squeeze', 'expand_dims'),
   ]
 )
+# Gradients, updates and new parameters, in parameters: some take the places of
+# others. XLA plans 2.3 to 3.
+_AT_ONCE = 2.5
+# YNNPACK multiplies matrices on CPUs. Nothing is fused with what it takes from
+# 4,096 rows on, and constants are written out in full: half as much again.
+_NO_YNNPACK = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 
 class Step(NamedTuple):
@@ -62,10 +62,11 @@ class Memory:
     frozen: those that are not.
     seed: θ⁰, where the projection keeps it.
     optimizer: its state, and the projection's.
-    gradients: gradients, updates, and with a projection θ′: what there is of
-      them at once, after the backward pass.
-    activations: what the forward pass keeps for the backward pass; and where
-      layers are stacked the gradients, which there are from its start.
+    gradients: gradients, updates and new parameters: what there is of them at
+      once, after the backward pass.
+    activations: what the forward pass keeps for the backward pass; and the
+      gradient of the output matrix, or where layers are stacked all gradients,
+      which there are from its start.
   """
 
   parameters: int
@@ -128,19 +129,17 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     mesh: of the partitioner.
   """
   params = _bytes(step.state.params)
-  gradients = 2 * params
   is_stacked = 'layers' in step.state.params.get('encoder', {})
-  if isinstance(trainer.projection, projection_lib.SubsetProjection):
-    gradients += params if not is_stacked else 0
   activations = _activations(trainer, step, mesh)
-  if is_stacked:
-    activations += params
+  # Gradients that are there before any activation is gone.
+  last = step.state.params.get('decoder', {}).get('logits_dense', {})
+  activations += params if is_stacked else _bytes(last)
   return Memory(
     parameters=params,
     frozen=_bytes(step.fixed.frozen),
     seed=_bytes(step.fixed.seed),
     optimizer=_bytes(step.state) - params,
-    gradients=gradients,
+    gradients=int(_AT_ONCE * params),
     activations=activations,
   )
 
@@ -157,10 +156,20 @@ class Compiled(NamedTuple):
   collectives: list[collectives.Sent]
 
 
-def compiled(trainer: trainer_lib.Trainer, step: Step) -> Compiled:
-  """Compiles a step, and the projection alone, for the mesh's devices."""
-  program = jax.jit(trainer.train_step, donate_argnums=0).lower(*step).compile()
-  plan: Any = program.memory_analysis()
+def compiled(
+  trainer: trainer_lib.Trainer, step: Step, is_for_cpu: bool = True
+) -> Compiled:
+  """Compiles a step, and the projection alone, for the mesh's devices.
+
+  Args:
+    trainer: network and method.
+    step: its arguments.
+    is_for_cpu: whether the plan is wanted as a CPU has it, libraries of its own
+      included, or stands for an accelerator's.
+  """
+  lowered = jax.jit(trainer.train_step, donate_argnums=0).lower(*step)
+  options: Any = None if is_for_cpu else _NO_YNNPACK
+  plan: Any = lowered.compile(compiler_options=options).memory_analysis()
   sent = []
   if step.fixed.seed:
     apply = jax.jit(trainer.projection.apply).lower(
@@ -174,8 +183,9 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
   """Returns bytes of what the backward pass needs of the forward pass.
 
   They are what differentiating one device's share of the network leaves: its
-  rows of a microbatch, its heads, hidden units and logits. Layers that are
-  recomputed leave their inputs, and one of them at a time all else.
+  rows of a microbatch, its heads, hidden units and logits; and the gradient of
+  the logits, which is there before anything is gone. Layers that are recomputed
+  leave their inputs, and one of them at a time all else.
   """
   model = mesh.shape[partitioning.MODEL]
   groups = mesh.size // model
@@ -200,10 +210,15 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
     share_of_it = dataclasses.replace(trainer, network=network)
     return _kept(share_of_it, batch, is_fused=not config.remat)
 
-  if not config.remat:
-    return kept()
-  one = {'num_encoder_layers': 1, 'num_decoder_layers': 1, 'scan_layers': False}
-  return kept() + kept(**one, remat=False) - kept(**one)
+  rows, length = batch['decoder_target_tokens'].shape
+  vocabulary = share.get('vocab_size', config.vocab_size)
+  logits = rows * length * vocabulary * np.dtype(np.float32).itemsize
+  total = kept() + logits
+  if config.remat:
+    one = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+    one |= {'scan_layers': False}
+    total += kept(**one, remat=False) - kept(**one)
+  return total
 
 
 def _kept(

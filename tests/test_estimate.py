@@ -82,6 +82,24 @@ def test_the_largest_does_not_fit_everywhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+  'method', ['full', 'dst', 'lora', 'prompt', 'ia3', 'norms', 'head_only']
+)
+def test_methods_that_recompute_nothing(method):
+  row, _ = _estimate(
+    *_flags(
+      'small',
+      method,
+      DROPOUT_RATE=0.1,
+      BATCH_SIZE=16,
+      TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 64},
+    ),
+    '--topology=v4:1',
+  )
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
   ('model', 'topology', 'shared', 'rows'),
   [('xl', 'v4:2x2x4', 4, 64), ('xxl', 'v4:4x4x4', 16, 64)],
 )
