@@ -6,13 +6,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS_INSTALLED := .venv/.installed-tests
 
-.PHONY: demo test lint format typecheck
+.PHONY: demo test test-slow lint format typecheck
 
 demo: $(INSTALLED)
 	$(BIN)/python -m dst_t5x.demo --output=runs/demo
 
 test: $(TESTS_INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-slow: $(TESTS_INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(TESTS_INSTALLED)
 	$(BIN)/ruff check .

@@ -217,6 +217,7 @@ def _assert_nearly_the_same(folder, other):
     assert found == pytest.approx(wanted, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_scanned_layers_train_like_unscanned_ones(
   toy_seed, plain_run, tmp_path
 ):
@@ -237,6 +238,7 @@ def test_scanned_layers_train_like_unscanned_ones(
   )
 
 
+@pytest.mark.slow
 def test_eight_devices_in_groups_of_two(toy_seed, plain_run, tmp_path):
   options = ['--gin.MODEL_PARALLELISM=2', '--gin.DROPOUT_RATE=0.0']
   environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}

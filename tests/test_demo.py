@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from dst_t5x import demo
 from dst_t5x import subset
 
@@ -19,6 +21,7 @@ def _cut_short(monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_demo_leaves_table_picture_and_subset_twice(
   tmp_path, monkeypatch, capsys
 ):

@@ -13,7 +13,6 @@ import pytest
 
 from dst_t5x import subset
 
-import pytest
 STEPS = 40
 
 
@@ -42,6 +41,36 @@ def _saving(folder):
 def _logged(folder, step):
   file = folder / 'metrics.jsonl'
   return file.exists() and f'"step": {step},' in file.read_text()
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+  program = """
+    import signal, time
+    from dst_t5x import config
+
+    class Hit:
+      def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        print('not reached')
+
+    config.handle_interrupts()
+    for _ in range(2):
+      try:
+        Hit()  # It is gone at once, and Python drops what that raises.
+        time.sleep(10)
+        print('lost')
+      except KeyboardInterrupt:
+        print('interrupted')
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program)],
+    capture_output=True,
+    text=True,
+    timeout=commands.TIMEOUT,
+    check=True,
+  )
+  assert done.stdout.split() == ['interrupted'] * 2
+  assert not done.stderr
 
 
 def _assert_same(folder, other):
@@ -104,39 +133,6 @@ def test_full_finetuning_goes_on_after_signals(toy_seed, tmp_path):
   assert not (folder / 'last.dst').exists()
 
 
-def test_a_finished_run_writes_a_missing_subset_file_again(
-  toy_seed, toy_run, tmp_path
-):
-  folder = tmp_path / 'run'
-  shutil.copytree(toy_run, folder)
-  wanted = (folder / 'last.dst').read_bytes()
-  metrics = (folder / 'metrics.jsonl').read_bytes()
-  arguments = [
-    *commands.dst(toy_seed),
-    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS, KEEP=2),
-  ]
-  # What a kill after the last checkpoint leaves behind.
-  (folder / 'last.dst').unlink()
-  (folder / 'last.dst.part').write_bytes(wanted[:50])
-  status, _, err = commands.finish(commands.start('train', *arguments))
-  assert status == 0, err
-  assert 'nothing left to train' in err
-  assert (folder / 'last.dst').read_bytes() == wanted
-  assert (folder / 'metrics.jsonl').read_bytes() == metrics
-
-
-def test_a_pipeline_that_cannot_be_saved_is_read_again(
-  toy_seed, toy_run, tmp_path
-):
-  folder = tmp_path / 'generator'
-  arguments = [
-    *commands.dst(toy_seed),
-    *commands.flags(
-      MODEL_DIR=folder,
-      TRAIN_STEPS=STEPS,
-      MIXTURE_OR_TASK_NAME='toy_generator',
-    ),
-  ]
 def test_a_run_that_is_told_to_end_saves_before(toy_seed, toy_run, tmp_path):
   folder = tmp_path / 'run'
   arguments = [
@@ -160,6 +156,40 @@ def test_a_run_that_is_told_to_end_saves_before(toy_seed, toy_run, tmp_path):
   assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_finished_run_writes_a_missing_subset_file_again(
+  toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'run'
+  shutil.copytree(toy_run, folder)
+  wanted = (folder / 'last.dst').read_bytes()
+  metrics = (folder / 'metrics.jsonl').read_bytes()
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=STEPS, KEEP=2),
+  ]
+  # What a kill after the last checkpoint leaves behind.
+  (folder / 'last.dst').unlink()
+  (folder / 'last.dst.part').write_bytes(wanted[:50])
+  status, _, err = commands.finish(commands.start('train', *arguments))
+  assert status == 0, err
+  assert 'nothing left to train' in err
+  assert (folder / 'last.dst').read_bytes() == wanted
+  assert (folder / 'metrics.jsonl').read_bytes() == metrics
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_cannot_be_saved_is_read_again(
+  toy_seed, toy_run, tmp_path
+):
+  folder = tmp_path / 'generator'
+  arguments = [
+    *commands.dst(toy_seed),
+    *commands.flags(
+      MODEL_DIR=folder,
+      TRAIN_STEPS=STEPS,
+      MIXTURE_OR_TASK_NAME='toy_generator',
+    ),
+  ]
   process = commands.start(
     'train', *arguments, *commands.flags(KEEP_BEST_BY='toy/exact_mach')
   )
@@ -211,6 +241,7 @@ def test_an_older_checkpoint_half_deleted_does_not_matter(
   assert kept == [str(STEPS + 1)]
 
 
+@pytest.mark.slow
 def test_what_the_projection_remembers_is_resumed(toy_seed, tmp_path):
   ends = []
   for name, stops in {'whole': [12], 'in two': [7, 12]}.items():

@@ -80,6 +80,7 @@ def test_what_it_trains_is_reported(run):
   assert report['results']['eval/loss'] > 0
 
 
+@pytest.mark.slow
 def test_the_method_in_the_readme(repository, toy_seed, tmp_path, monkeypatch):
   text = (repository / 'README.md').read_text()
   section = text.split('### A method of your own')[1].split('\n## ')[0]

@@ -63,6 +63,7 @@ def _losses(folder):
   ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one_on_a_disk(
   store, toy_seed, toy_run
 ):

@@ -119,6 +119,7 @@ def test_unstacked_layers_get_plain_adafactor():
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_second_moments_do_not_depend_on_the_projection():
   """Given the same gradients, they are those of a run without it."""
   params, *gradients = _trees(4)

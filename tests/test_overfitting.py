@@ -118,28 +118,31 @@ def _is_learnt(model, params, batch, loss):
 
 
 _ALL = projection.NoProjection()
+_NO_CHURN = projection.SubsetProjection(1e-2, churn=False)
+_RANDOM = projection.SubsetProjection(1e-2, distance='random')
+_HEAD = ['decoder/logits_dense/kernel']
+
+
+def _slow(*arguments, id):
+  return pytest.param(*arguments, marks=pytest.mark.slow, id=id)
 
 
 @pytest.mark.parametrize(
   ('adapter', 'options', 'steps'),
   [
-    (adapters.NONE, (0.01, _ALL), 400),
-    (adapters.NONE, (0.1, projection.SubsetProjection(1e-2)), 400),
-    (adapters.NONE, (0.1, projection.SubsetProjection(1e-2, churn=False)), 400),
-    (
-      adapters.NONE,
-      (0.3, projection.SubsetProjection(1e-2, distance='random')),
-      400,
+    pytest.param(
+      adapters.NONE, (0.1, projection.SubsetProjection(1e-2)), 400, id='dst'
     ),
-    (lora.LoRA(), (0.3, _ALL), 400),
-    (prompts.Prompt(length=100), (0.3, _ALL), 1000),
-    (ia3.IA3(), (0.1, _ALL), 400),
-    (adapters.NONE, (0.1, _ALL, ['.*norm/scale']), 400),
-    (adapters.NONE, (0.05, _ALL, ['decoder/logits_dense/kernel'], 3000), 3000),
+    pytest.param(lora.LoRA(), (0.3, _ALL), 400, id='lora'),
+    pytest.param(ia3.IA3(), (0.1, _ALL), 400, id='ia3'),
+    pytest.param(adapters.NONE, (0.1, _ALL, ['.*norm/scale']), 400, id='norms'),
+    _slow(adapters.NONE, (0.01, _ALL), 400, id='full'),
+    _slow(adapters.NONE, (0.1, _NO_CHURN), 400, id='dst_no_churn'),
+    _slow(adapters.NONE, (0.3, _RANDOM), 400, id='random'),
+    _slow(prompts.Prompt(length=100), (0.3, _ALL), 1000, id='prompt'),
+    _slow(adapters.NONE, (0.05, _ALL, _HEAD, 3000), 3000, id='head_only'),
   ],
-  ids=['full', 'dst', 'dst_no_churn', 'random', 'lora', 'prompt', 'ia3',
-       'norms', 'head_only'],
-)  # fmt: skip
+)
 def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
   model = adapters.replaced(network.Transformer(CONFIG), adapter)
   params = seed

@@ -143,6 +143,7 @@ def _until(process, happened):
   assert process.poll() is None, process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_the_restart_is_exact(
   toy_seed, two, tmp_path
 ):
@@ -182,7 +183,6 @@ def test_without_the_first_process_the_others_end_too(toy_seed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_all_save_when_one_is_told_to_end(toy_seed, two, tmp_path):
   folder = tmp_path / 'run'
   arguments = _arguments(toy_seed, folder, 100_000, CHECKPOINT_PERIOD=1000)
@@ -201,6 +201,7 @@ def test_all_save_when_one_is_told_to_end(toy_seed, two, tmp_path):
   assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_one_is_one_of_all(toy_seed, tmp_path):
   folder = tmp_path / 'run'
   processes = _start('train', 2, *_arguments(toy_seed, folder))

@@ -244,6 +244,7 @@ open(os.environ['OPTIONS'] + '.done', 'w').close()
 """
 
 
+@pytest.mark.slow
 def test_slurm(toy_seed, tmp_path):
   for name in ('sbatch', 'srun', 'sacct'):
     tool = tmp_path / 'bin' / name

@@ -302,6 +302,7 @@ def test_an_update_that_is_not_finite_is_refused(
   assert _same(after.params, state.params)
 
 
+@pytest.mark.slow
 def test_trainers_that_differ_in_numbers_share_a_program(seed, batch):
   step = jax.jit(trainer_lib.Trainer.train_step)
   rest = batch, jax.random.key(0), jnp.asarray(False)
