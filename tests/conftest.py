@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import tempfile
+import platform
 
 from absl import logging
 import commands
@@ -14,19 +14,27 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-# What one test compiles, others need not; so, too, the processes they start,
-# and the other workers, which inherit the folder.
-if 'PYTEST_XDIST_WORKER' not in os.environ:
-  _COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
-  os.environ |= {
-    'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    # With a largest size, JAX locks: nobody reads what is half written.
-    'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**34),
-  }
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+  """What one test compiles, others need not, nor the next run.
+
+  So, too, the processes they start, and xdist's workers, which inherit the
+  folder. `pytest --cache-clear` empties it.
+  """
+  if 'PYTEST_XDIST_WORKER' not in os.environ:
+    # The programs are of this machine's kind.
+    folder = config.cache.mkdir(f'compiled-{platform.node()}')
+    os.environ |= {
+      'JAX_COMPILATION_CACHE_DIR': str(folder),
+      # To add a program takes longer the more there are: no trifles.
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+      # With a largest size, JAX locks: nobody reads what is half written.
+      'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**27),
+    }
 
 
 @pytest.fixture(autouse=True)

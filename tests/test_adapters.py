@@ -1,6 +1,7 @@
 """LoRA, (IA)³ and prompts in the network, and what a trainer trains of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,8 @@ def _batch(rows=3, inputs=6, targets=5, vocabulary=tiny_t5.CONFIG.vocab_size):
 
 
 def _logits(model, params, encoder, decoder, **options):
-  return model.apply(
-    {'params': params}, encoder, decoder, decoder, **options,
-    enable_dropout=False,
-  )  # fmt: skip
+  apply = jax.jit(functools.partial(model.apply, enable_dropout=False))
+  return apply({'params': params}, encoder, decoder, decoder, **options)
 
 
 @pytest.mark.parametrize('adapter', _ADAPTERS[:3])
@@ -96,9 +95,8 @@ def test_at_first_nothing_is_different(adapter):
   plain, model = _network(), _network(adapter)
   base = _random(plain)
   tokens = jnp.ones((1, 4), jnp.int32)
-  fresh = model.init(
-    jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-  )['params']
+  init = jax.jit(functools.partial(model.init, enable_dropout=False))
+  fresh = init(jax.random.key(0), tokens, tokens, tokens)['params']
   added = {
     path: leaf
     for path, leaf in parts.flatten(fresh).items()
@@ -192,9 +190,11 @@ def test_dropout_is_of_the_low_rank_path_only():
   params = _random(model)
   encoder, decoder = _batch()
 
+  apply = jax.jit(functools.partial(model.apply, enable_dropout=True))
+
   def logits(key):
-    return model.apply(
-      {'params': params}, encoder, decoder, decoder, enable_dropout=True,
+    return apply(
+      {'params': params}, encoder, decoder, decoder,
       rngs={'dropout': jax.random.key(key)},
     )  # fmt: skip
 

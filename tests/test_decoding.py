@@ -270,35 +270,29 @@ def cached_logits(model, params, batch, remember):
       variables, encoder_tokens, enable_dropout=False, method='encode'
     )
   )()
+  apply = functools.partial(model.apply, enable_dropout=False, decode=True)
   if remember:
-    _, created = model.apply(
-      variables,
-      encoded,
-      encoder_tokens,
-      batch['decoder_input_tokens'],
-      batch['decoder_input_tokens'],
-      enable_dropout=False,
-      decode=True,
-      mutable=['cache', 'memory'],
-      method='decode',
+    create = functools.partial(
+      apply, mutable=['cache', 'memory'], method='decode'
+    )
+    inputs = batch['decoder_input_tokens']
+    _, created = jax.jit(create)(
+      variables, encoded, encoder_tokens, inputs, inputs
     )
   else:  # As T5X does: from inputs that are nothing but ones.
     ones = {name: np.ones_like(tokens) for name, tokens in batch.items()}
-    _, created = model.apply(
-      variables, **ones, enable_dropout=False, decode=True, mutable=['cache']
-    )
+    create = functools.partial(apply, mutable=['cache'])
+    _, created = jax.jit(create)(variables, **ones)
     assert set(created) == {'cache'}
 
   @jax.jit
   def step(cache, tokens):
-    outputs, updated = model.apply(
+    outputs, updated = apply(
       {**variables, **created, 'cache': cache},
       encoded,
       encoder_tokens,
       tokens,
       tokens,
-      enable_dropout=False,
-      decode=True,
       max_decode_length=length,
       mutable=['cache'],
       method='decode',
@@ -353,21 +347,14 @@ def test_the_cache_is_one_that_t5x_can_drive():
 def test_a_step_without_length_is_refused():
   model, batch = tiny(), random_batch(1, 3, 2)
   params = random_params(model)
-  _, created = model.apply(
-    {'params': params},
-    **batch,
-    enable_dropout=False,
-    decode=True,
-    mutable=['cache'],
-  )
-  with pytest.raises(ValueError, match='max_decode_length'):
-    model.apply(
-      {'params': params, **created},
-      **batch,
-      enable_dropout=False,
-      decode=True,
-      mutable=['cache'],
+  step = jax.jit(
+    functools.partial(
+      model.apply, enable_dropout=False, decode=True, mutable=['cache']
     )
+  )
+  _, created = step({'params': params}, **batch)
+  with pytest.raises(ValueError, match='max_decode_length'):
+    step({'params': params, **created}, **batch)
 
 
 def test_packed_batches_are_not_decoded():

@@ -1,5 +1,6 @@
 """Every method learns 32 real rows of RTE by heart, from a trained seed."""
 
+import functools
 import json
 
 import jax
@@ -86,7 +87,8 @@ def seed(rows):
   """A model that knows the two answers, and other rows than the first 32."""
   model = network.Transformer(CONFIG)
   tokens = jnp.ones((1, 2), jnp.int32)
-  params = model.init(jax.random.key(0), tokens, tokens, tokens)['params']
+  init = jax.jit(model.init)
+  params = init(jax.random.key(0), tokens, tokens, tokens)['params']
   trainer = _trainer(model, 0.01, projection.NoProjection())
   batches = [_batch(rows[i : i + 64]) for i in range(32, 672, 64)]
   states = _states(trainer, params, trainer_lib.Fixed(), batches, 160)
@@ -105,15 +107,19 @@ def _trainer(model, learning_rate, projection, trained=None, decay_steps=None):
   )
 
 
-def _is_learnt(model, params, batch, loss):
-  """Whether each label's first byte, which tells it, is the likeliest."""
-  logits = model.apply(
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, batch):
+  return model.apply(
     {'params': params},
     *(batch[f'{side}_tokens'] for side in
       ('encoder_input', 'decoder_input', 'decoder_target')),
     enable_dropout=False,
   )  # fmt: skip
-  first = np.argmax(logits[:, 0], axis=-1)
+
+
+def _is_learnt(model, params, batch, loss):
+  """Whether each label's first byte, which tells it, is the likeliest."""
+  first = np.argmax(_logits(model, params, batch)[:, 0], axis=-1)
   return loss < 0.05 and (first == batch['decoder_target_tokens'][:, 0]).all()
 
 
@@ -148,7 +154,8 @@ def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
   params = seed
   if adapter.added:
     tokens = jnp.ones((1, 2), jnp.int32)
-    fresh = model.init(jax.random.key(1), tokens, tokens, tokens)['params']
+    init = jax.jit(model.init)
+    fresh = init(jax.random.key(1), tokens, tokens, tokens)['params']
     old, new = parts.flatten(seed), parts.flatten(fresh)
     added = {path: new[path] for path in new if path not in old}
     added = adapter.initialize(added, old, np.random.default_rng(0), list)
