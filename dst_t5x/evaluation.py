@@ -26,6 +26,8 @@ from dst_t5x import losses
 from dst_t5x import object_stores
 from dst_t5x import partitioning
 from dst_t5x import processes
+from dst_t5x import task_checks
+from dst_t5x import task_examples
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import check_positive
 from dst_t5x.tasks import vocabulary
@@ -155,7 +157,9 @@ class TaskEvaluator:
     self._predictor = predictor
     self._evaluator = seqio.Evaluator(
       task,
-      data.FeatureConverter(adapters.prefix(predictor.network), pack=False),
+      task_examples.FeatureConverter(
+        adapters.prefix(predictor.network), pack=False
+      ),
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
@@ -271,7 +275,7 @@ class Evaluation:
     check_positive('EVAL_BATCH_SIZE', self.batch_size)
     if self.num_examples is not None:
       check_positive('EVAL_EXAMPLES', self.num_examples)
-    task = data.check(
+    task = task_checks.check(
       self.task, self.feature_lengths, self.batch_size, self.split
     )
     vocabulary.check_fits(task.output_features, network)

@@ -19,12 +19,13 @@ import seqio
 import tqdm
 
 from dst_t5x import adapters
-from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
+from dst_t5x import task_checks
+from dst_t5x import task_examples
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
@@ -75,7 +76,7 @@ def infer(
   check_positive('INFER_BATCH_SIZE', batch_size)
   if num_examples is not None:
     check_positive('INFER_EXAMPLES', num_examples)
-  found = data.check(
+  found = task_checks.check(
     task, feature_lengths, batch_size, None if input_file else split
   )
   features = found.output_features
@@ -151,9 +152,9 @@ def _of_file(
 
 
 def _of_split(
-  task: data.Task, lengths: Mapping[str, int], split: str
+  task: task_examples.Task, lengths: Mapping[str, int], split: str
 ) -> Iterator[dict[str, Any]]:
-  members = [m for m in data.tasks_of(task) if split in m.splits]
+  members = [m for m in task_examples.tasks_of(task) if split in m.splits]
   for member in members:
     dataset = member.get_dataset(
       dict(lengths), split=split, shuffle=False, try_in_mem_cache=False

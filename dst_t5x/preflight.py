@@ -24,7 +24,6 @@ import jax
 import dst_t5x
 from dst_t5x import budget as budget_lib
 from dst_t5x import config
-from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import identity
 from dst_t5x import object_stores
@@ -32,6 +31,7 @@ from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
 from dst_t5x import seeds
+from dst_t5x import task_checks
 from dst_t5x import trainer as trainer_lib
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, writing
@@ -126,7 +126,7 @@ def _checks_of_training(
 
   def training_data() -> Found:
     lengths = train_data.feature_lengths
-    task = data.check(train_data.task, lengths, train_data.batch_size)
+    task = task_checks.check(train_data.task, lengths, train_data.batch_size)
     vocabulary = task.output_features['inputs'].vocabulary
     return Found(
       f'{train_data.task}, {vocabulary.vocab_size} pieces',

@@ -24,7 +24,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 import tqdm
 
-from dst_t5x import data
+from dst_t5x import task_checks
+from dst_t5x import task_examples
 from dst_t5x.errors import UserError, first_line
 from dst_t5x.tasks import vocabulary
 
@@ -44,7 +45,7 @@ def prepare_data(task: str) -> None:
     UserError: there is no such task, or something could not be fetched, made
       or written.
   """
-  members = data.tasks_of(data.find(task))
+  members = task_examples.tasks_of(task_checks.find(task))
   downloader.MAX_RETRIES = _TRIES
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
@@ -71,7 +72,7 @@ def prepare_data(task: str) -> None:
 
 def _prepare(task: seqio.Task) -> None:
   """Prepares the data of one task through TFDS, or through its own source."""
-  builder = data.tfds_builder(task)
+  builder = task_checks.tfds_builder(task)
   try:
     if builder is not None:
       # Looking for ready-made data there takes minutes without a network.

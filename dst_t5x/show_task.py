@@ -25,7 +25,8 @@ import numpy as np
 import seqio
 import tqdm
 
-from dst_t5x import data
+from dst_t5x import task_checks
+from dst_t5x import task_examples
 from dst_t5x.errors import UserError, check_positive, first_line
 from dst_t5x.tasks import vocabulary
 
@@ -126,10 +127,13 @@ def measure(
   report = SplitReport(
     task.name,
     split,
-    {name: FeatureReport(feature_lengths[name]) for name in data.FEATURES},
+    {
+      name: FeatureReport(feature_lengths[name])
+      for name in task_examples.FEATURES
+    },
   )
   try:
-    data.check_source(task, split)
+    task_checks.check_source(task, split)
     dataset = task.get_dataset(
       None, split=split, shuffle=False, try_in_mem_cache=False
     )
@@ -181,15 +185,15 @@ def show_task(
     check_positive('SHOW_EXAMPLES', show_examples)
   if measure_examples is not None:
     check_positive('MEASURE_EXAMPLES', measure_examples)
-  found = data.find(task)
-  data.check_features(found, feature_lengths)
+  found = task_checks.find(task)
+  task_checks.check_features(found, feature_lengths)
   if isinstance(found, seqio.Mixture):
     print('\n'.join(_mixture_lines(found)))
   reports: list[SplitReport] = []
   problems: list[UserError] = []
-  for member in data.tasks_of(found):
+  for member in task_examples.tasks_of(found):
     try:
-      data.check_prepared(member)
+      task_checks.check_prepared(member)
       splits = list(member.splits)
     except UserError as error:
       problems.append(error)
@@ -212,7 +216,7 @@ def show_task(
 
 
 def _mixture_lines(mixture: seqio.Mixture) -> list[str]:
-  tasks = data.tasks_of(mixture)
+  tasks = task_examples.tasks_of(mixture)
   lines = [f'{mixture.name}: {len(tasks)} tasks, trained on in proportion to']
   for member in sorted(tasks, key=mixture.get_rate, reverse=True):
     rate = mixture.get_rate(member)

@@ -24,6 +24,7 @@ from dst_t5x import preemption
 from dst_t5x import preflight
 from dst_t5x import processes
 from dst_t5x import run as run_lib
+from dst_t5x import task_checks
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.errors import UserError, check_positive, nearest
 
@@ -164,7 +165,7 @@ def train(
   )
   if only_check:
     return {}
-  task = data.find(train_data.task)
+  task = task_checks.find(train_data.task)
   with (
     partitioner.activate(),
     run_lib.Run(

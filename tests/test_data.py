@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from dst_t5x import data
 from dst_t5x import data_position
+from dst_t5x import task_checks
 from dst_t5x.errors import UserError
 
 _LENGTHS = {'inputs': 24, 'targets': 16}
@@ -283,16 +284,16 @@ def test_mistakes_are_named_before_work(changes, message):
     'batch_size': 4,
     'split': 'train',
   }
-  assert data.check(**arguments).name == 'toy_data'
+  assert task_checks.check(**arguments).name == 'toy_data'
   with pytest.raises(UserError, match=message) as error:
-    data.check(**arguments | changes)
+    task_checks.check(**arguments | changes)
   assert '\n' not in str(error.value)
 
 
 def test_a_mixture_is_checked_as_a_whole():
-  assert data.check('toy_mixture', _LENGTHS, 4).name == 'toy_mixture'
+  assert task_checks.check('toy_mixture', _LENGTHS, 4).name == 'toy_mixture'
   with pytest.raises(UserError, match="no split 'test'"):
-    data.check('toy_mixture', _LENGTHS, 4, split='test')
+    task_checks.check('toy_mixture', _LENGTHS, 4, split='test')
 
 
 def test_tfds_splits_that_nobody_has_named_yet(tmp_path):
@@ -304,14 +305,14 @@ def test_tfds_splits_that_nobody_has_named_yet(tmp_path):
   )
   try:
     with pytest.raises(UserError, match=r'toy_tfds.* is not prepared'):
-      data.check('toy_tfds', _LENGTHS, 4)
+      task_checks.check('toy_tfds', _LENGTHS, 4)
   finally:
     seqio.TaskRegistry.remove('toy_tfds')
 
 
 def test_gsm8k_positions_are_small_and_exact(gsm8k_task):  # noqa: F811
   lengths = {'inputs': 256, 'targets': 320}
-  task = data.check(gsm8k_task.name, lengths, 16)
+  task = task_checks.check(gsm8k_task.name, lengths, 16)
   options = {'lengths': lengths, 'batch_size': 16}
   whole = _take(6, task.name, save_after=lambda step: step == 3, **options)
   position = whole[2].position
@@ -326,11 +327,11 @@ def test_unprepared_data_is_named_with_the_remedy(
   vocabulary_file,  # noqa: F811
 ):
   code = (
-    'from dst_t5x import data\n'
+    'from dst_t5x import task_checks\n'
     'from dst_t5x.tasks import gsm8k\n'
     'try:\n'
-    "  data.check('gsm8k', {'inputs': 256, 'targets': 320}, 8)\n"
-    'except data.UserError as error:\n'
+    "  task_checks.check('gsm8k', {'inputs': 256, 'targets': 320}, 8)\n"
+    'except task_checks.UserError as error:\n'
     '  print(error)\n'
   )
   environment = os.environ | {

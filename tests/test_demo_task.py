@@ -3,7 +3,7 @@
 import pytest
 import seqio
 
-from dst_t5x import data
+from dst_t5x import task_checks
 from dst_t5x.tasks import demo
 
 _LENGTHS = {'inputs': 14, 'targets': 6}
@@ -14,7 +14,7 @@ _LENGTHS = {'inputs': 14, 'targets': 6}
   [('demo_pretrain', demo.PRETRAINING), ('demo_finetune', demo.FINE_TUNING)],
 )
 def test_rows_follow_their_operation_and_fit(name, operations):
-  task = data.check(name, _LENGTHS, 64)
+  task = task_checks.check(name, _LENGTHS, 64)
   for split, count in (('train', 50_000), ('validation', 512)):
     inputs, targets = demo.make_rows(operations, split)
     assert len(inputs) == len(targets) == count

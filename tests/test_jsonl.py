@@ -8,8 +8,8 @@ import pytest
 import seqio
 
 from dst_t5x import config
-from dst_t5x import data
 from dst_t5x import eval as eval_binary
+from dst_t5x import task_checks
 from dst_t5x.errors import UserError
 from dst_t5x.tasks import jsonl
 
@@ -72,7 +72,7 @@ def _read(split='validation', **options):
 
 def test_json_lines_are_read_as_they_are(use):
   use(_json_lines(_ROWS))
-  assert data.check('jsonl', _LENGTHS, 2).name == 'jsonl'
+  assert task_checks.check('jsonl', _LENGTHS, 2).name == 'jsonl'
   assert _read() == _read('train') == _read('test') == _ROWS
   assert seqio.TaskRegistry.get('jsonl').num_input_examples('train') == 4
 
@@ -81,13 +81,13 @@ def test_json_lines_are_read_as_they_are(use):
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
 def test_tab_separated_lines(use, header, end):
   use(f'{header}a b\tc\n\n d\t \n\te'.replace('\n', end), 'rows.tsv')
-  data.check('jsonl', _LENGTHS, 2)
+  task_checks.check('jsonl', _LENGTHS, 2)
   assert _read() == [('a b', 'c'), (' d', ' '), ('', 'e')]
 
 
 def test_byte_order_marks_and_empty_lines_are_no_rows(use):
   use(b'\xef\xbb\xbf' + _json_lines(_ROWS[:1]).encode() + b'\n   \n')
-  data.check('jsonl', _LENGTHS, 2)
+  task_checks.check('jsonl', _LENGTHS, 2)
   assert _read() == _ROWS[:1]
 
 
@@ -137,19 +137,19 @@ def test_malformed_rows_are_named_by_line(use, content, name, expected):
   content = content if isinstance(content, bytes) else content.encode()
   path = use(good.encode() + content + b'\n' + good.encode(), name)
   with pytest.raises(UserError) as error:
-    data.check('jsonl', _LENGTHS, 2)
+    task_checks.check('jsonl', _LENGTHS, 2)
   message = str(error.value)
   assert message.startswith(f"TRAIN_FILE '{path}' has 1 malformed row: ")
   assert expected in message
   assert '\n' not in message
   with pytest.raises(UserError, match='EVAL_FILE'):
-    data.check('jsonl', _LENGTHS, 2, 'validation')
+    task_checks.check('jsonl', _LENGTHS, 2, 'validation')
 
 
 def test_of_many_malformed_rows_some_are_told(use):
   use('x\n' * 1000)
   with pytest.raises(UserError, match='1000 malformed rows') as error:
-    data.check('jsonl', _LENGTHS, 2)
+    task_checks.check('jsonl', _LENGTHS, 2)
   assert 'line 5 is not JSON' in str(error.value)
   assert str(error.value).endswith(', and 995 more')
 
@@ -170,15 +170,15 @@ def test_of_many_malformed_rows_some_are_told(use):
 def test_other_mistakes(use, content, name, settings, expected):
   use(content, name, **settings)
   with pytest.raises(UserError, match=expected):
-    data.check('jsonl', _LENGTHS, 2)
+    task_checks.check('jsonl', _LENGTHS, 2)
 
 
 def test_files_that_are_not_there(tmp_path):
   with pytest.raises(UserError, match=r'needs a file: set --gin\.TRAIN_FILE=…'):
-    data.check('jsonl', _LENGTHS, 2)
+    task_checks.check('jsonl', _LENGTHS, 2)
   gin.bind_parameter('jsonl.settings.train_file', str(tmp_path / 'no.jsonl'))
   with pytest.raises(UserError, match=r'cannot read TRAIN_FILE.*no\.jsonl'):
-    data.check('jsonl', _LENGTHS, 2)
+    task_checks.check('jsonl', _LENGTHS, 2)
 
 
 def test_a_file_is_looked_at_again_only_if_it_has_changed(use):

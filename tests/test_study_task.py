@@ -2,7 +2,7 @@
 
 import pytest
 
-from dst_t5x import data
+from dst_t5x import task_checks
 from dst_t5x.tasks import study
 
 _LENGTHS = {'inputs': 12, 'targets': 6}
@@ -17,7 +17,7 @@ _SPLITS = {'train': 36_765, 'validation': 512, 'test': 1024}
   ],
 )
 def test_rows_follow_their_operation_and_fit(name, operations):
-  task = data.check(name, _LENGTHS, 64)
+  task = task_checks.check(name, _LENGTHS, 64)
   words = {}
   for split, count in _SPLITS.items():
     inputs, targets = study.make_rows(operations, split)

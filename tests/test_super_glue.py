@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import seqio
 
-from dst_t5x import data
 from dst_t5x import evaluation
+from dst_t5x import task_checks
+from dst_t5x.errors import UserError
 from dst_t5x.tasks import super_glue
 from dst_t5x.tasks import vocabulary
 
@@ -192,8 +193,8 @@ def test_scores_of_tasks_with_two_metrics(data_dir, shared_data):
 
 def test_the_diagnostics_are_needed_for_the_test_split_alone(data_dir):
   # To train and to validate is tested below, without them.
-  with pytest.raises(data.UserError, match=r'super_glue_axb.* is not prepared'):
-    data.check('super_glue', {'inputs': 64, 'targets': 16}, 4, 'test')
+  with pytest.raises(UserError, match=r'super_glue_axb.* is not prepared'):
+    task_checks.check('super_glue', {'inputs': 64, 'targets': 16}, 4, 'test')
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import seqio
 from t5.evaluation import qa_utils
 
-from dst_t5x import data
+from dst_t5x import task_checks
 from dst_t5x.tasks import trivia_qa
 
 _LENGTHS = {'inputs': 128, 'targets': 48}
@@ -21,7 +21,7 @@ _TRAIN_ROWS = 8837
 
 @pytest.fixture(scope='module')
 def task(trivia_qa_data_dir, vocabulary_file):  # noqa: F811
-  return data.check('trivia_qa_closed_book', _LENGTHS, 8)
+  return task_checks.check('trivia_qa_closed_book', _LENGTHS, 8)
 
 
 @pytest.fixture(scope='module')

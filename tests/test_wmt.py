@@ -19,9 +19,10 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x import config
-from dst_t5x import data
 from dst_t5x import eval as eval_binary
 from dst_t5x import infer
+from dst_t5x import task_checks
+from dst_t5x import task_examples
 from dst_t5x.errors import UserError
 from dst_t5x.tasks import sacrebleu_data
 from dst_t5x.tasks import wmt
@@ -33,7 +34,7 @@ _SPLITS = ('train', 'validation', 'test')
 
 @pytest.fixture(scope='module')
 def task(sacrebleu_folder, vocabulary_file):  # noqa: F811
-  return data.check('wmt22_de_en', _LENGTHS, 8)
+  return task_checks.check('wmt22_de_en', _LENGTHS, 8)
 
 
 def _examples(task, split):
@@ -219,9 +220,10 @@ def test_what_is_missing_is_one_line_before_training(tmp_path, monkeypatch):
     assert part in str(error.value)
   assert '\n' not in str(error.value)
   task = seqio.TaskRegistry.get('wmt22_de_en')
-  data._remembered.cache_clear()  # Other tests read it where it is not missing.
+  # Other tests read it where it is not missing.
+  task_examples._remembered.cache_clear()
   with pytest.raises(UserError, match='newssyscomb2009'):
-    data._check_first_example(task, _LENGTHS, 'train')
+    task_checks._check_first_example(task, _LENGTHS, 'train')
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from t5x import optimizers
 from t5x.examples.t5 import network as t5x_network
 
 from dst_t5x import adapters
-from dst_t5x import data
 from dst_t5x import decoding
 from dst_t5x import losses
 from dst_t5x import network as network_lib
+from dst_t5x import task_examples
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):
@@ -53,7 +53,7 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
       optimizer_def=optimizer,
       decode_fn=decode,
       feature_converter_cls=functools.partial(
-        data.FeatureConverter, adapters.prefix(network)
+        task_examples.FeatureConverter, adapters.prefix(network)
       ),
       label_smoothing=loss.label_smoothing,
       z_loss=loss.z_loss,

@@ -21,6 +21,7 @@ from dst_t5x import optimizers
 from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import seeds
+from dst_t5x import task_checks
 from dst_t5x import trainer as trainer_lib
 from dst_t5x.t5x import loop
 
@@ -78,7 +79,7 @@ class Partitioner(partitioning.PjitPartitioner):
 
 def batches():
   """Returns packed batches of the toy task, [batch, length] each."""
-  task = data.check(toy_task.NAME, LENGTHS, 16)
+  task = task_checks.check(toy_task.NAME, LENGTHS, 16)
   with data.TrainIterator(task, LENGTHS, 16, seed=0) as source:
     return [next(source).batch for _ in range(STEPS)]
 
