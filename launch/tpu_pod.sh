@@ -142,7 +142,8 @@ wait_until_active() {
 install() {
   local archive
   archive=${TMPDIR:-/tmp}/$name-$$.tar.gz
-  run tar -C "$here" --exclude=.git --exclude=.venv --exclude=runs \
+  # gin/runs is needed; what is hidden, or other runs' results, is not.
+  run tar -C "$here" --exclude='./.*' --exclude=./runs --exclude=__pycache__ \
     -czf "$archive" .
   tpus tpu-vm scp "$archive" "$name:dst_t5x.tar.gz" --worker=all
   run rm "$archive"

@@ -86,6 +86,21 @@ def test_a_slice_is_made_used_and_deleted(cloud):
   ]
 
 
+def test_all_that_training_needs_is_sent(cloud):
+  sent = cloud / 'sent'
+  (cloud / 'training').write_text(f'cp -r . {sent}; exit 0')
+  status, _, err = _run('tpu_pod.sh', *_SLICE, '--', *_FLAGS, folder=cloud)
+  assert status == 0, err
+  for folder in ('dst_t5x', 'dst_t5x/gin', 'gin'):
+    for file in (commands.TESTS.parent / folder).rglob('*.*'):
+      if '__pycache__' not in file.parts:
+        copy = sent / file.relative_to(commands.TESTS.parent)
+        assert copy.read_bytes() == file.read_bytes()
+  # The environment is the host's own.
+  assert [path.name for path in sent.glob('.*')] == ['.venv']
+  assert not (sent / 'runs').exists()
+
+
 def test_training_that_fails_is_not_repeated(cloud):
   (cloud / 'training').write_text('echo error: no seed; exit 3')
   status, out, err = _run(
