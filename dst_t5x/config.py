@@ -14,9 +14,7 @@ import inspect
 import logging as python_logging
 import os
 import pathlib
-import signal
 import sys
-import threading
 from typing import Any
 
 from absl import logging
@@ -26,6 +24,7 @@ from dst_t5x import closed_pipe
 from dst_t5x import config_check
 from dst_t5x import gin_files
 from dst_t5x import gin_names
+from dst_t5x import interrupts
 from dst_t5x import preemption
 from dst_t5x import processes
 from dst_t5x.errors import UserError, first_line, nearest
@@ -112,7 +111,7 @@ def command(
     print(usage(binary))
     return
   log_quietly()
-  handle_interrupts()
+  interrupts.listen()
   status: str | int = 0
   try:
     with joined():
@@ -124,11 +123,14 @@ def command(
   except preemption.Stopped as stopped:
     print(first_line(stopped), file=sys.stderr)
     status = preemption.STATUS
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    status = 130
   except BrokenPipeError:
     status = closed_pipe.leave()
+  except (Exception, KeyboardInterrupt) as error:
+    if not interrupts.led_to(error):
+      raise
+    print('interrupted', file=sys.stderr)
+    status = interrupts.STATUS
+    interrupts.end()
   if status:
     # By now the exception's frames are gone, and with them what TensorFlow may
     # hang on if it outlives the interpreter.
@@ -136,29 +138,6 @@ def command(
     if isinstance(status, str):
       print(status, file=sys.stderr)
     processes.leave(status if isinstance(status, int) else 1)
-
-
-def handle_interrupts() -> None:
-  """Makes sure that Ctrl-C is not lost, wherever it strikes."""
-  signal.signal(signal.SIGINT, _interrupt)
-  sys.unraisablehook = _unraisable
-
-
-def _interrupt(*unused: Any) -> None:
-  """Handles Ctrl-C just as Python does.
-
-  Python's own handler is replaced by asyncio while it runs, as in Orbax when it
-  saves, by one whose interrupts can get lost.
-  """
-  raise KeyboardInterrupt
-
-
-def _unraisable(unraisable: Any) -> None:
-  """Keeps quiet about callbacks of libraries, which fail after all else."""
-  if unraisable.exc_type is KeyboardInterrupt:
-    # It hit a destructor: once more, but not in here, where it would be lost.
-    main = threading.main_thread().ident
-    threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
+from dst_t5x import interrupts
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import train
@@ -274,12 +275,14 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   config.log_quietly()
+  interrupts.listen()
   try:
     demo(arguments.output)
   except UserError as error:
     sys.exit(f'error: {str(error).splitlines()[0]}')
   except KeyboardInterrupt:
-    sys.exit(130)
+    interrupts.end()
+    sys.exit('interrupted')
 
 
 if __name__ == '__main__':

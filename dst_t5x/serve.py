@@ -22,6 +22,7 @@ from absl import logging as absl_logging
 import numpy as np
 
 from dst_t5x import convert
+from dst_t5x import interrupts
 from dst_t5x import network as network_lib
 from dst_t5x import seeds
 from dst_t5x.errors import UserError, check_positive
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    return 128 + signal.SIGINT
+    interrupts.end()
+    return interrupts.STATUS
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket) -> int:

@@ -21,6 +21,7 @@ import traceback
 from typing import Any, TextIO
 
 from dst_t5x import config
+from dst_t5x import interrupts
 from dst_t5x import preemption
 from dst_t5x.errors import UserError, first_line
 
@@ -37,7 +38,7 @@ def main() -> None:
   # Whatever a library prints must not get between the answers.
   answers = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)
-  config.handle_interrupts()
+  interrupts.listen()
   is_busy = threading.Event()
   requests = _requests(is_busy)
   from dst_t5x import train  # Ten seconds.
@@ -81,6 +82,7 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
       print('finished', flush=True)
     except KeyboardInterrupt:
       error = 'interrupted'
+      interrupts.end()
     except (UserError, preemption.Stopped) as e:
       error = first_line(e)
     except Exception as e:

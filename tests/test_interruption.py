@@ -43,17 +43,26 @@ def _logged(folder, step):
   return file.exists() and f'"step": {step},' in file.read_text()
 
 
+def _python(program):
+  return subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program)],
+    capture_output=True,
+    text=True,
+    timeout=commands.TIMEOUT,
+  )
+
+
 def test_ctrl_c_in_a_destructor_is_not_lost():
-  program = """
+  done = _python("""
     import signal, time
-    from dst_t5x import config
+    from dst_t5x import interrupts
 
     class Hit:
       def __del__(self):
         signal.raise_signal(signal.SIGINT)
         print('not reached')
 
-    config.handle_interrupts()
+    interrupts.listen()
     for _ in range(2):
       try:
         Hit()  # It is gone at once, and Python drops what that raises.
@@ -61,16 +70,59 @@ def test_ctrl_c_in_a_destructor_is_not_lost():
         print('lost')
       except KeyboardInterrupt:
         print('interrupted')
-  """
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(program)],
-    capture_output=True,
-    text=True,
-    timeout=commands.TIMEOUT,
-    check=True,
-  )
+  """)
   assert done.stdout.split() == ['interrupted'] * 2
+  assert done.returncode == 0
   assert not done.stderr
+
+
+def test_ctrl_c_while_xla_compiles():
+  done = _python("""
+    import signal, threading
+    import jax
+    import jax.numpy as jnp
+    from dst_t5x import config
+
+    def compile(argv):
+      def function(x):
+        for i in range(1000):
+          x = jnp.sin(x @ x) + jnp.sort(x, axis=i % 2)
+        return x
+
+      jax.config.update('jax_enable_compilation_cache', False)
+      lowered = jax.jit(function).lower(jnp.ones((64, 64)))
+      main = threading.main_thread().ident
+      threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+      lowered.compile()
+      print('compiled')
+
+    config.command(compile, None)
+  """)
+  assert not done.stdout
+  assert done.stderr == 'interrupted\n'
+  assert done.returncode == 130
+
+
+def test_what_fails_because_of_ctrl_c_is_no_error_of_its_own():
+  done = _python("""
+    import contextlib, signal
+    from dst_t5x import config
+
+    @contextlib.contextmanager
+    def careless():
+      try:
+        yield
+      finally:
+        assert False, 'Concurrent access?'
+
+    def work(argv):
+      with careless():
+        signal.raise_signal(signal.SIGINT)
+
+    config.command(work, None)
+  """)
+  assert done.stderr == 'interrupted\n'
+  assert done.returncode == 130
 
 
 def _assert_same(folder, other):
