@@ -102,20 +102,37 @@ def command(
     binary: what gin configures, for the text of `--help`.
     joined: `processes.joined` for what several processes do together.
 
-  A user's mistake ends in one line and exit status 1, an interrupt in one line
-  and status 130, SIGTERM while training in one line and status 143; all other
-  exceptions keep their traceback.
+  How it ends: see `perform`.
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
     print(usage(binary))
-    return
+  else:
+    perform(lambda: call(argv), joined)
+
+
+def perform(
+  work: Callable[[], Any],
+  joined: Callable[[], contextlib.AbstractContextManager[None]] = (
+    contextlib.nullcontext
+  ),
+) -> None:
+  """Does a binary's work; then may exit.
+
+  Args:
+    work: all of it.
+    joined: see `command`.
+
+  A user's mistake ends in one line and exit status 1, an interrupt in one line
+  and status 130, SIGTERM while training in one line and status 143; all other
+  exceptions keep their traceback.
+  """
   log_quietly()
   interrupts.listen()
   status: str | int = 0
   try:
     with joined():
-      call(argv)
+      work()
       sys.stdout.flush()
   # Gin appends lines to what is raised inside of a configurable.
   except UserError as error:

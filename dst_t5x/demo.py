@@ -21,11 +21,9 @@ import numpy as np
 from dst_t5x import checkpoints
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
-from dst_t5x import interrupts
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import train
-from dst_t5x.errors import UserError
 
 _MODEL = 'gin/models/t5_1_1_demo.gin'
 _SCORE = 'demo_finetune/exact_match'
@@ -274,15 +272,7 @@ def main() -> None:
     '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')
   )
   arguments = parser.parse_args()
-  config.log_quietly()
-  interrupts.listen()
-  try:
-    demo(arguments.output)
-  except UserError as error:
-    sys.exit(f'error: {str(error).splitlines()[0]}')
-  except KeyboardInterrupt:
-    interrupts.end()
-    sys.exit('interrupted')
+  config.perform(lambda: demo(arguments.output))
 
 
 if __name__ == '__main__':

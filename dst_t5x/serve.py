@@ -83,7 +83,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
   shown = f'[{host}]' if ':' in host else host
   print(f'serving on http://{shown}:{port}/', flush=True)
   server.run(sockets=[listener])
-  return 128 + signal.SIGINT if signal.SIGINT in ended_by else 0
+  return interrupts.STATUS if signal.SIGINT in ended_by else 0
 
 
 def make_service(options: argparse.Namespace) -> Any:

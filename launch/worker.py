@@ -80,14 +80,15 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
     try:
       config.parse(flags, train.train)()
       print('finished', flush=True)
-    except KeyboardInterrupt:
-      error = 'interrupted'
-      interrupts.end()
     except (UserError, preemption.Stopped) as e:
       error = first_line(e)
-    except Exception as e:
-      traceback.print_exc()
-      error = f'{type(e).__name__}: {first_line(e)}'
+    except (Exception, KeyboardInterrupt) as e:
+      if interrupts.led_to(e):
+        error = 'interrupted'
+        interrupts.end()
+      else:
+        traceback.print_exc()
+        error = f'{type(e).__name__}: {first_line(e)}'
     if error:
       print('interrupted' if error == 'interrupted' else f'error: {error}',
             flush=True)  # fmt: skip
