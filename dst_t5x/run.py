@@ -52,6 +52,7 @@ from dst_t5x import seeds
 from dst_t5x import stacking
 from dst_t5x import subset as subset_lib
 from dst_t5x import trainer as trainer_lib
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError
 
 PyTree = Any
@@ -123,6 +124,8 @@ class Run:
         f'another process trains in MODEL_DIR {self.path}: wait until it has '
         'ended, or choose another MODEL_DIR'
       ) from e
+    for folder in (self.path, self.path / history_lib.FOLDER):
+      whole_files.sweep(folder)
 
   def __enter__(self) -> Self:
     return self

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 
 import commands
 import pytest
@@ -221,12 +222,14 @@ def test_a_finished_run_writes_a_missing_subset_file_again(
   ]
   # What a kill after the last checkpoint leaves behind.
   (folder / 'last.dst').unlink()
-  (folder / 'last.dst.part').write_bytes(wanted[:50])
+  part = folder / f'.{uuid.uuid4().hex}.part'
+  part.write_bytes(wanted[:50])
   status, _, err = commands.finish(commands.start('train', *arguments))
   assert status == 0, err
   assert 'nothing left to train' in err
   assert (folder / 'last.dst').read_bytes() == wanted
   assert (folder / 'metrics.jsonl').read_bytes() == metrics
+  assert not part.exists()
 
 
 @pytest.mark.slow
