@@ -100,7 +100,7 @@ def _warm_up(
   tokens: np.ndarray,
 ) -> None:
   """Compiles what any batch will need; without subsets, with the seed alone."""
-  rows = [library.row(name, tokens) for name in library.names()[:2]]
+  rows = [library.find(name).row(tokens) for name in library.names()[:2]]
   model.warm_up(rows or [model_lib.Row(tokens)])
 
 

@@ -157,7 +157,7 @@ def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
   classes: dict[int, str] = {}
   for name in library.names() if lengths else ():
     try:
-      size = library.get(name).subset.size
+      size = library.facts(name).size
     except UserError as e:
       absl_logging.warning('%s', e)
       continue
@@ -166,7 +166,7 @@ def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
   for length in lengths:
     seed = model_lib.Row(np.ones(length, np.int32))
     for name in classes.values():
-      model.warm_up([library.row(name, seed.tokens), seed])
+      model.warm_up([library.find(name).row(seed.tokens), seed])
 
 
 def _load_seed(path: str) -> seeds.Seed:

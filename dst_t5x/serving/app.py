@@ -314,7 +314,7 @@ def _subset_routes(
     found, damaged = [], {}
     for name in library.names():
       try:
-        found.append(Subset(**service.describe(name, library.get(name))))
+        found.append(Subset(**service.describe(name, library.facts(name))))
       except library_lib.NotFoundError:
         continue  # Deleted meanwhile.
       except UserError as e:
@@ -324,7 +324,7 @@ def _subset_routes(
   @router.get('/subsets/{name}', responses=_errors(404, 413, 422))
   def get_subset(name: _Name) -> Subset:
     """Says what a subset is."""
-    return Subset(**service.describe(name, library.get(name)))
+    return Subset(**service.describe(name, library.facts(name)))
 
   @router.put(
     '/subsets/{name}',
@@ -335,8 +335,8 @@ def _subset_routes(
   async def put_subset(name: _Name, request: fastapi.Request) -> Subset:
     """Adds a subset, or replaces it; the body is a `.dst` file."""
     blob = await request.body()
-    known = await anyio.to_thread.run_sync(library.add, name, blob)
-    return Subset(**service.describe(name, known))
+    facts = await anyio.to_thread.run_sync(library.add, name, blob)
+    return Subset(**service.describe(name, facts))
 
   @router.delete('/subsets/{name}', status_code=204, responses=_errors(404))
   def delete_subset(name: _Name) -> None:

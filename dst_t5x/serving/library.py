@@ -4,32 +4,43 @@
     DIR/.sent/<sha256>.dst    came with a request; the one not used for longest
                               makes room for others
 
-Every file is checked as a stranger's when it is read. A name whose file was
-replaced stands for the new one from then on.
+A name leads to a file, the file to the SHA-256 of its content, and that to the
+subset: in memory and on the device only content tells subsets apart. So a name
+whose file was replaced stands for the new one from then on, while who has
+found the older one keeps it. Every file is checked as a stranger's when it is
+read. Other servers may use the same folder.
 """
 
-from collections.abc import Hashable
+from collections.abc import Iterator
+import contextlib
 import dataclasses
-import hashlib
 import os
 import pathlib
 import re
+import stat
 import threading
-from typing import Any, NamedTuple
+import time
+from typing import NamedTuple
 
+from absl import logging
 import cachetools
 import numpy as np
 
 from dst_t5x import errors
 from dst_t5x import subset as subset_lib
+from dst_t5x import whole_files
 from dst_t5x.errors import UserError
+from dst_t5x.serving import contents
+from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import model as model_lib
 from dst_t5x.serving import placement
 
 SENT = '.sent'
 SENT_PREFIX = 'sha256:'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
+_DIGEST = re.compile('[0-9a-f]{64}')
 _SUFFIX = '.dst'
+_MOST_VERDICTS = 2**14
 
 
 class NotFoundError(UserError):
@@ -67,20 +78,29 @@ class Known(NamedTuple):
   """A subset in memory.
 
   Attributes:
+    facts: what there is to say of it.
     subset: checked; it is one of the server's seed.
-    about: the file's metadata.
-    file_bytes: the file's size.
   """
 
+  facts: facts_lib.Facts
   subset: subset_lib.Subset
-  about: dict[str, Any]
-  file_bytes: int
 
   @property
   def nbytes(self) -> int:
     """Bytes of its positions and values."""
     arrays = (*self.subset.positions.values(), *self.subset.values.values())
     return sum(array.nbytes for array in arrays)
+
+  def row(self, tokens: np.ndarray) -> model_lib.Row:
+    """Returns what a model decodes with this subset."""
+    return model_lib.Row(tokens, self.facts.digest, lambda: self.subset)
+
+
+class _Wrong(NamedTuple):
+  """What is wrong with a file, but for its name."""
+
+  kind: type[UserError]
+  text: str
 
 
 class Library:
@@ -102,70 +122,66 @@ class Library:
     self.limits = limits
     self._folder = pathlib.Path(folder)
     self._layout = layout
-    self._lock = threading.RLock()
-    self.host: cachetools.LRUCache[Hashable, Known] = cachetools.LRUCache(
+    self._writing = threading.Lock()
+    self._lock = threading.Lock()  # Of all that follows.
+    self.host: cachetools.LRUCache[str, Known] = cachetools.LRUCache(
       limits.host_bytes, lambda known: known.nbytes
+    )
+    self._verdicts: cachetools.LRUCache[str, facts_lib.Facts | _Wrong] = (
+      cachetools.LRUCache(_MOST_VERDICTS)
     )
     self.counts = dict.fromkeys(
       ('host_hits', 'host_misses', 'sent_evictions'), 0
     )
+    self._digests = contents.Digests()
     with errors.writing(f'the folder of subsets {folder}'):
       (self._folder / SENT).mkdir(parents=True, exist_ok=True)
+    for its in (self._folder, self._folder / SENT):
+      whole_files.sweep(its)
 
   def names(self) -> list[str]:
-    """Returns the names, in order."""
-    found = (path.stem for path in self._folder.glob(f'*{_SUFFIX}'))
-    return sorted(name for name in found if _NAME.fullmatch(name))
+    """Returns the names, in order; also those of what cannot be read."""
+    return sorted(
+      path.stem
+      for path in self._folder.glob(f'*{_SUFFIX}')
+      if _NAME.fullmatch(path.stem) and not os.path.isdir(path)
+    )
 
-  def key(self, name: str) -> Hashable:
-    """Returns what stands for the present content of a name's file.
-
-    Raises:
-      NotFoundError: there is none of this name.
-    """
-    path = self._path(name)
-    try:
-      status = path.stat()
-    except OSError as e:
-      raise NotFoundError(self._no(name)) from e
-    return name, status.st_mtime_ns, status.st_size, status.st_ino
-
-  def get(self, name: str) -> Known:
-    """Returns a subset.
+  def find(self, name: str) -> Known:
+    """Returns the subset that a name stands for now.
 
     Raises:
       NotFoundError: there is none of this name.
       UserError: its file is damaged, or not of this seed.
     """
-    key = self.key(name)
-    with self._lock:
-      if (known := self.host.get(key)) is not None:
-        self.counts['host_hits'] += 1
-        return known
-      self.counts['host_misses'] += 1
+    if name.startswith(SENT_PREFIX):
+      return self._find_sent(name)
     path = self._path(name)
-    try:
-      blob = path.read_bytes()
-      os.utime(path) if name.startswith(SENT_PREFIX) else None
-    except OSError as e:
-      raise NotFoundError(self._no(name)) from e
-    known = self._checked(blob, name)
-    with self._lock:
-      if known.nbytes <= self.host.maxsize:
-        self.host[key] = known
-    return known
+    with self._reading(name):
+      known = self._in_memory(self._digests.get(path.stat()))
+    return known or self._known(self._read(path, name), name)
 
-  def row(self, name: str, tokens: np.ndarray) -> model_lib.Row:
-    """Returns what a model decodes with a subset.
+  def facts(self, name: str) -> facts_lib.Facts:
+    """Returns what there is to say of a subset.
+
+    A file that has not changed is not read again.
 
     Raises:
       NotFoundError: there is none of this name.
       UserError: its file is damaged, or not of this seed.
     """
-    key, known = self.key(name), self.get(name)
-    return model_lib.Row(tokens, key, lambda: known.subset)
+    if name.startswith(SENT_PREFIX):
+      return self._find_sent(name).facts
+    path = self._path(name)
+    with self._reading(name):
+      digest = self._digests.get(path.stat())
+    with self._lock:
+      verdict = self._verdicts.get(digest) if digest else None
+    if verdict is None:
+      return self._known(self._read(path, name), name).facts
+    return _passed(verdict, name)
 
-  def add(self, name: str, blob: bytes) -> Known:
+  def add(self, name: str, blob: bytes) -> facts_lib.Facts:
     """Keeps a file under a name, whole or not at all.
 
     Raises:
@@ -175,38 +191,49 @@ class Library:
         seed.
     """
     path = self._path(name)
-    known = self._checked(blob, name)
-    with self._lock:
-      others = sum(_size(p) for p in self._files(self._folder) if p != path)
-      if others + len(blob) > self.limits.disk_bytes:
+    if os.path.isdir(path):
+      raise UserError(f'{name}{_SUFFIX} is a folder: choose another name')
+    known = self._known(contents.of(blob), name)
+    with self._writing:
+      files = _files(self._folder)
+      taken = sum(its.st_size for other, its in files if other != path)
+      if taken + len(blob) > self.limits.disk_bytes:
         raise FullError(
-          f'there is no room for {name}: {others:,} of'
+          f'there is no room for {name}: {taken:,} of'
           f' {self.limits.disk_bytes:,} bytes are taken; delete a subset'
         )
-      _write(path, blob)
-      self.host.pop(self.key(name), None)
-    return known
+      try:
+        whole_files.write_bytes(path, blob)
+      except OSError as e:
+        logging.error('%s cannot be kept: %s', name, e)
+        raise FullError(
+          f'the server cannot keep {name}: {e.strerror or type(e).__name__}'
+        ) from e
+    return known.facts
 
-  def send(self, blob: bytes) -> str:
-    """Keeps what came with a request; returns a name for it.
+  def send(self, blob: bytes) -> Known:
+    """Returns the subset that came with a request, and keeps it for a while.
+
+    If it cannot be kept, it has to be sent again.
 
     Raises:
       TooLargeError: there is too much in it.
       UserError: it is not a subset of this seed.
     """
-    name = SENT_PREFIX + hashlib.sha256(blob).hexdigest()
-    path = self._path(name)
-    with self._lock:
-      if path.exists():
-        os.utime(path)
-        return name
-    known = self._checked(blob, 'the subset that was sent')
-    with self._lock:
-      self._make_room(len(blob))
-      _write(path, blob)
-      if known.nbytes <= self.host.maxsize:
-        self.host[self.key(name)] = known
-    return name
+    content = contents.of(blob)
+    known = self._known(content, 'the subset that was sent')
+    path = self._sent(content.digest)
+    with self._writing:
+      try:
+        if not (path.exists() and path.read_bytes() == blob):
+          if len(blob) > self.limits.sent_bytes:
+            return known
+          self._make_room(len(blob), path)
+          whole_files.write_bytes(path, blob)
+        _touch(path)
+      except OSError as e:
+        logging.error('a subset that was sent cannot be kept: %s', e)
+    return known
 
   def delete(self, name: str) -> None:
     """Deletes a name's file.
@@ -214,18 +241,83 @@ class Library:
     Raises:
       NotFoundError: there is none of this name.
     """
-    with self._lock:
-      key = self.key(name)
-      self._path(name).unlink(missing_ok=True)
-      self.host.pop(key, None)
+    path = self._path(name)
+    with self._reading(name):
+      if os.path.isdir(path):
+        raise NotFoundError(self._no(name))
+      path.unlink()
 
-  def _checked(self, blob: bytes, name: str) -> Known:
-    """Returns a file's content, checked as a stranger's."""
-    if len(blob) > self.limits.upload_bytes:
-      raise TooLargeError(
-        f'{name} has {len(blob):,} bytes, more than the'
-        f' {self.limits.upload_bytes:,} that this server takes'
-      )
+  def _find_sent(self, name: str) -> Known:
+    """Returns a subset that came with a request, by its content's digest."""
+    digest = name.removeprefix(SENT_PREFIX)
+    if not _DIGEST.fullmatch(digest):
+      raise NotFoundError(f'{name!r} is no name of a subset that was sent')
+    path = self._sent(digest)
+    if (known := self._in_memory(digest)) is None:
+      try:
+        content = self._digests.read(path)
+        if content.digest != digest:
+          path.unlink()  # Damaged.
+          raise FileNotFoundError
+      except OSError as e:
+        raise NotFoundError(
+          f'{name} is not kept any more: send the subset again'
+        ) from e
+      known = self._known(content, name)
+    with contextlib.suppress(OSError):  # Another server may have removed it.
+      _touch(path)
+    return known
+
+  def _in_memory(self, digest: str | None) -> Known | None:
+    with self._lock:
+      known = self.host.get(digest) if digest else None
+      self.counts['host_hits'] += known is not None
+      return known
+
+  def _read(self, path: pathlib.Path, name: str) -> contents.Content:
+    """Returns what is in a file that may be anything."""
+    with self._reading(name):
+      status = path.stat()
+      if stat.S_ISDIR(status.st_mode):
+        raise FileNotFoundError
+      if not stat.S_ISREG(status.st_mode):
+        raise UserError(f'{name} is no file')
+      self._check_bytes(status.st_size, name)
+      return self._digests.read(path)
+
+  @contextlib.contextmanager
+  def _reading(self, name: str) -> Iterator[None]:
+    """Says what is wrong with a name's file that cannot be read."""
+    try:
+      yield
+    except FileNotFoundError as e:
+      if self._path(name).is_symlink():
+        raise UserError(f'{name} is a link to a file that is not there') from e
+      raise NotFoundError(self._no(name)) from e
+    except OSError as e:
+      raise UserError(f'{name} cannot be read: {e.strerror}') from e
+
+  def _known(self, content: contents.Content, name: str) -> Known:
+    """Returns a content's subset, checked as a stranger's."""
+    if (known := self._in_memory(content.digest)) is not None:
+      return known
+    try:
+      known = self._checked(content, name)
+    except UserError as e:
+      verdict = _Wrong(type(e), str(e).removeprefix(name))
+      with self._lock:
+        self._verdicts[content.digest] = verdict
+      raise
+    with self._lock:
+      self.counts['host_misses'] += 1
+      self._verdicts[content.digest] = known.facts
+      if known.nbytes <= self.host.maxsize:
+        self.host[content.digest] = known
+    return known
+
+  def _checked(self, content: contents.Content, name: str) -> Known:
+    blob, digest = content
+    self._check_bytes(len(blob), name)
     try:
       subset, about = subset_lib.from_bytes(blob)
       self._layout.check(subset)
@@ -239,12 +331,17 @@ class Library:
       )
     # The seed's own table, which all subsets share.
     subset = dataclasses.replace(subset, tensors=self._layout.types)
-    return Known(subset, about, len(blob))
+    shown = facts_lib.shown(about)
+    return Known(facts_lib.Facts(digest, subset.size, len(blob), shown), subset)
+
+  def _check_bytes(self, size: int, name: str) -> None:
+    if size > self.limits.upload_bytes:
+      raise TooLargeError(
+        f'{name} has {size:,} bytes, more than the'
+        f' {self.limits.upload_bytes:,} that this server takes'
+      )
 
   def _path(self, name: str) -> pathlib.Path:
-    digest = name.removeprefix(SENT_PREFIX)
-    if digest != name and re.fullmatch('[0-9a-f]{64}', digest):
-      return self._folder / SENT / f'{digest}{_SUFFIX}'
     if not _NAME.fullmatch(name):
       raise NotFoundError(
         f'{name!r} is no name of a subset: letters, digits and ._- after a'
@@ -252,35 +349,48 @@ class Library:
       )
     return self._folder / f'{name}{_SUFFIX}'
 
+  def _sent(self, digest: str) -> pathlib.Path:
+    return self._folder / SENT / f'{digest}{_SUFFIX}'
+
   def _no(self, name: str) -> str:
-    if name.startswith(SENT_PREFIX):
-      return f'{name} is not kept any more: send the subset again'
     return f'there is no subset {name!r}{errors.nearest(name, self.names())}'
 
-  def _files(self, folder: pathlib.Path) -> list[pathlib.Path]:
-    return list(folder.glob(f'*{_SUFFIX}'))
-
-  def _make_room(self, size: int) -> None:
-    files = self._files(self._folder / SENT)
-    taken = sum(map(_size, files))
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+  def _make_room(self, size: int, path: pathlib.Path) -> None:
+    """Removes files that came with requests until another one has room."""
+    files = [of for of in _files(self._folder / SENT) if of[0] != path]
+    taken = sum(its.st_size for _, its in files)
+    for other, its in sorted(files, key=lambda of: of[1].st_mtime_ns):
       if taken + size <= self.limits.sent_bytes:
         return
-      taken -= _size(path)
-      path.unlink(missing_ok=True)
+      taken -= its.st_size
+      other.unlink(missing_ok=True)
       self.counts['sent_evictions'] += 1
 
 
-def _size(path: pathlib.Path) -> int:
-  return path.stat().st_size
+def _passed(verdict: facts_lib.Facts | _Wrong, name: str) -> facts_lib.Facts:
+  """Returns the facts of a file that is right.
+
+  Raises:
+    UserError: it is not.
+  """
+  if isinstance(verdict, _Wrong):
+    raise verdict.kind(f'{name}{verdict.text}')
+  return verdict
 
 
-def _write(path: pathlib.Path, blob: bytes) -> None:
-  """Writes a file, whole or not at all."""
-  part = path.with_name(f'{path.name}.part')
-  with errors.writing(str(path)):
-    with part.open('wb') as f:
-      f.write(blob)
-      f.flush()
-      os.fsync(f.fileno())
-    part.replace(path)
+def _files(
+  folder: pathlib.Path,
+) -> list[tuple[pathlib.Path, os.stat_result]]:
+  """Returns the files of subsets; links themselves, not what they lead to."""
+  found = []
+  for path in folder.glob(f'*{_SUFFIX}'):
+    with contextlib.suppress(OSError):  # Another server may have removed it.
+      if not stat.S_ISDIR((status := path.lstat()).st_mode):
+        found.append((path, status))
+  return found
+
+
+def _touch(path: pathlib.Path) -> None:
+  """Notes that a file was used now, by a clock finer than the disk's."""
+  now = time.time_ns()
+  os.utime(path, ns=(now, now))

@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from dst_t5x import decoding
 from dst_t5x.errors import UserError
+from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import metrics as metrics_lib
 from dst_t5x.serving import model as model_lib
@@ -111,10 +112,13 @@ class Service:
     until = time.monotonic() + min(
       deadline or self.options.deadline, self.options.deadline
     )
-    if sent is not None:
-      subset = await anyio.to_thread.run_sync(self.library.send, sent)
-    rows = await anyio.to_thread.run_sync(self._rows, inputs, subset)
-    size = 0 if rows[0].load is None else rows[0].load().size
+    # Found once: all inputs are decoded with the same one, whatever becomes of
+    # its name meanwhile.
+    known = await anyio.to_thread.run_sync(self._find, subset, sent)
+    if sent is not None and known is not None:
+      subset = library_lib.SENT_PREFIX + known.facts.digest
+    rows = await anyio.to_thread.run_sync(self._rows, inputs, known)
+    size = 0 if known is None else known.facts.size
     requests = [
       scheduler_lib.Request(
         row, self._decoders[decoder], size <= self._most_mixed, until
@@ -130,32 +134,31 @@ class Service:
       )
     return [self._output(answer) for answer in answers], subset
 
+  def _find(
+    self, subset: str | None, sent: bytes | None
+  ) -> library_lib.Known | None:
+    if sent is not None:
+      return self.library.send(sent)
+    return None if subset is None else self.library.find(subset)
+
   def _rows(
-    self, inputs: Sequence[str], subset: str | None
+    self, inputs: Sequence[str], known: library_lib.Known | None
   ) -> list[model_lib.Row]:
-    tokens = [self._texts.encode(text) for text in inputs]
-    if subset is None:
-      return [model_lib.Row(of) for of in tokens]
-    return [self.library.row(subset, of) for of in tokens]
+    make = model_lib.Row if known is None else known.row
+    return [make(self._texts.encode(text)) for text in inputs]
 
   def _output(self, answer: model_lib.Answer) -> Output:
     tokens = int((answer.tokens > 0).sum())
     return Output(self._texts.decode(answer.tokens), tokens, answer.score)
 
-  def describe(self, name: str, known: library_lib.Known) -> dict[str, Any]:
+  def describe(self, name: str, facts: facts_lib.Facts) -> dict[str, Any]:
     """Returns what there is to say of a subset."""
-    size = known.subset.size
-    about = {
-      key: value
-      for key, value in known.about.items()
-      if key in ('task', 'step', 'epsilon', 'silos', 'distance', 'scores')
-    }
     return {
       'name': name,
-      'bytes': known.file_bytes,
-      'size': size,
-      'share': size / self.parameters,
-      'about': about,
+      'bytes': facts.file_bytes,
+      'size': facts.size,
+      'share': facts.size / self.parameters,
+      'about': facts.about,
     }
 
 
