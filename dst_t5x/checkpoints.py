@@ -8,6 +8,7 @@ the data, and the seed by path and fingerprint: no second copy of the model.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import contextvars
 import json
 import math
 import os
@@ -39,6 +40,10 @@ PyTree = Any
 _RUN_FILE = 'run.json'
 _FOLDER = 'checkpoints'
 _ITEMS = ('about', 'parameters', 'state', 'data')
+# Whose seeds are being loaded, one for the other.
+_seeds_of: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+  'seeds_of', default=()
+)
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
@@ -339,7 +344,10 @@ def seed_of(
   path = seed_path or reference['path']
   # A run that became a seed may have been trained on since.
   was_run = reference.get('format') == 'run'
-  step = reference['step'] if was_run and is_run(path) else None
+  step = reference.get('step') if was_run and is_run(path) else None
+  if what in _seeds_of.get():
+    raise UserError(f'{what} is its own seed, directly or through others')
+  token = _seeds_of.set((*_seeds_of.get(), what))
   try:
     seed = seeds.load_seed(path, step).merged()
   except UserError as e:
@@ -347,6 +355,8 @@ def seed_of(
       f'the seed of {what} cannot be loaded ({e}); if it was moved, set '
       'INITIAL_CHECKPOINT_PATH'
     ) from e
+  finally:
+    _seeds_of.reset(token)
   if seed.fingerprint != reference['fingerprint']:
     raise UserError(
       f'{seed.path} is not the seed of {what}: its '

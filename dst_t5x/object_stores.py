@@ -56,6 +56,39 @@ def split(path: str | os.PathLike[str]) -> tuple[str, str]:
   return bucket, key
 
 
+def stated(
+  path: Any, file: str | os.PathLike[str], what: str, remedy: str
+) -> str:
+  """Returns a path that a file states, if it may be followed unasked.
+
+  Whoever wrote the file must not choose where the user's credentials are used:
+  a path in a store is followed only within the bucket that the file is in.
+
+  Args:
+    path: what the file states.
+    file: where that was read.
+    what: what is there, for messages.
+    remedy: how the user asks for it.
+
+  Raises:
+    UserError: it is no path, or has to be asked for.
+  """
+  if not isinstance(path, str) or not path or '\0' in path:
+    raise errors.UserError(
+      f'{file} says that {what} is in {path!r}, which is no path: {remedy}'
+    )
+  # For epath `/s3/bucket` is in a store, too.
+  here = epath.Path(os.path.abspath(os.path.expanduser(path)))
+  is_elsewhere = is_remote(path) or is_remote(here)
+  bucket, own = ((scheme(of), split(of)[0]) for of in (path, file))
+  if is_elsewhere and not (is_remote(path) and bucket == own):
+    raise errors.UserError(
+      f'{file} says that {what} is in {path}; what a file says is not looked'
+      f' for in an object store unasked: {remedy}'
+    )
+  return path
+
+
 def check(path: str | os.PathLike[str]) -> None:
   """Checks that a store is a known one, and its library is installed.
 

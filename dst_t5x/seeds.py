@@ -145,6 +145,13 @@ def _load_subset(
     raise errors.UserError(
       f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
     )
+  seed_path = seed_path or object_stores.stated(
+    about['seed']['path'],
+    path,
+    'its seed',
+    'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'
+    ' --seed=…` first',
+  )
   seed = checkpoints.seed_of(about['seed'], str(path), seed_path)
   params = subset.apply(found, seed.params, seed.fingerprint)
   step = about.get('step')
@@ -166,6 +173,10 @@ def _load_adapter(
 
   about = peft_files.about(folder)
   path = seed_path or about.base
+  if path and not seed_path:
+    object_stores.stated(
+      path, folder, 'its base', 'set INITIAL_CHECKPOINT_PATH'
+    )
   if not path or not (seed_path or epath.Path(path).is_dir()):
     raise errors.UserError(
       f'the base of {folder}, {path!r}, is no folder: set'

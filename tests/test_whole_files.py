@@ -58,11 +58,13 @@ def test_many_writers_of_one_file(tmp_path):
   sweeper = threading.Thread(target=sweep)
   for thread in (*threads, sweeper):
     thread.start()
-  while any(thread.is_alive() for thread in threads):
-    assert path.read_bytes() in contents
-  ended.set()
-  for thread in (*threads, sweeper):
-    thread.join()
+  try:
+    while any(thread.is_alive() for thread in threads):
+      assert path.read_bytes() in contents
+  finally:
+    ended.set()
+    for thread in (*threads, sweeper):
+      thread.join()
   assert failed == []
   assert os.listdir(tmp_path) == ['a.dst']
 
