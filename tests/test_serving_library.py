@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -447,11 +448,13 @@ def test_a_folder_is_no_subset(make, tmp_path):  # noqa: F811
 def _full_disk():
   """Files get no longer than some bytes, as if the disk were full."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  logging.disable()  # What is logged goes into pytest's files.
   resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, limits[1]))
   try:
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    logging.disable(logging.NOTSET)
 
 
 def test_a_full_disk(make, tmp_path):  # noqa: F811
