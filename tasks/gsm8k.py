@@ -4,7 +4,8 @@ Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems",
 arXiv 2110.14168. The score is the solve rate on the final answer, extracted in
 the two ways that lm-evaluation-harness made common: `strict_match` reads the
 number after the marker `####`, `flexible_extract` the last number of the text.
-Unlike there, numbers are compared as numbers (`3.0` is `3`).
+Unlike there, numbers are compared as numbers (`3.0` is `3`), however a model
+writes them; see `numerals`.
 
 T5's vocabulary has no newline, no `<`, `^`, `{`, `}`, backquote, and few
 mathematical signs. Lines are therefore joined by ` | `, which is one piece and
@@ -26,6 +27,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from dst_t5x.tasks import numerals
 from dst_t5x.tasks import vocabulary
 
 NAME = 'gsm8k'
@@ -61,11 +63,6 @@ _REWRITES = (
   (r'А', 'A'),  # A Cyrillic letter.
 )
 
-_NUMBER = r'-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)'
-_STRICT = re.compile(rf'{MARKER}\s*({_NUMBER})')
-# A hyphen after a letter or a number is not a sign: `10-5`, `year-3`.
-_FLEXIBLE = re.compile(rf'(?:(?<![\w)])|(?=[$\d.])){_NUMBER}')
-
 
 def rewrite(text: tf.Tensor, notes: bool = False) -> tf.Tensor:
   """Rewrites a string tensor with pieces that T5's vocabulary knows.
@@ -95,27 +92,14 @@ def _to_text(
   }
 
 
-def _normalize(number: str) -> str:
-  """Returns the canonical form: `$1,080.` is 1080, `3.0` is 3."""
-  # No arithmetic: a model may write a number of any length.
-  plain = re.sub(r'[$,]', '', number)
-  whole, _, decimals = plain.lstrip('-').partition('.')
-  decimals = decimals.rstrip('0')
-  canonical = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
-  negative = plain.startswith('-') and canonical != '0'
-  return f'-{canonical}' if negative else canonical
-
-
 def extract_strict(text: str) -> str | None:
   """Returns the first number after `####` in canonical form, or None."""
-  match = _STRICT.search(text)
-  return _normalize(match.group(1)) if match else None
+  return numerals.after(MARKER, text)
 
 
 def extract_flexible(text: str) -> str | None:
   """Returns the last number of the text in canonical form, or None."""
-  numbers = _FLEXIBLE.findall(text)
-  return _normalize(numbers[-1]) if numbers else None
+  return numerals.last(text)
 
 
 def _postprocess(text: str, is_target: bool = False, **unused: Any) -> Any:

@@ -1,12 +1,15 @@
 """GSM8K: what the model reads, writes, and how its answers are scored."""
 
 from collections import Counter
+import decimal
 import json
 import re
 
 from fixtures_data import gsm8k_task  # noqa: F401
 from fixtures_data import tfds_data_dir  # noqa: F401
 from fixtures_data import vocabulary_file  # noqa: F401
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 import seqio
 import tensorflow as tf
@@ -80,6 +83,94 @@ def _rewrite(text, notes=False):
 def test_extraction(text, strict, flexible):
   assert gsm8k.extract_strict(text) == strict
   assert gsm8k.extract_flexible(text) == flexible
+
+
+@pytest.mark.parametrize(
+  ('written', 'expected'),
+  [
+    ('−5', '-5'),  # U+2212 and other dashes of Unicode.
+    ('–5', '-5'),
+    ('‑5', '-5'),
+    ('－５', '-5'),
+    ('-€5', '-5'),
+    ('£-5.50', '-5.5'),
+    ('٣٤', '34'),
+    ("1'080", '1080'),
+    ('1’080.25', '1080.25'),
+    ('1_080_000', '1080000'),
+    ('1\xa0080', '1080'),
+    ('12\u202f080', '12080'),
+    ('1.080.000', '1080000'),
+    ('1,00,000', '100000'),
+    ('1{,}080', '1080'),
+    (r'1\,080', '1080'),
+    (r'\$1{,}080', '1080'),
+    (r'$\boxed{-72}$', '-72'),
+    (r'\frac{3}{4}', '0.75'),
+    ('**72**', '72'),
+    ('(72)', '72'),
+    ('= 72', '72'),
+    ('≈72%', '72'),
+    ('½', '0.5'),
+    ('2½', '2.5'),
+    ('-2 1/2', '-2.5'),
+    ('4/8', '0.5'),
+    ('2/6', '1/3'),
+    ('1e3', '1000'),
+    ('-1.5E-2', '-0.015'),
+    ('0042', '42'),
+    ('-0.0', '0'),
+  ],
+)
+def test_a_number_is_the_same_however_it_is_written(written, expected):
+  assert gsm8k.extract_strict(f'#### {written}') == expected
+  assert gsm8k.extract_strict(f'#### {written} | #### 9') == expected
+  assert gsm8k.extract_flexible(f'It was 7, and is {written}.') == expected
+
+
+def test_after_the_marker_spaces_may_be_inside_of_a_number():
+  for text, expected in [('1 080', '1080'), ('- 5', '-5'), ('- $ 5', '-5')]:
+    assert gsm8k.extract_strict(f'#### {text}') == expected
+  # Elsewhere they part numbers.
+  assert gsm8k.extract_flexible('He has 1 080') == '80'
+  assert gsm8k.extract_flexible('in all - 5 of them') == '5'
+
+
+_UNIT = "01234567890123456789.,$-−–/⁄½\xa0\u202f '_#{}\\e٣５\ud800a|"
+
+
+@hypothesis.given(
+  st.decimals(allow_nan=False, allow_infinity=False, places=3),
+  st.sampled_from(['{:f}', '{:,f}', '${:,f}', '**{:f}**', '≈ {:,f}']),
+  st.sampled_from(',_\xa0\u202f’'),
+  st.sampled_from('-−–‑－'),
+)
+def test_every_decimal_is_read_exactly(number, form, apart, minus):
+  written = form.format(number).replace(',', apart).replace('-', minus)
+  for found in (
+    gsm8k.extract_strict(f'#### {written}'),
+    gsm8k.extract_flexible(f'It is {written}.'),
+  ):
+    assert decimal.Decimal(found) == number
+    assert gsm8k.extract_strict(f'#### {found}') == found
+
+
+@hypothesis.given(st.text(_UNIT, max_size=40))
+def test_what_is_read_is_canonical(text):
+  for found in (
+    gsm8k.extract_strict(f'####{text}'),
+    gsm8k.extract_flexible(text),
+  ):
+    if found is not None:
+      assert re.fullmatch(r'-?(0|[1-9]\d*)(\.\d*[1-9]|/[1-9]\d*)?', found)
+      assert gsm8k.extract_flexible(f'It is {found}') == found
+
+
+def test_numbers_may_have_any_number_of_digits():
+  long = '1' + '0' * 100_000
+  assert gsm8k.extract_strict(f'#### {long}') == long
+  assert gsm8k.extract_flexible(f'{long}/{long}') == long
+  assert gsm8k.extract_strict('#### 1e999999999') is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+r"""Numbers as models write them: `1,080`, `$1080.00`, `−5`, `2 1/2`, `1e3`.
+
+Each is read as a canonical text, so that equal numbers are equal texts: no
+sign but a hyphen, no separator but the point, no zero that may go. A fraction
+that no decimals end is in lowest terms, `-1/3`. Values are exact, of any number
+of digits.
+
+Known are the digits, dashes, spaces and currencies of all scripts; thousands
+set apart by commas, spaces that do not break, apostrophes, underscores, or two
+points and more; LaTeX's `1{,}080`, `\$5`, `\frac{1}{2}` and `\boxed{5}`;
+common fractions after a whole number or alone; powers of ten such as `1.5e3`.
+Units are not read, nor words: `2 million` is 2, `1:30` is 1 and 30.
+"""
+
+import decimal
+from fractions import Fraction
+import re
+import unicodedata
+
+# A decimal comma cannot be told from one between thousands: it is the latter.
+_WHOLE = (
+  r'\d{{1,3}}(?:[{apart}]\d{{3}})+(?!\d)|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)'
+  r'|\d[\d,]*'
+)
+_FRACTION = r'(?<![\d/])(?:\d{1,9} )?\d{1,9}/0*[1-9]\d{0,8}(?![\d/]|[.,]\d)'
+_EXPONENT = r'(?:[eE][-+]?\d{1,3}(?!\.?\d))?'
+_APART = "'’_\xa0"
+
+
+def _number(apart: str, space: str) -> str:
+  """Returns a pattern of a number with its sign, perhaps after a currency."""
+  whole = _WHOLE.format(apart=apart)
+  plain = rf'(?:(?:{whole})(?:\.\d+)?|\.\d+){_EXPONENT}'
+  return rf'(?:-{space})?(?:\$ ?)?(?:-{space})?(?:{_FRACTION}|{plain})'
+
+
+# After a marker nothing but the answer is expected: more is part of it.
+_ANSWER = re.compile(
+  rf'[^\w#]*?(?:\\boxed ?\{{)?({_number(_APART + " ", " ?")})'
+)
+# A hyphen after a letter or a number is not a sign: `10-5`, `year-3`.
+_ANYWHERE = re.compile(rf'(?:(?<![\w)])|(?=[$\d.])){_number(_APART, "")}')
+
+
+class _Plain(dict[int, str]):
+  """Code point -> what is written with ASCII and the no-break space."""
+
+  def __missing__(self, code: int) -> str:
+    self[code] = found = self._find(chr(code))
+    return found
+
+  def _find(self, char: str) -> str:
+    category = unicodedata.category(char)
+    if category == 'Nd':
+      return str(unicodedata.decimal(char))
+    if category == 'Sc':
+      return '$'
+    if category == 'Zs' and char != ' ':
+      return '\xa0'
+    # Longer dashes part sentences.
+    if char == '−' or (category == 'Pd' and char not in '—―'):
+      return '-'
+    if unicodedata.name(char, '').startswith('VULGAR FRACTION'):
+      return ' ' + unicodedata.normalize('NFKC', char).replace('⁄', '/')
+    is_wide = '！' <= char <= '～'
+    return unicodedata.normalize('NFKC', char) if is_wide else char
+
+
+_PLAIN = _Plain()
+
+
+def _plain(text: str) -> str:
+  text = text.translate(_PLAIN)
+  text = re.sub(r'(?<=\d)(?:\{,\}|\\[,!:; ])(?=\d)', ',', text)
+  text = re.sub(r'\\[dt]?frac ?\{(\d+)\}\{(\d+)\}', r' \1/\2', text)
+  return re.sub(r'\\(?=[$%])', '', text)
+
+
+def after(marker: str, text: str) -> str | None:
+  """Returns the number that follows the first marker that one follows.
+
+  Args:
+    marker: such as `####`; between it and the number nothing may stand but
+      punctuation.
+    text: what a model wrote.
+  """
+  plain = _plain(text)
+  for place in re.finditer(re.escape(marker), plain):
+    if match := _ANSWER.match(plain, place.end()):
+      return _canonical(match.group(1))
+  return None
+
+
+def last(text: str) -> str | None:
+  """Returns the last number of a text, or None."""
+  numbers = _ANYWHERE.findall(_plain(text))
+  return _canonical(numbers[-1]) if numbers else None
+
+
+def _canonical(number: str) -> str:
+  """Returns the canonical form of what the patterns match."""
+  start = re.search(r'[\d.]', number)
+  assert start is not None
+  sign, size = number[: start.start()], number[start.start() :]
+  if '/' in size:
+    size = _of_fraction(sum(map(Fraction, size.split())))
+  size = re.sub(f'[,{_APART} ]', '', size)
+  if size.count('.') > 1:
+    size = size.replace('.', '')
+  if 'e' in size.lower():
+    size = format(decimal.Decimal(size), 'f')
+  # No arithmetic: a model may write a number of any length.
+  whole, _, decimals = size.partition('.')
+  decimals = decimals.rstrip('0')
+  found = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
+  return f'-{found}' if '-' in sign and found != '0' else found
+
+
+def _of_fraction(value: Fraction | int) -> str:
+  """Returns decimals if they end, else the fraction in lowest terms."""
+  top, bottom = value.as_integer_ratio()
+  with decimal.localcontext(prec=80):
+    found = decimal.Decimal(top) / bottom
+  return format(found, 'f') if Fraction(found) == value else str(value)
