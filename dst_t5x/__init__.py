@@ -3,8 +3,14 @@
 import os
 
 from dst_t5x import data_folders  # noqa: F401
+from dst_t5x import printed
 
 # Before etils asks: TensorFlow knows no s3://, see `object_stores`.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 
 __version__ = '0.1.0'
+
+# Here, as every command comes by. Whoever imports the package for another
+# program keeps that program's streams as they are.
+if printed.is_command():
+  printed.everywhere()

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import tempfile
 
 from absl import logging
 import commands
@@ -22,19 +23,27 @@ def pytest_configure(config):
   """What one test compiles, others need not, nor the next run.
 
   So, too, the processes they start, and xdist's workers, which inherit the
-  folder. `pytest --cache-clear` empties it.
+  folder. `pytest --cache-clear` empties it; without pytest's cache
+  (`-p no:cacheprovider`) the next run compiles again.
   """
   if 'PYTEST_XDIST_WORKER' not in os.environ:
-    # The programs are of this machine's kind.
-    folder = config.cache.mkdir(f'compiled-{platform.node()}')
     os.environ |= {
-      'JAX_COMPILATION_CACHE_DIR': str(folder),
+      'JAX_COMPILATION_CACHE_DIR': _folder_for_programs(config),
       # To add a program takes longer the more there are: no trifles.
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
       # With a largest size, JAX locks: nobody reads what is half written.
       'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**27),
     }
+
+
+def _folder_for_programs(config):
+  if not hasattr(config, 'cache'):
+    folder = tempfile.TemporaryDirectory(prefix='dst_t5x-')
+    config.add_cleanup(folder.cleanup)
+    return folder.name
+  # The programs are of this machine's kind.
+  return str(config.cache.mkdir(f'compiled-{platform.node()}'))
 
 
 @pytest.fixture(autouse=True)

@@ -227,3 +227,18 @@ def test_tensorflow_is_loaded_without_a_word(repository, module):
   )
   assert done.returncode == 0, done.stderr
   assert done.stderr == 'heard\n'
+
+
+def test_the_tests_need_no_cache_of_pytest(repository):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-q'),
+      *('--collect-only', str(repository / 'tests' / 'test_printed.py')),
+    ],
+    capture_output=True,
+    check=False,
+    cwd=repository,
+    env={k: v for k, v in os.environ.items() if 'PYTEST' not in k},
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
