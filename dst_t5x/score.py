@@ -14,21 +14,29 @@ own metrics are computed by `eval`.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import sys
 from typing import Any
 
-from etils import epath
-
+from dst_t5x import text_files
 from dst_t5x import text_scores
-from dst_t5x.errors import UserError, writing
+from dst_t5x import whole_files
+from dst_t5x.errors import UserError, nearest, writing
+
+# Keys of a row that hold what its prediction is scored against, first of all
+# the first.
+_REFERENCES = ('references', 'targets_pretokenized', 'targets')
 
 
-def read_predictions(path: str) -> tuple[list[str], list[list[str]] | None]:
+def read_predictions(
+  path: str, with_references: bool = True
+) -> tuple[list[str], list[list[str]] | None]:
   """Reads predictions and, where they are written beside them, references.
 
   Args:
     path: JSON lines if its name ends in `.jsonl`, else one prediction a line.
+    with_references: whether references are looked for.
 
   Returns:
     The predictions, and the references of each: the task's `references`, else
@@ -37,17 +45,20 @@ def read_predictions(path: str) -> tuple[list[str], list[list[str]] | None]:
   Raises:
     UserError: the file is missing, malformed, or has no prediction.
   """
-  lines = _read_lines(path)
   if not path.endswith('.jsonl'):
-    return lines, None
-  rows = [
-    _read_row(line, f'{path}:{number}')
-    for number, line in enumerate(lines, start=1)
-  ]
-  references = [found for _, found in rows if found is not None]
-  if references and len(references) < len(rows):
-    raise UserError(f'{path}: only some rows have references')
-  return [prediction for prediction, _ in rows], references or None
+    return _read_texts(path), None
+  parse = functools.partial(_parse_row, with_references=with_references)
+  rows = list(text_files.read(path, path, parse))
+  if not rows:
+    raise UserError(f'{path} is empty')
+  references = [found for _, found in rows]
+  without = references.count([])
+  if 0 < without < len(rows):
+    raise UserError(
+      f'{path}: only some rows have references, {without} of {len(rows)} have'
+      ' none'
+    )
+  return [prediction for prediction, _ in rows], None if without else references
 
 
 def read_references(paths: Sequence[str]) -> list[list[str]]:
@@ -56,7 +67,7 @@ def read_references(paths: Sequence[str]) -> list[list[str]]:
   Raises:
     UserError: a file is missing, or the files differ in their number of lines.
   """
-  streams = [_read_lines(path) for path in paths]
+  streams = [_read_texts(path) for path in paths]
   for path, stream in zip(paths, streams, strict=True):
     if len(stream) != len(streams[0]):
       raise UserError(
@@ -84,42 +95,56 @@ def score(
   }
 
 
-def _read_lines(path: str) -> list[str]:
-  try:
-    text = epath.Path(path).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'cannot read {path}: {error}') from error
-  if not text.strip():
+def _read_texts(path: str) -> list[str]:
+  texts = list(text_files.read_texts(path, path))
+  if not any(map(str.strip, texts)):
     raise UserError(f'{path} is empty')
-  # Not splitlines: some sentences contain exotic separators.
-  return text.removesuffix('\n').split('\n')
+  return texts
 
 
-def _read_row(line: str, place: str) -> tuple[str, list[str] | None]:
-  """Returns a row's prediction and references."""
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise UserError(f'{place}: not JSON: {error}') from error
-  if not isinstance(row, dict) or 'prediction' not in row:
-    raise UserError(f'{place}: no "prediction"')
-  if not isinstance(row['prediction'], str):
-    raise UserError(
-      f'{place}: the prediction is not a text but {row["prediction"]!r}; `eval`'
+def _parse_row(
+  line: str, with_references: bool
+) -> tuple[str, list[str]] | None:
+  """Returns a row's prediction and its references, which may be none."""
+  row = text_files.parse_object(line)
+  if row is None:
+    return None
+  if not isinstance(row.get('prediction', ''), str):
+    raise text_files.MalformedRow(
+      f"has 'prediction' that is not text but {row['prediction']!r}; `eval`"
       " computes this task's metrics"
     )
-  return row['prediction'], _references(row)
+  prediction = text_files.text_of(row, 'prediction')
+  return prediction, _references(row) if with_references else []
 
 
-def _references(row: Mapping[str, Any]) -> list[str] | None:
+def _references(row: Mapping[str, Any]) -> list[str]:
+  """Returns what a prediction is scored against; nothing if that is not there.
+
+  Raises:
+    MalformedRow: it is no text, or its name is nearly right.
+  """
   # `eval` and `train` write the whole example, `infer` its texts alone.
-  example = row.get('input', row)
-  if 'references' in example:
-    return list(example['references'])
-  for name in ('targets_pretokenized', 'targets'):
-    if isinstance(example.get(name), str):
-      return [example[name]]
-  return None
+  written_by_eval = isinstance(row.get('input'), dict)
+  example: Mapping[str, Any] = row['input'] if written_by_eval else row
+  for name in _REFERENCES:
+    if name not in example:
+      continue
+    # Where the text is not beside them, `eval` has the pieces alone.
+    if not (written_by_eval and name == 'targets' and _has_pieces(example)):
+      return text_files.texts_of(example, name)
+  if not written_by_eval:
+    others = [name for name in row if name not in ('inputs', 'prediction')]
+    for name in _REFERENCES:
+      if hint := nearest(name, others):
+        raise text_files.MalformedRow(f'has no {name!r}{hint}')
+  return []
+
+
+def _has_pieces(example: Mapping[str, Any]) -> bool:
+  """Whether the targets of a written example are pieces, not text."""
+  targets = example['targets']
+  return isinstance(targets, list) and all(isinstance(i, int) for i in targets)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -143,7 +168,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     help='bleu and chrf by default',
   )
   parser.add_argument(
-    '--language', default='', help="of the references, for BLEU's tokenizer"
+    '--language',
+    default='',
+    help="of the references, such as zh: chooses BLEU's tokenizer",
   )
   parser.add_argument(
     '--bleurt_checkpoint',
@@ -160,7 +187,9 @@ def _run(options: argparse.Namespace) -> None:
     'chrf': text_scores.chrf,
     'bleurt': lambda: text_scores.bleurt(options.bleurt_checkpoint),
   }
-  predictions, references = read_predictions(options.predictions)
+  predictions, references = read_predictions(
+    options.predictions, with_references=not options.references
+  )
   if options.references:
     references = read_references(options.references)
   if references is None:
@@ -179,7 +208,8 @@ def _run(options: argparse.Namespace) -> None:
       'count': len(predictions),
     } | {name: found._asdict() for name, found in scores.items()}
     with writing(options.output):
-      epath.Path(options.output).write_text(json.dumps(report, indent=2) + '\n')
+      text = json.dumps(report, indent=2) + '\n'
+      whole_files.write_text(options.output, text)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,12 +10,31 @@ from collections.abc import Callable, Mapping, Sequence
 import importlib
 import itertools
 import os
+import re
 from typing import Any, NamedTuple
 
+from absl import logging
+import babel
+from babel import core as babel_core
 from sacrebleu.metrics import BLEU
 from sacrebleu.metrics import CHRF
 
 from dst_t5x.errors import UserError, first_line
+
+# SacreBLEU's tokenizer for each script, 13a for all others. Words without
+# spaces between them would each be a whole sentence of 13a's.
+_TOKENIZERS = {
+  'Hani': 'zh',
+  'Hans': 'zh',
+  'Hant': 'zh',
+  'Jpan': 'ja-mecab',
+  'Kore': 'ko-mecab',
+} | dict.fromkeys(('Khmr', 'Laoo', 'Mymr', 'Thai', 'Tibt'), 'char')
+_ANY_OTHER = BLEU.TOKENIZER_DEFAULT
+# Thai and Lao, Tibetan, Burmese, Khmer; kana and ideographs.
+_WITHOUT_SPACES = re.compile(
+  '[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]'
+)
 
 BLEURT_VARIABLE = 'BLEURT_CHECKPOINT'
 BLEURT_PACKAGE = 'git+https://github.com/google-research/bleurt.git'
@@ -42,18 +61,80 @@ def bleu(language: str = '', tokenize: str | None = None) -> Scorer:
   """Returns SacreBLEU's BLEU, mixed case, over the whole set.
 
   Args:
-    language: of the references; like the command `sacrebleu -l`, Chinese,
-      Japanese and Korean get their own tokenizer, all others 13a.
+    language: of the references; see `tokenizer_for`.
     tokenize: one of SacreBLEU's tokenizers, whatever the language.
 
   Raises:
-    UserError: there is no such tokenizer, or its package is missing.
+    UserError: there is no such language or tokenizer, or its package is
+      missing.
   """
+  tokenizer = tokenize or tokenizer_for(language)
   try:
-    return _sacrebleu(BLEU(tokenize=tokenize, trg_lang=language))
+    scorer = _sacrebleu(BLEU(tokenize=tokenizer))
   except Exception as error:  # SacreBLEU raises the plain class.
     lines = [line.strip() for line in str(error).splitlines()]
     raise UserError(' '.join(filter(None, lines))) from error
+
+  def score(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+  ) -> Score:
+    if tokenizer == _ANY_OTHER and _lack_spaces(references):
+      logging.warning(
+        'the references are in a script without spaces, but BLEU splits them'
+        ' at spaces (tok:%s): name their language (--language, or LANGUAGE)',
+        _ANY_OTHER,
+      )
+    return scorer(predictions, references)
+
+  return score
+
+
+def tokenizer_for(language: str) -> str:
+  """Returns SacreBLEU's tokenizer for a language, by the script it has.
+
+  Chinese is split by the tokenizer `zh`, Japanese by `ja-mecab`, Korean by
+  `ko-mecab`, as the command `sacrebleu -l` does it. Thai, Lao, Khmer, Burmese
+  and Tibetan are split into characters, all others as `13a` does it.
+
+  Args:
+    language: a code such as `zh`, `zho`, `zh-TW` or `zho_Hans`, or the English
+      name. Nothing is any language with spaces.
+
+  Raises:
+    UserError: there is no such language.
+  """
+  return (
+    _TOKENIZERS.get(_script(language), _ANY_OTHER) if language else _ANY_OTHER
+  )
+
+
+def _script(language: str) -> str:
+  """Returns the script's code, `Hans`."""
+  known = babel.Locale('en')
+  codes = {name.casefold(): code for code, name in known.languages.items()}
+  code = codes.get(language.casefold(), language.replace('-', '_'))
+  try:
+    found, territory, script, *_ = babel_core.parse_locale(code)
+  except ValueError:
+    found, territory, script = '', None, None
+  found = babel_core.get_global('language_aliases').get(found, found)
+  likely = babel_core.get_global('likely_subtags')
+  # `en_ZH` is a pair of languages, not English as in a territory.
+  pair = territory and territory not in known.territories
+  if pair or found not in {*likely, *known.languages}:
+    raise UserError(
+      f'no language is called {language!r}; name that of the references alone,'
+      " by a code such as 'zh' or in English"
+    )
+  place = likely.get(f'{found}_{territory}', likely.get(found, 'und_Latn'))
+  return script or babel_core.parse_locale(place)[2] or ''
+
+
+def _lack_spaces(references: Sequence[Sequence[str]]) -> bool:
+  """Whether most letters are of scripts that put no space between words."""
+  text = ' '.join(several[0] for several in references if several)
+  letters = sum(map(str.isalpha, text))
+  return 2 * len(_WITHOUT_SPACES.findall(text)) > letters > 0
 
 
 def chrf() -> Scorer:
@@ -139,7 +220,8 @@ def translation_metric(
     language: of the references.
 
   Raises:
-    UserError: the language needs a tokenizer whose package is missing.
+    UserError: there is no such language, or it needs a tokenizer whose package
+      is missing.
   """
   import seqio  # Scoring files needs no TensorFlow.
 

@@ -2,15 +2,16 @@
 
 A `.jsonl` file has an object a line, `{"inputs": "…", "targets": "…"}`, whose
 other keys are ignored; a `.tsv` file has a line of inputs, tab, targets, and
-perhaps the header `inputs<TAB>targets`. Text is UTF-8, empty lines are skipped.
-Files may be of any size: rows are read as they are needed, after every line was
-looked at once. Gin says which files they are (`gin/tasks/jsonl.gin`).
+perhaps the header `inputs<TAB>targets`. Lines are those of `text_files`, empty
+ones are skipped. Files may be of any size: rows are read as they are needed,
+after every line was looked at once. Gin says which files they are
+(`gin/tasks/jsonl.gin`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-import json
+import itertools
 from typing import Any
 
 from etils import epath
@@ -20,66 +21,25 @@ import seqio
 import tensorflow as tf
 import tqdm
 
+from dst_t5x import text_files
 from dst_t5x import text_scores
 from dst_t5x.errors import UserError, nearest
 from dst_t5x.tasks import vocabulary
 
 NAME = 'jsonl'
-_FEATURES = ('inputs', 'targets')
 _SHOWN = 5  # Malformed rows that are told one by one.
-_CHUNK = 256  # Lines that are parsed at once.
+_CHUNK = 256  # Rows that TensorFlow is given at once.
 _SHUFFLE_BUFFER = 10_000
 
 Row = tuple[str, str]
+Parser = Callable[[str], Row | None]
+# (targets, predictions) -> scores
+Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
 
-
-class MalformedRow(ValueError):
-  """What is wrong with a row: `is not JSON …`, `has no 'targets'`."""
-
-
-def parse_json(line: str) -> Row:
-  """Returns inputs and targets of a line of a `.jsonl` file."""
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise MalformedRow(
-      f'is not JSON ({error.msg} at column {error.colno})'
-    ) from error
-  if not isinstance(row, dict):
-    raise MalformedRow('is not an object in braces')
-  for name in _FEATURES:
-    if name not in row:
-      raise MalformedRow(f'has no {name!r}{nearest(name, row)}')
-    if not isinstance(row[name], str):
-      raise MalformedRow(f'has {name!r} that is not text in quotes')
-    try:
-      row[name].encode()
-    except UnicodeEncodeError as error:
-      raise MalformedRow(f'has half a character in {name!r}') from error
-  return row['inputs'], row['targets']
-
-
-def parse_tabs(line: str) -> Row | None:
-  """Returns inputs and targets of a line of a `.tsv` file, None of a header."""
-  cells = line.split('\t')
-  if len(cells) != 2:
-    raise MalformedRow(f'has {len(cells) - 1} tabs instead of one')
-  return None if tuple(cells) == _FEATURES else (cells[0], cells[1])
-
-
-_PARSERS: Mapping[str, Callable[[str], Row | None]] = {
-  '.jsonl': parse_json,
-  '.tsv': parse_tabs,
+_PARSERS: Mapping[str, Parser] = {
+  '.jsonl': text_files.parse_pair,
+  '.tsv': text_files.parse_tabs,
 }
-
-
-def _parse(line: bytes, parser: Callable[[str], Row | None]) -> Row | None:
-  """Returns a row, or None where a line holds none."""
-  try:
-    text = line.decode('utf-8-sig').rstrip('\r\n')
-  except UnicodeDecodeError as error:
-    raise MalformedRow('is not UTF-8') from error
-  return parser(text) if text.strip() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +55,7 @@ class File:
   path: str
 
   @property
-  def parser(self) -> Callable[[str], Row | None]:
+  def parser(self) -> Parser:
     """What makes a row of a line.
 
     Raises:
@@ -126,42 +86,48 @@ class File:
     """Returns the rows as `inputs` and `targets`, in the file's order."""
     parser = self.parser
 
-    def parse(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-      rows = [row for line in lines if (row := _parse(line, parser))]
-      columns = [[text.encode() for text in texts] for texts in zip(*rows)]  # noqa: B905
-      inputs, targets = columns or ([], [])
-      return np.array(inputs, object), np.array(targets, object)
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+      # Not TextLineDataset: it leaves out all carriage returns.
+      rows = text_files.read(f'{self.macro} {self.path}', self.path, parser)
+      while chunk := list(itertools.islice(rows, _CHUNK)):
+        yield {
+          name: np.array([text.encode() for text in texts], object)
+          for name, texts in zip(
+            text_files.HEADER, zip(*chunk, strict=True), strict=True
+          )
+        }
 
-    def to_rows(lines: tf.Tensor) -> dict[str, tf.Tensor]:
-      columns = tf.numpy_function(parse, [lines], [tf.string, tf.string])
-      return {
-        name: tf.ensure_shape(column, [None])
-        for name, column in zip(_FEATURES, columns, strict=True)
-      }
-
-    lines = tf.data.TextLineDataset(self.path)
-    return lines.batch(_CHUNK).map(to_rows).unbatch()
+    texts = tf.TensorSpec([None], tf.string)
+    signature = dict.fromkeys(text_files.HEADER, texts)
+    return tf.data.Dataset.from_generator(
+      chunks, output_signature=signature
+    ).unbatch()
 
 
 @functools.cache
-def _count(
-  file: File, parser: Callable[[str], Row | None], length: int, mtime: float
-) -> int:
+def _count(file: File, parser: Parser, length: int, mtime: float) -> int:
   """Checks a file, again only if it has changed; see `File.check`."""
   del mtime
   rows, malformed, shown = 0, 0, []
   bar = tqdm.tqdm(
     desc=file.macro, total=length, unit='B', unit_scale=True, disable=None
   )
-  with bar, epath.Path(file.path).open('rb') as lines:
+  with bar:
+    lines = text_files.raw_lines(file.macro, file.path)
     for number, line in enumerate(lines, start=1):
       bar.update(len(line))
       try:
-        rows += _parse(line, parser) is not None
-      except MalformedRow as error:
+        row = parser(text_files.decode(line))
+      except text_files.MalformedRow as error:
         malformed += 1
         if malformed <= _SHOWN:
           shown.append(f'line {number} {error}')
+        continue
+      if row is None:
+        continue
+      rows += 1
+      if rows == 1 and parser is text_files.parse_tabs:
+        text_files.warn_of_title(f'{file.macro} {file.path!r}', row)
   if malformed > _SHOWN:
     shown.append(f'and {malformed - _SHOWN} more')
   if malformed:
@@ -182,11 +148,13 @@ class Settings:
     train_file: rows of the split `train`.
     eval_file: rows of the splits `validation` and `test`.
     metrics: names of `METRICS`.
+    language: of the targets, for BLEU; see `text_scores.tokenizer_for`.
   """
 
   train_file: str | None = None
   eval_file: str | None = None
   metrics: Sequence[str] = ('exact_match',)
+  language: str = ''
 
   def file(self, split: str) -> File:
     """Returns the file of a split.
@@ -205,14 +173,20 @@ class Settings:
       )
     return File(macro, path)
 
-  def check(self) -> None:
-    """Raises UserError if there is no such metric."""
+  def chosen_metrics(self) -> list[Metric]:
+    """Returns the metrics.
+
+    Raises:
+      UserError: there is no such metric or language, or the language needs a
+        tokenizer whose package is missing.
+    """
     for name in self.metrics:
       if name not in METRICS:
         raise UserError(
           f'METRICS: there is no {name!r}{nearest(name, METRICS)} (known:'
           f' {sorted(METRICS)})'
         )
+    return [METRICS[name](self.language) for name in self.metrics]
 
 
 @gin.configurable
@@ -220,9 +194,10 @@ def settings(
   train_file: str | None = None,
   eval_file: str | None = None,
   metrics: Sequence[str] = ('exact_match',),
+  language: str = '',
 ) -> Settings:
   """Returns what gin says; see `Settings`."""
-  return Settings(train_file, eval_file, metrics)
+  return Settings(train_file, eval_file, metrics, language)
 
 
 class FileSource(seqio.DataSource):
@@ -238,7 +213,7 @@ class FileSource(seqio.DataSource):
 
   def check(self, split: str) -> None:
     """Looks at every line of a split's file; see `File.check`."""
-    settings().check()
+    settings().chosen_metrics()
     settings().file(split).check()
 
   def num_input_examples(self, split: str) -> int:
@@ -273,7 +248,7 @@ def _exact_match(
   return {'exact_match': 100.0 * right / len(targets)}
 
 
-def _against_one(name: str, scorer: text_scores.Scorer) -> Callable[..., Any]:
+def _against_one(name: str, scorer: text_scores.Scorer) -> Metric:
   def score(
     targets: Sequence[str], predictions: Sequence[str]
   ) -> Mapping[str, Any]:
@@ -284,10 +259,11 @@ def _against_one(name: str, scorer: text_scores.Scorer) -> Callable[..., Any]:
   return score
 
 
-METRICS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
-  'exact_match': _exact_match,
-  'bleu': _against_one('bleu', text_scores.bleu()),
-  'chrf': _against_one('chrf', text_scores.chrf()),
+# Name -> what makes the metric for a language.
+METRICS: Mapping[str, Callable[[str], Metric]] = {
+  'exact_match': lambda language: _exact_match,
+  'bleu': lambda language: _against_one('bleu', text_scores.bleu(language)),
+  'chrf': lambda language: _against_one('chrf', text_scores.chrf()),
 }
 
 
@@ -296,8 +272,8 @@ def chosen_metrics(
 ) -> Mapping[str, Any]:
   """Returns the metrics that gin names; exact match in per cent of the rows."""
   scores: dict[str, Any] = {}
-  for name in settings().metrics:
-    scores |= METRICS[name](targets, predictions)
+  for metric in settings().chosen_metrics():
+    scores |= metric(targets, predictions)
   return scores
 
 

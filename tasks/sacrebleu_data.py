@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sacrebleu import dataset as sacrebleu_dataset
 from sacrebleu.dataset import plain_text
 
+from dst_t5x import text_files
 from dst_t5x.errors import UserError, first_line, nearest
 
 FOLDER_VARIABLE = 'SACREBLEU'
@@ -157,6 +158,4 @@ def _files(name: str, pair: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:
-  # Not splitlines: some sentences contain exotic separators.
-  with path.open(encoding='utf-8', newline='\n') as file:
-    return [line.strip() for line in file]
+  return [text.strip() for text in text_files.read_texts(str(path), path)]

@@ -139,6 +139,7 @@ def test_after_the_marker_spaces_may_be_inside_of_a_number():
 _UNIT = "01234567890123456789.,$-−–/⁄½\xa0\u202f '_#{}\\e٣５\ud800a|"
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
   st.decimals(allow_nan=False, allow_infinity=False, places=3),
   st.sampled_from(['{:f}', '{:,f}', '${:,f}', '**{:f}**', '≈ {:,f}']),
@@ -155,6 +156,7 @@ def test_every_decimal_is_read_exactly(number, form, apart, minus):
     assert gsm8k.extract_strict(f'#### {found}') == found
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.text(_UNIT, max_size=40))
 def test_what_is_read_is_canonical(text):
   for found in (

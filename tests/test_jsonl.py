@@ -6,6 +6,7 @@ import commands
 import gin
 import pytest
 import seqio
+import tensorflow as tf
 
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
@@ -91,6 +92,42 @@ def test_byte_order_marks_and_empty_lines_are_no_rows(use):
   assert _read() == _ROWS[:1]
 
 
+def test_carriage_returns_within_a_line_stay(use):
+  use('a\rb\t\rc\r\nd\te\n', 'rows.tsv')
+  task_checks.check('jsonl', _LENGTHS, 2)
+  assert _read() == [('a\rb', '\rc'), ('d', 'e')]
+
+
+@pytest.mark.parametrize(
+  ('first', 'warned'),
+  [
+    ('source\ttarget', True),
+    ('Inputs\tTargets', True),
+    ('"question"\t"answer"', True),
+    ('src\ttgt', True),
+    ('the source\ttarget', False),
+    ('a\tb', False),
+  ],
+)
+def test_a_row_that_looks_like_a_header_is_warned_of(
+  use, caplog, first, warned
+):
+  path = use(f'\n{first}\nsource\ttarget\n', 'rows.tsv')
+  task_checks.check('jsonl', _LENGTHS, 2)
+  lines = [r.getMessage() for r in caplog.records if 'header' in r.getMessage()]
+  expected = f'TRAIN_FILE {str(path)!r} begins with the row {first!r}: if it'
+  assert [line.startswith(expected) for line in lines] == [True] * warned
+
+
+def test_a_file_that_changes_later_is_named_by_line(use):
+  path = use(_json_lines(_ROWS))
+  source = task_checks.check('jsonl', _LENGTHS, 2).source
+  rows = source.get_dataset('train', shuffle=False)
+  path.write_text('{"inputs": "a"}')
+  with pytest.raises(tf.errors.OpError, match=r"jsonl:1 has no 'targets'"):
+    list(rows.as_numpy_iterator())
+
+
 def test_more_rows_than_are_parsed_at_once(use):
   rows = [(f'in {i}', f'out {i}') for i in range(1000)]
   use(_json_lines(rows))
@@ -128,6 +165,21 @@ def test_more_rows_than_are_parsed_at_once(use):
       "line 2 has half a character in 'inputs'",
     ),
     (b'\xff', 'x.jsonl', 'line 2 is not UTF-8'),
+    (
+      '{"inputs": "a", "targets": "b", "x": %s}' % ('[' * 3000 + ']' * 3000),
+      'x.jsonl',
+      'line 2 nests too deeply',
+    ),
+    (
+      '{"inputs": "a", "targets": "b", "x": %s}' % ('1' * 5000),
+      'x.jsonl',
+      'line 2 cannot be read (Exceeds the limit',
+    ),
+    (
+      '{"inputs": "a", "targets": "b", "inputs": "c"}',
+      'x.jsonl',
+      "line 2 has 'inputs' more than once",
+    ),
     ('a', 'x.tsv', 'line 2 has 0 tabs instead of one'),
     ('a\tb\tc', 'x.tsv', 'line 2 has 2 tabs instead of one'),
   ],
@@ -165,6 +217,12 @@ def test_of_many_malformed_rows_some_are_told(use):
       {'metrics': ['exactmatch']},
       "METRICS: .*'exactmatch'; did you mean 'exact_match'",
     ),
+    (
+      'a\tb',
+      'x.tsv',
+      {'metrics': ['bleu'], 'language': 'Chinesisch'},
+      "no language is called 'Chinesisch'",
+    ),
   ],
 )
 def test_other_mistakes(use, content, name, settings, expected):
@@ -201,6 +259,16 @@ def test_metrics(use):
     assert scores[name] == pytest.approx(100)
 
 
+@pytest.mark.parametrize('language', ['zh', 'zh-TW', 'Chinese'])
+def test_bleu_knows_the_language(use, language):
+  use('a\tb', 'x.tsv', metrics=['bleu'], language=language)
+  task_checks.check('jsonl', _LENGTHS, 2)
+  texts = ['我们今天早上去学校学习。']
+  scores = jsonl.chosen_metrics(texts, texts)
+  assert scores['bleu'] == pytest.approx(100)
+  assert 'tok:zh' in scores['bleu_signature'].textdata
+
+
 def test_the_gin_file_names_everything(tmp_path):
   config.parse(
     [
@@ -210,6 +278,7 @@ def test_the_gin_file_names_everything(tmp_path):
       f'--gin.TRAIN_FILE={tmp_path / "a.jsonl"}',
       '--gin.EVAL_FILE=b.tsv',
       '--gin.METRICS=["bleu"]',
+      '--gin.LANGUAGE=zh',
       '--gin.CHECKPOINT_PATH=x',
       '--gin.EVAL_OUTPUT_DIR=y',
     ],
@@ -219,6 +288,7 @@ def test_the_gin_file_names_everything(tmp_path):
   assert found.file('train').path == str(tmp_path / 'a.jsonl')
   assert found.file('validation').path == found.file('test').path == 'b.tsv'
   assert found.metrics == ['bleu']
+  assert found.language == 'zh'
 
 
 @pytest.mark.slow

@@ -126,6 +126,61 @@ def test_tasks_without_references_are_scored_against_their_targets(
   assert score.read_predictions(path) == (['The end.'], [['The end.']])
 
 
+@pytest.mark.parametrize(
+  ('references', 'expected'),
+  [
+    ({'references': 'S'}, ['S']),
+    ({'references': ['S', 'T']}, ['S', 'T']),
+    ({'targets': 'S'}, ['S']),
+    ({'targets': ['S', 'T']}, ['S', 'T']),
+    ({'targets': [3, 1], 'targets_pretokenized': 'S'}, ['S']),
+    ({'targets': 'T', 'references': ['S']}, ['S']),
+    ({'input': 'a question', 'targets': 'S'}, ['S']),
+    ({'input': {'references': 'S'}, 'target': ['S']}, ['S']),
+    ({'references': None}, "'references' that is neither text nor a list"),
+    ({'references': []}, "'references' that is neither text nor a list"),
+    ({'references': {'a': 'S'}}, "'references' that is neither text nor"),
+    ({'references': ['S', None]}, "'references' that is not text in quotes"),
+    ({'targets': None}, "'targets' that is neither text nor a list"),
+    ({'targets': 5}, "'targets' that is neither text nor a list"),
+    ({'targets': '\ud83d'}, "half a character in 'targets'"),
+    ({'input': {'targets': None}}, "'targets' that is neither text nor"),
+    ({'target': 'S'}, "no 'targets'; did you mean 'target'?"),
+    ({'Targets': 'S'}, "no 'targets'; did you mean 'Targets'?"),
+    ({'reference': 'S'}, "no 'references'; did you mean 'reference'?"),
+    ({'id': 1}, 'has no references'),
+    ({'input': {'targets': [3, 1]}, 'target': '7'}, 'has no references'),
+  ],
+)
+def test_references_are_texts_under_their_names(
+  files, tmp_path, capsys, references, expected
+):
+  rows = [{'prediction': 'x'} | references] * 4
+  path = _write_rows(tmp_path / 'rows.jsonl', rows)
+  if isinstance(expected, list):
+    assert score.read_predictions(path) == (['x'] * 4, [expected] * 4)
+  else:
+    assert score.main([path]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: {path}')
+    assert expected in line
+  # Whatever they are, those of a file replace them.
+  assert score.main([path, '--references', files['first']]) == 0
+
+
+def test_a_mark_and_the_ends_of_lines_change_no_score(files, tmp_path, capsys):
+  expected = _printed(capsys, files['system'], '--references', files['first'])
+  for name, lines in (('system', _SYSTEM), ('first', _FIRST)):
+    content = ''.join(f'{line}\r\n' for line in lines)
+    (tmp_path / f'{name}.win').write_bytes(content.encode('utf-8-sig'))
+  system, first = str(tmp_path / 'system.win'), str(tmp_path / 'first.win')
+  for texts in (system, files['system']):
+    for references in (first, files['first']):
+      assert _printed(capsys, texts, '--references', references) == expected
+  (tmp_path / 'cr.txt').write_bytes(b'a\rb\nc\n')
+  assert score.read_predictions(str(tmp_path / 'cr.txt'))[0] == ['a\rb', 'c']
+
+
 def test_lines_end_only_where_they_should(tmp_path):
   path = _write(tmp_path / 'x.txt', ['a\u2028b', 'c\x0bd', 'e'])
   assert score.read_predictions(path) == (['a\u2028b', 'c\x0bd', 'e'], None)
@@ -144,13 +199,20 @@ _GOOD = {'prediction': 'x', 'targets': 'x'}
   [
     ([], ['is empty']),
     (['{"prediction": 3'], ['rows.jsonl:1', 'not JSON']),
-    ([json.dumps(_GOOD), '[]'], ['rows.jsonl:2', 'no "prediction"']),
-    (['{"prediction": 3}'], ['rows.jsonl:1', 'not a text but 3', '`eval`']),
+    ([json.dumps(_GOOD), '[]'], ['rows.jsonl:2', 'is not an object in braces']),
+    (['{"prediction": 3}'], ['rows.jsonl:1', 'not text but 3', '`eval`']),
     (['{"prediction": "x"}'], ['no references', '--references']),
     (
       [json.dumps(_GOOD), '{"prediction": "x"}'],
-      ['only some rows have references'],
+      ['only some rows have references, 1 of 2 have none'],
     ),
+    (['', ' '], ['is empty']),
+    (['{"prediction": "x", "a": ' + '[' * 5000], ['jsonl:1 nests too deeply']),
+    (
+      ['{"prediction": "x", "prediction": "y"}'],
+      ["has 'prediction' more than"],
+    ),
+    (['{"predictions": "x"}'], ["no 'prediction'; did you mean 'predictions'"]),
   ],
 )
 def test_malformed_files_are_one_line(tmp_path, capsys, lines, expected):
@@ -172,6 +234,62 @@ def test_missing_and_shorter_files_are_one_line(files, tmp_path, capsys):
     assert score.main([files['system'], '--references', *references]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
+
+
+_SENTENCES = {
+  'zh': '我们今天早上去学校学习。',
+  'ja': '今日は朝から学校に行きます。',
+  'th': 'วันนี้เราไปโรงเรียน',
+  'km': 'ថ្ងៃនេះយើងទៅសាលារៀន',
+  'my': 'ဒီနေ့ကျောင်းသွားတယ်။',
+  'de': 'Wir gehen heute früh zur Schule .',
+}
+
+
+@pytest.mark.parametrize(
+  ('language', 'tokenizer'),
+  [
+    ('', '13a'),
+    *[(code, 'zh') for code in ('zh', 'ZH', 'zh-CN', 'zh_TW', 'zho', 'cmn')],
+    *[(code, 'zh') for code in ('zho_Hans', 'Chinese', 'yue', 'cantonese')],
+    *[(code, 'ja-mecab') for code in ('ja', 'jpn', 'ja_JP', 'Japanese')],
+    *[(code, 'ko-mecab') for code in ('ko', 'kor', 'ko-KR')],
+    *[(code, 'char') for code in ('th', 'tha', 'Thai', 'lo', 'km', 'my', 'bo')],
+    *[(code, '13a') for code in ('de', 'ger', 'pt-BR', 'ace', 'zh-Latn')],
+  ],
+)
+def test_the_tokenizer_goes_by_the_script_of_the_language(language, tokenizer):
+  assert text_scores.tokenizer_for(language) == tokenizer
+
+
+@pytest.mark.parametrize('language', ['en-zh', 'Chinesisch', 'x', '5', 'zh zh'])
+def test_a_language_that_there_is_not_is_one_line(files, capsys, language):
+  arguments = ['--references', files['first'], '--language', language]
+  assert score.main([files['system'], *arguments]) == 1
+  captured = capsys.readouterr()
+  assert not captured.out
+  (line,) = captured.err.splitlines()
+  assert f'no language is called {language!r}' in line
+
+
+@pytest.mark.parametrize('language', ['zh', 'zh-CN', 'th', 'km', 'my', 'de'])
+def test_equal_texts_have_a_score_of_100_in_their_language(
+  tmp_path, capsys, language
+):
+  text = _SENTENCES[language[:2]]
+  rows = [{'prediction': text, 'targets': text}]
+  path = _write_rows(tmp_path / 'rows.jsonl', rows)
+  line, _ = _printed(capsys, path, '--language', language)
+  assert line.startswith('bleu 100.00  ')
+  assert f'tok:{text_scores.tokenizer_for(language)}|' in line
+
+
+@pytest.mark.parametrize('language', _SENTENCES)
+def test_scores_without_the_language_they_need_say_so(language, caplog):
+  text = _SENTENCES[language]
+  text_scores.bleu()([text], [[text, 'x']])
+  warned = 'name their language' in caplog.text
+  assert warned == (language != 'de')
 
 
 def test_a_language_whose_tokenizer_is_not_installed_is_one_line(monkeypatch):
