@@ -1,11 +1,13 @@
 """Decodes: `python -m dst_t5x.infer --gin_file=… --gin.NAME=VALUE`.
 
-The inputs are a task's split, or a text file with one input a line.
+The inputs are a task's split, or a file: text with one input a line, or rows as
+the task `jsonl` has them, whose targets are then kept beside the predictions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import json
+import os
 from typing import Any
 
 from dst_t5x import quiet_tensorflow  # noqa: F401
@@ -26,6 +28,7 @@ from dst_t5x import partitioning
 from dst_t5x import processes
 from dst_t5x import task_checks
 from dst_t5x import task_examples
+from dst_t5x import text_files
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
@@ -61,7 +64,8 @@ def infer(
     partitioner: how devices share the work; the first process writes.
     checkpoint_step: which checkpoint of a run; the last by default.
     initial_checkpoint_path: where the run's seed is; by default where it was.
-    input_file: text, one input a line, as the task's preprocessing makes them.
+    input_file: inputs as the task's preprocessing makes them, one a line; in
+      rows, by their names, if the file's name ends in `.jsonl` or `.tsv`.
     split: of the task.
     num_examples: how many, of all tasks together; all by default.
     batch_size: inputs that are decoded at once, or a few more: as many as
@@ -71,7 +75,8 @@ def infer(
     The path of the predictions.
 
   Raises:
-    UserError: something is missing.
+    UserError: something is missing, or predictions for other inputs are in the
+      way.
   """
   check_positive('INFER_BATCH_SIZE', batch_size)
   if num_examples is not None:
@@ -90,7 +95,10 @@ def infer(
   if not rows:
     raise UserError(f'{input_file or task} holds no input')
   folder = epath.Path(output_dir)
+  path = folder / 'predictions.jsonl'
   object_stores.check_writable('INFER_OUTPUT_DIR', folder)
+  if processes.is_first():
+    _check_replaceable(path, rows)
   partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
   with partitioner.activate():
     loaded = parameters.load(
@@ -115,7 +123,6 @@ def infer(
         ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
          for i, row in enumerate(bar)),
     )  # fmt: skip
-  path = folder / 'predictions.jsonl'
   if not processes.is_first():
     return str(path)
   lines = []
@@ -135,20 +142,62 @@ def _pad(tokens: Sequence[int], length: int) -> np.ndarray:
   return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
 
 
+def _check_replaceable(
+  path: epath.Path, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Raises UserError where predictions for other inputs would be lost."""
+  with object_stores.explained(path, f'cannot read {path}: '):
+    if not path.exists():
+      return
+  lines = text_files.read(os.fspath(path), path, text_files.parse_object)
+  for before, row in itertools.zip_longest(lines, rows, fillvalue=None):
+    if before is None:
+      return
+    if row is None or before.get('inputs') != row['inputs']:
+      raise UserError(
+        f'{path} has predictions for inputs that would not be decoded now:'
+        ' choose another INFER_OUTPUT_DIR, or remove that file'
+      )
+
+
 def _of_file(
   path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-  try:
-    text = epath.Path(path).read_text()
-  except (OSError, UnicodeDecodeError) as e:
-    raise UserError(f'cannot read INPUT_FILE {path}: {e}') from e
   length = lengths['inputs']
-  # Not splitlines: some questions contain exotic separators.
-  for line in text.removesuffix('\n').split('\n') if text else ():
-    tokens = feature.vocabulary.encode(line)
+  for texts in _texts(path):
+    tokens = feature.vocabulary.encode(texts['inputs'])
     if feature.add_eos:
       tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-    yield {'inputs': line, 'tokens': _pad(tokens[:length], length)}
+    yield texts | {'tokens': _pad(tokens[:length], length)}
+
+
+def _texts(path: str) -> Iterator[dict[str, Any]]:
+  """Reads INPUT_FILE: `inputs`, and from rows what to score them against."""
+  what = f'INPUT_FILE {path}'
+  suffix = epath.Path(path).suffix
+  if suffix == '.jsonl':
+    yield from text_files.read(what, path, _parse_row)
+  elif suffix == '.tsv':
+    pairs = text_files.read(what, path, text_files.parse_tabs)
+    for i, pair in enumerate(pairs):
+      if not i:
+        text_files.warn_of_title(what, pair)
+      yield dict(zip(text_files.HEADER, pair, strict=True))
+  else:
+    for text in text_files.read_texts(what, path):
+      yield {'inputs': text}
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+  row = text_files.parse_object(line)
+  if row is None:
+    return None
+  texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
+  for name in ('targets', 'references'):
+    if name in row:
+      text_files.texts_of(row, name)
+      texts[name] = row[name]
+  return texts
 
 
 def _of_split(

@@ -181,6 +181,66 @@ def test_infer_from_a_file_and_from_a_split(toy_run, tmp_path):
     assert row['prediction'] == other['prediction']
 
 
+def test_infer_reads_files_as_people_write_them(toy_seed, tmp_path):
+  def predictions(name, content, **flags):
+    (tmp_path / name).write_bytes(content)
+    return _infer(
+      toy_seed,
+      tmp_path / f'of {name}',
+      *commands.flags(INPUT_FILE=tmp_path / name, **flags),
+    )
+
+  plain = predictions('plain.txt', b'abc\nhgf\n')
+  assert [row['inputs'] for row in plain] == ['abc', 'hgf']
+  windows = 'abc\r\nhgf\r\n'.encode('utf-8-sig')
+  assert predictions('windows.txt', windows) == plain
+  objects = b'{"inputs": "abc", "id": 1}\n\n{"inputs": "hgf"}\n'
+  assert predictions('rows.jsonl', objects) == plain
+  table = b'inputs\ttargets\nabc\tABC\nhgf\tHGF\n'
+  scored = [row | {'targets': row['inputs'].upper()} for row in plain]
+  assert predictions('rows.tsv', table) == scored
+  several = b'{"inputs": "abc", "targets": "A", "references": ["A", "B"]}'
+  (row,) = predictions('references.jsonl', several)
+  assert row == plain[0] | {'targets': 'A', 'references': ['A', 'B']}
+  (row,) = predictions('return.txt', b'ab\rc')
+  assert row['inputs'] == 'ab\rc'
+  for name, content, expected in [
+    (
+      'a.jsonl',
+      b'{"input": "abc"}',
+      "jsonl:1 has no 'inputs'; did you mean 'i",
+    ),
+    ('a.tsv', b'abc', 'tsv:1 has 0 tabs instead of one'),
+    ('a.json', b'[{"inputs": "abc"}]', 'is named .json: make it .txt'),
+    ('b.txt', b'abc\n\xff', 'txt:2 is not UTF-8'),
+    ('c.txt', b'', 'holds no input'),
+  ]:
+    with pytest.raises(UserError, match=expected):
+      predictions(name, content)
+
+
+def test_infer_leaves_predictions_for_other_inputs_alone(toy_seed, tmp_path):
+  def predictions(*inputs, name='a.txt', **flags):
+    (tmp_path / name).write_text('\n'.join(inputs) + '\n')
+    flags = commands.flags(INPUT_FILE=tmp_path / name, **flags)
+    return _infer(toy_seed, tmp_path / 'out', *flags)
+
+  first = predictions('abc', 'hgf')
+  # The same again, with more after them, or under another name.
+  assert predictions('abc', 'hgf', name='b.txt') == first
+  assert predictions('abc', 'hgf', 'a')[:2] == first
+  written = (tmp_path / 'out' / 'predictions.jsonl').read_bytes()
+  for inputs in (['abc'], ['hgf', 'abc', 'a'], ['abc', 'hgf', 'b']):
+    with pytest.raises(UserError, match='choose another INFER_OUTPUT_DIR'):
+      predictions(*inputs)
+  with pytest.raises(UserError, match='choose another INFER_OUTPUT_DIR'):
+    predictions('abc', 'hgf', 'a', INFER_EXAMPLES=2)
+  assert (tmp_path / 'out' / 'predictions.jsonl').read_bytes() == written
+  (tmp_path / 'out' / 'predictions.jsonl').write_text('no row of ours\n')
+  with pytest.raises(UserError, match=r'predictions\.jsonl:1 is not JSON'):
+    predictions('abc')
+
+
 def test_a_seed_in_any_format_gives_the_same_run(toy_seed, toy_run, tmp_path):
   seed = seeds.load_seed(toy_seed)
   t5x_checkpoint.save(tmp_path / 't5x' / 'checkpoint_7', seed.params, 7)
