@@ -10,7 +10,6 @@ the same bit for bit, in float32; an adapter is merged into the weights. The
 last command takes the adapter alone out of a run that trained one.
 """
 
-import argparse
 from collections.abc import Mapping
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from dst_t5x import checkpoints
+from dst_t5x import command_line
 from dst_t5x import errors
 from dst_t5x import hf_checkpoint
 from dst_t5x import network
@@ -115,7 +115,7 @@ def config_of_params(params: Mapping[str, Any]) -> network.T5Config:
 
 def main(arguments: list[str]) -> int:
   """The command line."""
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m dst_t5x.convert', description=__doc__.splitlines()[0]
   )
   parser.add_argument('source', help='T5X or Hugging Face folder, or a run')

@@ -6,7 +6,6 @@ budgets. Everything goes through the gin files and binaries that real runs use.
 A second call finds what the first has done.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import json
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 from dst_t5x import checkpoints
+from dst_t5x import command_line
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
 from dst_t5x import metrics_file
@@ -267,7 +267,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
 
 def main() -> None:
   """Parses the command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.Parser(description=__doc__.splitlines()[0])
   parser.add_argument(
     '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')
   )

@@ -19,6 +19,7 @@ import json
 import sys
 from typing import Any
 
+from dst_t5x import command_line
 from dst_t5x import text_files
 from dst_t5x import text_scores
 from dst_t5x import whole_files
@@ -148,10 +149,9 @@ def _has_pieces(example: Mapping[str, Any]) -> bool:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m dst_t5x.score',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('predictions', metavar='FILE', help='what to score')
   parser.add_argument(

@@ -21,15 +21,16 @@ from dst_t5x import quiet_tensorflow  # noqa: F401
 from absl import logging as absl_logging
 import numpy as np
 
+from dst_t5x import command_line
 from dst_t5x import convert
 from dst_t5x import interrupts
 from dst_t5x import network as network_lib
 from dst_t5x import seeds
-from dst_t5x.errors import UserError, check_positive
+from dst_t5x.errors import UserError
 from dst_t5x.tasks import vocabulary as vocabulary_lib
 
 TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
-_LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
+_LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
   absl_logging.set_verbosity(absl_logging.INFO)
   try:
     _check(options)
+    token = _token(options.token_file)
     with _listening(options.host, options.port) as listener:
-      return _serve(options, listener)
+      return _serve(options, token, listener)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
@@ -48,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     return interrupts.STATUS
 
 
-def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
+def _serve(
+  options: argparse.Namespace, token: str | None, listener: socket.socket
+) -> int:
   """Serves until a signal ends it; returns the exit status."""
   try:
     import uvicorn
@@ -61,7 +65,6 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
   service = make_service(options)
   host, port = listener.getsockname()[:2]
   is_local = host in ('127.0.0.1', '::1')
-  token = _token(options)
   app = app_lib.create_app(
     service, token, list(_LOOPBACK) if is_local else None
   )
@@ -191,99 +194,94 @@ def _listening(host: str, port: int) -> socket.socket:
     ) from e
 
 
-def _token(options: argparse.Namespace) -> str | None:
-  """Returns what clients must show."""
-  if not options.token_file:
-    return os.environ.get(TOKEN_VARIABLE) or None
-  try:
-    token = pathlib.Path(options.token_file).read_text().strip()
-  except (OSError, UnicodeDecodeError) as e:
-    raise UserError(f'cannot read --token-file: {e}') from e
+def _token(path: str | None) -> str | None:
+  """Returns what clients must show: a file's text, or the variable's.
+
+  Raises:
+    UserError: there is no text, or no header can hold it.
+  """
+  source, text = f'--token-file {path}', os.environ.get(TOKEN_VARIABLE)
+  if path:
+    try:
+      text = pathlib.Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as e:
+      raise UserError(f'cannot read --token-file: {e}') from e
+  elif text is None:
+    return None
+  else:
+    source = TOKEN_VARIABLE
+  token = text.strip()
   if not token:
-    raise UserError(f'--token-file {options.token_file} is empty')
+    raise UserError(f'{source} is empty: it protects nothing; fill or drop it')
+  if not token.isprintable():
+    raise UserError(f'{source} is not one line of printable characters')
   return token
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for what makes no sense, before any work."""
-  for name in (
-    'input_length',
-    'output_length',
-    'beams',
-    'max_batch',
-    'max_queue',
-    'upload_bytes',
-    'device_bytes',
-    'host_bytes',
-    'disk_bytes',
-    'sent_bytes',
-    'drain_seconds',
-  ):
-    check_positive(f'--{name.replace("_", "-")}', getattr(options, name))
-  if not 0 <= options.port < 2**16:
-    raise UserError(f'--port must be from 0 to 65535, not {options.port}')
-  for name in ('deadline', 'max_share'):
-    if not getattr(options, name) > 0:
-      raise UserError(f'--{name.replace("_", "-")} must be above 0')
+  """Raises UserError for options that contradict each other."""
   for length in options.warm_up:
-    if not 0 < length <= options.input_length:
+    if length > options.input_length:
       raise UserError(f'--warm-up: no input has {length} pieces')
-  if not options.mix_up_to >= 0:
-    raise UserError('--mix-up-to must be at least 0')
-  if not 0 <= options.max_wait < options.deadline:
-    raise UserError('--max-wait must be from 0 to below --deadline')
-  _token(options)
+  if options.max_wait >= options.deadline:
+    raise UserError('--max-wait must be below --deadline')
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='python -m dst_t5x.serve',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
+    prog='python -m dst_t5x.serve', description=__doc__
   )
 
-  def add(name: str, default: Any, text: str, kind: Any = None) -> None:
+  def add(name: str, default: Any, text: str, kind: Any = str) -> None:
     shown = '' if default is None else f' (default: {default})'
     parser.add_argument(
       name,
       default=default,
-      type=kind or (str if default is None else type(default)),
+      type=kind,
       metavar=name.rpartition('-')[2].upper(),
       help=text + shown,
     )
 
+  count, ratio = command_line.whole(1), command_line.number(1)
+  year = command_line.YEAR
   parser.add_argument('--seed', metavar='DIR', required=True, help='the model')
   parser.add_argument(
     '--subsets', metavar='DIR', required=True, help='of <name>.dst files'
   )
   add('--vocabulary', None, "SentencePiece model, or `bytes`; default: T5's")
   add('--host', '127.0.0.1', 'address')
-  add('--port', 8000, 'port; 0 chooses a free one')
+  port = command_line.whole(0, 2**16 - 1)
+  add('--port', 8000, 'port; 0 chooses a free one', port)
   add('--token-file', None, f'what clients must show; or {TOKEN_VARIABLE}')
-  add('--input-length', 512, 'pieces of an input; longer ones are refused')
-  add('--output-length', 128, 'pieces that are decoded at most')
+  add('--input-length', 512, 'pieces of an input; longer ones are refused',
+      count)  # fmt: skip
+  add('--output-length', 128, 'pieces that are decoded at most', count)
   parser.add_argument(
     '--warm-up',
     nargs='+',
-    type=int,
+    type=count,
     default=[],
     metavar='LENGTH',
     help='compile for inputs of these lengths and all batch sizes before'
     ' serving, for classes of subsets that are there',
   )
-  add('--beams', 4, 'of requests that want beam search')
-  add('--max-batch', 16, 'inputs that are decoded at once')
-  add('--max-wait', 0.002, 'seconds that an input waits for others')
-  add('--max-queue', 256, 'inputs that may wait; more are refused')
-  add('--deadline', 60.0, 'seconds until a request is given up')
-  add('--drain-seconds', 30, 'for requests under way when the server ends')
-  add('--mix-up-to', 1e-3, 'largest ε that is mixed in a batch with others')
-  add('--max-share', 0.1, 'largest ε that is accepted')
-  add('--upload-bytes', 64 * 2**20, 'of a subset file')
-  add('--device-bytes', 2**30, 'of subsets on the device')
-  add('--host-bytes', 2**30, 'of subsets in memory')
-  add('--disk-bytes', 10 * 2**30, 'of subsets with names')
-  add('--sent-bytes', 2**30, 'of subsets that came with requests')
+  add('--beams', 4, 'of requests that want beam search', count)
+  add('--max-batch', 16, 'inputs that are decoded at once', count)
+  seconds = command_line.number(year, with_zero=True)
+  add('--max-wait', 0.002, 'seconds that an input waits for others', seconds)
+  add('--max-queue', 256, 'inputs that may wait; more are refused', count)
+  seconds = command_line.number(year)
+  add('--deadline', 60.0, 'seconds until a request is given up', seconds)
+  add('--drain-seconds', 30, 'for requests under way when the server ends',
+      command_line.whole(1, year))  # fmt: skip
+  add('--mix-up-to', 1e-3, 'largest ε that is mixed in a batch with others',
+      command_line.number(1, with_zero=True))  # fmt: skip
+  add('--max-share', 0.1, 'largest ε that is accepted', ratio)
+  add('--upload-bytes', 64 * 2**20, 'of a subset file', count)
+  add('--device-bytes', 2**30, 'of subsets on the device', count)
+  add('--host-bytes', 2**30, 'of subsets in memory', count)
+  add('--disk-bytes', 10 * 2**30, 'of subsets with names', count)
+  add('--sent-bytes', 2**30, 'of subsets that came with requests', count)
   return parser
 
 

@@ -13,7 +13,6 @@ of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
 comment beside each value has all scores that it was chosen by.
 """
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 import fnmatch
 import math
@@ -24,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
+from dst_t5x import command_line
 from dst_t5x.errors import UserError, first_line, nearest
 from launch import grid
 from launch import states
@@ -54,10 +54,9 @@ class _Dumper(yaml.SafeDumper):
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m launch.choose',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument('sweeps', metavar='SWEEP.yaml', nargs='+')

@@ -9,7 +9,6 @@ first, which has the compilation), seconds, and devices. A run that has not
 finished says so.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 import json
 import pathlib
@@ -17,6 +16,7 @@ import statistics
 import sys
 from typing import Any
 
+from dst_t5x import command_line
 from dst_t5x import metrics_file
 from dst_t5x.errors import UserError, first_line
 from launch import states
@@ -26,10 +26,9 @@ _OF_REPORT = ('free', 'parameters', 'file_bytes', 'devices')
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m launch.records',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument('folders', metavar='FOLDER', nargs='+', help='of sweeps')

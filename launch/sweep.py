@@ -19,6 +19,7 @@ import threading
 from typing import Any
 
 from dst_t5x import closed_pipe
+from dst_t5x import command_line
 from dst_t5x.errors import UserError, first_line
 from launch import device_hours
 from launch import grid
@@ -28,6 +29,7 @@ from launch import slurm
 from launch import states
 
 _WHERE = ('local', 'slurm', 'tpu', 'gke')
+_MOST_AT_A_TIME = 1000  # As many jobs as Slurm has in an array by default.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +58,9 @@ def _parse(
     at = argv.index('--')
     argv, launcher = argv[:at], argv[at + 1 :]
   flags = [argument for argument in argv if grid.is_override(argument)]
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m launch.sweep',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
     epilog='--gin.NAME=VALUE, --model=NAME, --task=… and --method=… override '
     'the file.\n\nsweeps of the package:\n  ' + '\n  '.join(grid.shipped()),
@@ -76,7 +77,11 @@ def _parse(
     'follow after `--`',
   )
   parser.add_argument(
-    '--parallel', type=int, default=1, metavar='N', help='runs at a time'
+    '--parallel',
+    type=command_line.whole(1, _MOST_AT_A_TIME),
+    default=1,
+    metavar='N',
+    help='runs at a time',
   )
   parser.add_argument(
     '--only', metavar='PATTERN', help='runs whose names match: *_dst_*'
@@ -97,8 +102,6 @@ def _parse(
   )
   rest = [argument for argument in argv if not grid.is_override(argument)]
   options = parser.parse_args(rest)
-  if options.parallel < 1:
-    parser.error('--parallel must be at least 1')
   if launcher and options.on == 'local':
     parser.error('options after `--` need --on=slurm, tpu or gke')
   return options, flags, launcher

@@ -7,7 +7,6 @@ sweep's file: what was measured with it. Runs that a sweep tells and that are
 not there are shown as missing; a sweep may be at work meanwhile.
 """
 
-import argparse
 from collections.abc import Sequence
 import os
 import sys
@@ -16,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from dst_t5x import closed_pipe
+from dst_t5x import command_line
 from dst_t5x import whole_files
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import folders as folders_lib
@@ -275,11 +275,10 @@ def make(
   return report
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog='python -m dst_t5x.analysis.report',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('folders', nargs='+', metavar='FOLDER')
   parser.add_argument(

@@ -6,7 +6,6 @@ a terminal the summary stays in its place, into a pipe goes a line a report. A
 run that has not begun is waited for; when it is finished, so is this.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
@@ -20,6 +19,7 @@ import tqdm
 
 from dst_t5x import best
 from dst_t5x import closed_pipe
+from dst_t5x import command_line
 from dst_t5x import metrics_file
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.errors import UserError, error_of_log, first_line
@@ -286,19 +286,20 @@ def watch(folder: epath.Path, every: float, is_once: bool = False) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='python -m dst_t5x.analysis.watch',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('folder', metavar='RUN_DIR')
   parser.add_argument(
-    '--every', type=float, default=2.0, metavar='SECONDS', help='default: 2'
+    '--every',
+    type=command_line.number(command_line.YEAR),
+    default=2.0,
+    metavar='SECONDS',
+    help='default: 2',
   )
   parser.add_argument('--once', action='store_true', help='one look, no more')
   options = parser.parse_args(argv)
-  if options.every <= 0:
-    parser.error('--every must be above 0')
   logging.set_verbosity(logging.ERROR)  # A line may be torn at any moment.
   folder = epath.Path(options.folder).expanduser()
   try:

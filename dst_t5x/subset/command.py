@@ -24,6 +24,7 @@ from typing import Any, get_args
 from etils import epath
 
 import dst_t5x
+from dst_t5x import command_line
 from dst_t5x import silos
 from dst_t5x.errors import UserError
 from dst_t5x.subset import algebra
@@ -237,11 +238,10 @@ def combine(options: argparse.Namespace) -> None:
   print(f'{options.output}: {combined.size:,} values, {size:,} bytes')
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
     prog='python -m dst_t5x.subset',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     files: str | int,
     metavar: str = 'FILE',
     what: str = '*.dst',
-  ) -> argparse.ArgumentParser:
+  ) -> command_line.Parser:
     summary = (run.__doc__ or '').splitlines()[0]
     command = commands.add_parser(
       run.__name__, help=summary, description=summary
