@@ -30,7 +30,7 @@ from dst_t5x.errors import UserError
 from dst_t5x.tasks import vocabulary as vocabulary_lib
 
 TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
-_LOOPBACK = ('localhost', '127.0.0.1', '::1')
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,9 +65,7 @@ def _serve(
   service = make_service(options)
   host, port = listener.getsockname()[:2]
   is_local = host in ('127.0.0.1', '::1')
-  app = app_lib.create_app(
-    service, token, list(_LOOPBACK) if is_local else None
-  )
+  app = app_lib.create_app(service, token, list(LOOPBACK) if is_local else None)
   if not is_local and not token:
     absl_logging.warning(
       'Everyone who reaches %s can use this server: set --token-file', host

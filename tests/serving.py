@@ -2,16 +2,24 @@
 
 import contextlib
 import functools
+import socket
+import threading
 
 import jax
 import networks
 import numpy as np
+import seqio
 import subsets
+import uvicorn
 
 from dst_t5x import fingerprint as fingerprint_lib
+from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import model as model_lib
+from dst_t5x.serving import service as service_lib
+from dst_t5x.serving import texts as texts_lib
 
 LENGTH = 6
+BYTES = {'vocab_size': 264}  # A model of all 259 ids of bytes.
 
 
 @functools.cache
@@ -41,6 +49,36 @@ def model(changes=None, **options):
     fingerprint(**changes),
     **{'max_decode_length': LENGTH, 'mix_up_to': 1.0, **options},
   )
+
+
+def service(folder, limits=None, **options):
+  """Returns what serves the subsets of a folder, for texts of 31 bytes."""
+  served = model(BYTES)
+  library = library_lib.Library(
+    str(folder), served.layout, limits or library_lib.Limits(share=0.5)
+  )
+  texts = texts_lib.Texts(seqio.ByteVocabulary(), 32)
+  return service_lib.Service(
+    served, library, texts, service_lib.Options(**options)
+  )
+
+
+@contextlib.contextmanager
+def listening(app, host='127.0.0.1'):
+  """Serves an application over a socket; yields its port."""
+  config = uvicorn.Config(app, log_config=None)
+  server = uvicorn.Server(config)
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  with socket.create_server((host, 0), family=family) as listener:
+    thread = threading.Thread(
+      target=server.run, kwargs={'sockets': [listener]}, daemon=True
+    )
+    thread.start()
+    try:
+      yield listener.getsockname()[1]
+    finally:
+      server.should_exit = True
+      thread.join()
 
 
 def subset(share, number, changes=None):

@@ -1,13 +1,12 @@
 """The server's HTTP interface; `/openapi.json` describes it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 import contextlib
 import pathlib
 import secrets
 import time
 from typing import Annotated, Any, Literal
 
-from absl import logging
 import anyio.to_thread
 import fastapi
 from fastapi import exceptions
@@ -15,11 +14,11 @@ from fastapi import responses
 from fastapi import security
 import pydantic
 from starlette import exceptions as http_exceptions
-from starlette.middleware import trustedhost
 
 import dst_t5x
 from dst_t5x.errors import UserError
 from dst_t5x.serving import library as library_lib
+from dst_t5x.serving import presence
 from dst_t5x.serving import scheduler as scheduler_lib
 from dst_t5x.serving import service as service_lib
 from dst_t5x.serving import uploads
@@ -162,12 +161,14 @@ def create_app(
   _generate_route(guarded, service)
   _subset_routes(guarded, service)
   app.include_router(guarded)
-  app.middleware('http')(_counting(service))
+  # The last one is the first to see a request.
+  app.add_middleware(presence.WhilePresent)
   # Base64, and the rest of the request.
   limit = service.library.limits.upload_bytes * 4 // 3 + 2**20
   app.add_middleware(uploads.BodyLimit, limit=limit)
   if hosts:
-    app.add_middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=hosts)
+    app.add_middleware(presence.OnlyHosts, hosts=hosts)
+  app.add_middleware(presence.Counted, note=service.metrics.note)
   return app
 
 
@@ -191,13 +192,28 @@ def _guard(token: str) -> Callable[..., None]:
   return check
 
 
+def _only_json(request: fastapi.Request) -> None:
+  """Refuses bodies that say they are something else, or nothing.
+
+  Pages of other sites can make a browser send those without asking us first.
+  """
+  given = request.headers.get('content-type', '')
+  kind = given.partition(';')[0].strip().lower()
+  if kind != 'application/json':
+    raise fastapi.HTTPException(
+      415, 'send the header Content-Type: application/json'
+    )
+
+
 def _handle_errors(app: fastapi.FastAPI) -> None:
   """Makes every error one line of JSON."""
 
   def say(
     status: int, text: str, headers: Any = None
   ) -> responses.JSONResponse:
-    return responses.JSONResponse({'error': text}, status, headers)
+    # A request's own words may not be text, or of several lines.
+    line = ' '.join(text.encode('utf-8', 'backslashreplace').decode().split())
+    return responses.JSONResponse({'error': line}, status, headers)
 
   @app.exception_handler(UserError)
   async def user(_: fastapi.Request, e: UserError) -> fastapi.Response:
@@ -219,31 +235,6 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
   ) -> fastapi.Response:
     return say(e.status_code, str(e.detail), e.headers)
 
-  @app.exception_handler(Exception)
-  async def unknown(_: fastapi.Request, e: Exception) -> fastapi.Response:
-    logging.error('a request failed', exc_info=e)
-    return say(500, 'the server failed; its log says more')
-
-
-def _counting(service: service_lib.Service) -> Any:
-  """Returns a middleware that counts requests."""
-
-  async def count(
-    request: fastapi.Request,
-    call_next: Callable[[fastapi.Request], Awaitable[fastapi.Response]],
-  ) -> fastapi.Response:
-    status = 500
-    try:
-      response = await call_next(request)
-      status = response.status_code
-      return response
-    finally:
-      route = request.scope.get('route')
-      path = getattr(route, 'path', 'none')
-      service.metrics.requests.labels(path, str(status)).inc()
-
-  return count
-
 
 def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
   """What needs no token: nothing is said of the subsets."""
@@ -251,7 +242,8 @@ def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
   @app.get('/', response_class=responses.HTMLResponse, include_in_schema=False)
   def page() -> responses.HTMLResponse:
     return responses.HTMLResponse(
-      _PAGE.read_text(), headers={'Content-Security-Policy': _POLICY}
+      _PAGE.read_text(encoding='utf-8'),
+      headers={'Content-Security-Policy': _POLICY},
     )
 
   @app.get('/health', responses={503: {'model': Health}})
@@ -269,7 +261,9 @@ def _generate_route(
   """Decoding, and how it goes."""
 
   @router.post(
-    '/generate', responses=_errors(400, 404, 413, 422, 429, 503, 504)
+    '/generate',
+    dependencies=[fastapi.Depends(_only_json)],
+    responses=_errors(400, 404, 413, 415, 422, 429, 503, 504),
   )
   async def generate(request: GenerateRequest) -> GenerateResponse:
     """Decodes inputs with a subset, as if they were alone."""

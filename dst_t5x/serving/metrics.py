@@ -24,7 +24,7 @@ class Metrics(registry.Collector):
     self._library = library
     self._registry = prometheus_client.CollectorRegistry()
     to = self._registry
-    self.requests = prometheus_client.Counter(
+    self._requests = prometheus_client.Counter(
       'dst_requests',
       'Requests by path and status',
       ['path', 'status'],
@@ -50,6 +50,10 @@ class Metrics(registry.Collector):
   def queue(self, scheduler: scheduler_lib.Scheduler) -> None:
     """Reads the queue's length from a scheduler from now on."""
     self._waiting.set_function(lambda: len(scheduler))
+
+  def note(self, path: str, status: int) -> None:
+    """Notes how a request ended."""
+    self._requests.labels(path, str(status)).inc()
 
   def watch(self, batch: list[scheduler_lib.Request], seconds: float) -> None:
     """Notes a batch that was decoded."""

@@ -1,11 +1,17 @@
 """Texts to tokens and back, as `infer` does it."""
 
+import re
+
 import numpy as np
 import seqio
 
 from dst_t5x import network as network_lib
 from dst_t5x.errors import UserError
 from dst_t5x.tasks import vocabulary as vocabulary_lib
+
+# More for each piece than text of any language has: T5's longest has 16.
+_CHARACTERS = 64
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Texts:
@@ -34,8 +40,20 @@ class Texts:
     """Returns int32 [length], with the end token.
 
     Raises:
-      UserError: the text is too long; nothing is cut.
+      UserError: it is no text, or too long; nothing is cut.
     """
+    most = _CHARACTERS * self._input_length
+    # Before any work, which takes some 20 bytes for each.
+    if len(text) > most:
+      raise UserError(
+        f'an input has {len(text):,} characters, more than the {most:,} that'
+        f' this server takes: {_CHARACTERS} for each of {self._input_length}'
+        ' pieces'
+      )
+    if _SURROGATE.search(text):
+      raise UserError(
+        'an input has half of a surrogate pair, which is no character'
+      )
     tokens = [*self._vocabulary.encode(text), self._vocabulary.eos_id]
     if len(tokens) > self._input_length:
       raise UserError(
