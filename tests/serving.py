@@ -104,6 +104,14 @@ def alone(params, row, decoder=model_lib.GREEDY, net=None, length=LENGTH):
   return np.asarray(found[0][0]), float(found[1][0])
 
 
+def answer(text, params):
+  """Returns what a dense model of bytes says, as text."""
+  vocabulary = seqio.ByteVocabulary()
+  row = np.array([*vocabulary.encode(text), 1], np.int32)
+  found, _ = alone(params, row, net=network(**BYTES))
+  return vocabulary.decode(found.tolist())
+
+
 def assert_seed(served, expected=None):
   """The seed's bits are on the device."""
   subsets.assert_same(served.revert(), seed() if expected is None else expected)

@@ -1,4 +1,4 @@
-"""`python -m dst_t5x.serve` as a process, and its page in a browser."""
+"""`python -m dst_t5x.serve` as a process."""
 
 import contextlib
 import json
@@ -140,60 +140,6 @@ def test_what_makes_no_sense(tmp_path, capsys, options, message):
   error = capsys.readouterr().err.strip().splitlines()[-1]
   assert error.startswith('error: ')
   assert message in error
-
-
-@pytest.fixture
-def browser(tmp_path):
-  """A real one."""
-  webdriver = pytest.importorskip('selenium.webdriver')
-  driver = shutil.which('chromedriver')
-  program = shutil.which('chromium') or shutil.which('google-chrome')
-  if not driver or not program:
-    pytest.skip('no chromium and chromedriver')
-  options = webdriver.ChromeOptions()
-  options.binary_location = program
-  for option in (
-    '--headless=new',
-    '--no-sandbox',
-    '--disable-gpu',
-    '--window-size=1000,700',
-    f'--user-data-dir={tmp_path}',
-  ):
-    options.add_argument(option)
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  service = webdriver.ChromeService(executable_path=driver)
-  started = webdriver.Chrome(options=options, service=service)
-  started.implicitly_wait(30)
-  yield started
-  started.quit()
-
-
-def test_two_subsets_side_by_side(server, browser, tmp_path):
-  from selenium.webdriver.support import ui
-
-  browser.get(server)
-  find = lambda id_: browser.find_element('id', id_)  # noqa: E731
-  wait = ui.WebDriverWait(browser, 60)
-  selects = [ui.Select(find(f'subset-{i}')) for i in range(2)]
-  wait.until(lambda _: len(selects[0].options) == 3)
-  chosen = [s.first_selected_option.get_attribute('value') for s in selects]
-  assert chosen == list(NAMES)
-  selects[0].select_by_index(0)  # The seed alone.
-  find('prompt').send_keys('abc <b>')
-  find('go').click()
-  for i, name in enumerate((None, 'noise')):
-    wait.until(lambda _, i=i: 'tokens' in find(f'about-{i}').text)
-    request = {'inputs': ['abc <b>'], 'subset': name}
-    expected = _call(f'{server}generate', request)[1]['outputs'][0]['text']
-    assert find(f'answer-{i}').get_property('textContent') == expected
-  find('prompt').send_keys('x' * 600)
-  find('go').click()
-  wait.until(lambda _: 'pieces' in find('answer-1').text)
-  assert 'failed' in find('answer-1').get_attribute('class')
-  browser.save_screenshot(str(tmp_path / 'page.png'))
-  serious = [e for e in browser.get_log('browser') if e['level'] == 'SEVERE']
-  # The refused input, which is no error of the page.
-  assert all('422' in e['message'] for e in serious), serious
 
 
 def test_it_does_what_its_description_says(toy_seed, tmp_path):

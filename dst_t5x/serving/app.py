@@ -31,7 +31,7 @@ _STATUS: dict[type[UserError], int] = {
   scheduler_lib.DrainingError: 503,
   scheduler_lib.DeadlineError: 504,
 }
-_PAGE = pathlib.Path(__file__).parent / 'page.html'
+PAGE = pathlib.Path(__file__).parent / 'page.html'
 # The page has all in itself, and talks to nobody else.
 _POLICY = (
   "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
@@ -242,7 +242,7 @@ def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
   @app.get('/', response_class=responses.HTMLResponse, include_in_schema=False)
   def page() -> responses.HTMLResponse:
     return responses.HTMLResponse(
-      _PAGE.read_text(encoding='utf-8'),
+      PAGE.read_text(encoding='utf-8'),
       headers={'Content-Security-Policy': _POLICY},
     )
 
