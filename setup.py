@@ -50,9 +50,11 @@ _S3 = ['s3fs>=2026.9']
 
 # `python -m dst_t5x.serve`, which those who train do not need.
 _SERVE = [
+  'anyio>=4.0',
   'cachetools>=6.0',
   'fastapi>=0.115',
   'prometheus-client>=0.20',
+  'pydantic>=2.10',  # FastAPI takes those of 1, too.
   'uvicorn>=0.30',
 ]
 
