@@ -5,9 +5,9 @@ The inputs are a task's split, or a text file with one input a line.
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
-import json
 from typing import Any
 
+from dst_t5x import json_text
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
@@ -122,7 +122,7 @@ def infer(
   for row, (_, tokens) in zip(rows, decoded, strict=True):
     shown = {k: v for k, v in row.items() if k != 'tokens'}
     text = features['targets'].vocabulary.decode(tokens.tolist())
-    line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
+    line = json_text.dumps(shown | {'prediction': text}, ensure_ascii=False)
     lines.append(line + '\n')
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     whole_files.write_text(path, ''.join(lines))

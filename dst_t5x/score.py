@@ -20,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+from dst_t5x import json_text
 from dst_t5x import text_scores
 from dst_t5x.errors import UserError, writing
 
@@ -179,7 +180,9 @@ def _run(options: argparse.Namespace) -> None:
       'count': len(predictions),
     } | {name: found._asdict() for name, found in scores.items()}
     with writing(options.output):
-      epath.Path(options.output).write_text(json.dumps(report, indent=2) + '\n')
+      epath.Path(options.output).write_text(
+        json_text.dumps(report, indent=2) + '\n'
+      )
 
 
 def main(arguments: Sequence[str]) -> int:
