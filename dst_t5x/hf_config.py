@@ -186,11 +186,12 @@ def _size(stated: json_object.JsonObject, name: str) -> int:
   Raises:
     UserError: it is missing, no size, or two different ones.
   """
-  most = {'most': _MOST_LAYERS} if name == 'num_layers' else {}
-  other = stated.size(_ALIASES[name], None, **most)
-  needed = (name,) if other is None else (name, other)
-  size = stated.size(*needed, **most)
-  if other not in (None, size):
+  most = _MOST_LAYERS if name == 'num_layers' else json_object.LARGEST
+  other = stated.size(_ALIASES[name], None, most=most)
+  if other is None:
+    return stated.size(name, most=most)
+  size = stated.size(name, other, most=most)
+  if other != size:
     raise stated.refusal(_ALIASES[name], f"must be {name}'s {size}")
   return size
 

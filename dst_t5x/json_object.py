@@ -25,10 +25,10 @@ _NAMES = {
   float: 'a finite number',
   int: 'a whole number',
   list: 'a list',
-  str: 'a text',
+  str: 'a text on one line',
 }
 # More than any array of this project can have along an axis.
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
 _SHOWN = 60
 
 
@@ -81,7 +81,7 @@ class JsonObject:
   @overload
   def size(self, key: str, default: D, *, most: int = ...) -> int | D: ...
   def size(
-    self, key: str, default: Any = _NEEDED, *, most: int = _LARGEST
+    self, key: str, default: Any = _NEEDED, *, most: int = LARGEST
   ) -> Any:
     """Returns an entry that says how many: a whole number from 1 on.
 
@@ -154,6 +154,8 @@ def _is(value: Any, kind: type) -> bool:
     return kind is bool
   if kind is float:
     return isinstance(value, int | float) and _is_finite(value)
+  if kind is str:  # No lone surrogate either, which cannot be printed.
+    return isinstance(value, str) and value.isprintable()
   return isinstance(value, kind)
 
 
