@@ -347,7 +347,7 @@ def seed_of(
   path = seed_path or said.get('path', str)
   # A run that became a seed may have been trained on since.
   was_run = said.get('format', str, '') == 'run'
-  step = said.get('step', int) if was_run and is_run(path) else None
+  step = said.get('step', int, None) if was_run and is_run(path) else None
   try:
     seed = seeds.load_seed(path, step).merged()
   except UserError as e:

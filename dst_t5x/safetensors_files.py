@@ -89,7 +89,11 @@ def opened(path: epath.Path) -> Iterator[File]:
         raise UserError(f'{path} is missing')
       here = stack.enter_context(_here(path))
       file = stack.enter_context(safetensors.safe_open(here, framework='np'))
-    yield File(path, file)
+    found = File(path, file)
+    odd = sorted(name for name in found.names if not name.isprintable())
+    if odd:  # It would be part of messages.
+      raise UserError(f'{path} has a tensor with the name {odd[0][:60]!a}')
+    yield found
 
 
 def prefix_hint(found: Collection[str], known: Collection[str]) -> str:

@@ -105,6 +105,13 @@ def test_damaged_files_are_one_line_or_read(
   assert said is None or 'damaged.safetensors' in said
 
 
+@pytest.mark.parametrize('name', ['a\nb', '\x1b[31m', '\x00' * 999])
+def test_names_that_cannot_be_printed_are_refused(tmp_path, name):
+  file = epath.Path(tmp_path / 'x')
+  file.write_bytes(safetensors_numpy.save({name: np.ones(1, np.float32)}))
+  assert 'has a tensor with the name' in refusals.refusal(_read, file)
+
+
 def test_types_are_exact_and_arrays_are_ours(tmp_path):
   x = np.linspace(-3, 3, 24).reshape(2, 3, 4)
   arrays = {
