@@ -65,7 +65,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
   """
   folder = epath.Path(path)
   config = hf_config.read(folder)
-  layout = hf_names.layout(config.network, hf_config.NUM_BUCKETS)
+  layout = hf_names.layout(config.network, config.num_buckets)
   copies = dict.fromkeys(_COPIES, layout[hf_names.EMBEDDING])
   found: dict[str, np.ndarray] = {}
   for file in _files(folder):

@@ -15,14 +15,11 @@ from dst_t5x import network
 from dst_t5x.errors import UserError
 
 FILE = 'config.json'
-# Of relative positions, on which our network knows no other number.
-NUM_BUCKETS = 32
 
 # Key -> what the network here has; Transformers takes the same where the key is
 # missing, but for the first.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
   'model_type': ('t5',),
-  'relative_attention_num_buckets': (NUM_BUCKETS,),
   'relative_attention_max_distance': (128,),
   'layer_norm_epsilon': (1e-6,),
   # Token ids that the data and the decoders have.
@@ -54,11 +51,14 @@ class Config:
 
   Attributes:
     network: the sizes.
+    num_buckets: of relative positions; our network has 32, and refuses the
+      parameters of another number by their shape.
     head_may_be_embedding: whether a folder without an output projection has the
       embedding for it.
   """
 
   network: network.T5Config
+  num_buckets: int
   head_may_be_embedding: bool
 
 
@@ -73,13 +73,17 @@ def read(folder: epath.Path) -> Config:
   _check_feed_forward(stated)
   tied = stated.get('tie_word_embeddings', bool, True)
   # Transformers 5 states tied embeddings for every T5; only this tells.
-  if stated.get('scale_decoder_outputs', bool, tied):
+  scaled = stated.get('scale_decoder_outputs', bool, None)
+  if tied if scaled is None else scaled:
+    key = 'tie_word_embeddings' if scaled is None else 'scale_decoder_outputs'
     raise _other_model(
       stated,
-      'ties the output projection to the embeddings (T5 1.0); take a'
-      ' google/t5-v1_1 model',
+      f'has {key} {json_object.shown(stated.content.get(key))}, which ties the'
+      ' output projection to the embeddings (T5 1.0); take a google/t5-v1_1'
+      ' model',
     )
-  return Config(_network(stated), head_may_be_embedding=tied)
+  num_buckets = stated.size('relative_attention_num_buckets', 32)
+  return Config(_network(stated), num_buckets, head_may_be_embedding=tied)
 
 
 def stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
