@@ -203,7 +203,10 @@ def _flatten(target: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
   flat = {}
   for path, leaf in leaves.items():
     name = '/'.join(map(str, path))
-    is_path = all(isinstance(key, str) and '/' not in key for key in path)
+    is_path = all(
+      isinstance(key, str) and '/' not in key and key.isprintable()
+      for key in path
+    )
     if not is_path or not (
       _is_spec(leaf) or isinstance(leaf, np.ndarray | np.generic)
     ):
@@ -241,7 +244,8 @@ def _folder_name(spec: Mapping[str, Any], name: str) -> str:
   path = store.get('path') if isinstance(store, Mapping) else None
   path = path or spec.get('path')
   folder = path.rstrip('/').rpartition('/')[-1] if isinstance(path, str) else ''
-  if spec['driver'] != 'zarr' or folder in ('', '.', '..'):
+  is_name = folder not in ('', '.', '..') and folder.isprintable()
+  if spec['driver'] != 'zarr' or not is_name:
     raise errors.UserError(
       f'tensor {name} has no zarr folder: {json_object.shown(dict(spec))}'
     )
