@@ -27,6 +27,7 @@ import numpy as np
 import tables
 
 from dst_t5x import collectives
+from dst_t5x import json_text
 from dst_t5x import network
 from dst_t5x import optimizers
 from dst_t5x import parameters
@@ -237,7 +238,7 @@ def main() -> None:
   if options.in_process:
     [mesh], [width] = options.meshes, options.widths
     row = measure(mesh, width, options.rows, options.steps, options.epsilon)
-    print(json.dumps(row))
+    print(json_text.dumps(row))
     return
   rows = show_times(options) if options.steps else []
   tables.write_json(options.json, rows + show_sent(options))

@@ -48,6 +48,7 @@ import tables
 from train_step import SMALL
 
 from dst_t5x import convert
+from dst_t5x import json_text
 from dst_t5x import network
 from dst_t5x import seeds
 from dst_t5x import subset
@@ -101,7 +102,7 @@ class Bench:
       'device': jax.devices()[0].device_kind,
     }
     self.rows.append(row)
-    print(json.dumps(row), file=sys.stderr, flush=True)
+    print(json_text.dumps(row), file=sys.stderr, flush=True)
 
   def medians(self, calls: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
     """Returns how long each call takes; the first rounds compile."""

@@ -1,13 +1,14 @@
 """What benchmarks have in common: rows, how they are printed and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import pathlib
 import statistics
 import time
 from typing import Any
 
 import jax
+
+from dst_t5x import json_text
 
 Row = dict[str, Any]
 
@@ -29,7 +30,7 @@ def write_json(path: str | None, rows: Sequence[Row]) -> None:
   if path is None:
     return
   part = pathlib.Path(f'{path}.part')
-  part.write_text(json.dumps(rows, indent=1) + '\n')
+  part.write_text(json_text.dumps(rows, indent=1) + '\n')
   part.replace(path)
 
 

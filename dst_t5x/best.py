@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from dst_t5x import json_text
 from dst_t5x import metrics_file
 from dst_t5x import whole_files
 
@@ -78,7 +79,7 @@ def write(folder: str | os.PathLike[str], by: str | None) -> None:
   found = find_best(metrics_file.read(folder), by) if by else None
   if found is not None:
     path = epath.Path(folder) / BEST_FILE
-    whole_files.write_text(path, json.dumps(found, indent=2) + '\n')
+    whole_files.write_text(path, json_text.dumps(found, indent=2) + '\n')
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

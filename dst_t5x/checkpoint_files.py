@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import json
 import os
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from dst_t5x import adapters
 from dst_t5x import errors
 from dst_t5x import object_stores
+from dst_t5x import topologies
 
 _EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -50,19 +50,22 @@ def to_float32(array: np.ndarray, name: str) -> np.ndarray:
   return np.asarray(array, dtype=np.float32)
 
 
-def read_json(file: epath.Path) -> dict[str, Any]:
-  """Returns the object that a JSON file holds.
+def check_fits(num_bytes: int, path: epath.PathLike) -> None:
+  """Refuses, before it is read, what this machine cannot hold.
+
+  Args:
+    num_bytes: of all parameters in float32.
+    path: the checkpoint, for the message.
 
   Raises:
-    UserError: it is missing or damaged.
+    UserError: that is more than the machine's memory.
   """
-  try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise errors.UserError(f'cannot read {file}: {error}') from error
-  if not isinstance(content, dict):
-    raise errors.UserError(f'{file} holds no JSON object')
-  return content
+  memory = topologies.host_memory()
+  if num_bytes > memory:
+    raise errors.UserError(
+      f'{path} claims {num_bytes / 2**30:,.1f} GiB of parameters in float32,'
+      f' and this machine has {memory / 2**30:,.1f} GiB of memory'
+    )
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -9,7 +9,6 @@ the data, and the seed by path and fingerprint: no second copy of the model.
 from collections.abc import Iterator, Mapping
 import contextlib
 import contextvars
-import json
 import math
 import os
 from typing import Any
@@ -24,6 +23,8 @@ from dst_t5x import adapters
 from dst_t5x import best
 from dst_t5x import checkpoint_files
 from dst_t5x import ia3  # noqa: F401
+from dst_t5x import json_object
+from dst_t5x import json_text
 from dst_t5x import lora  # noqa: F401
 from dst_t5x import object_stores
 from dst_t5x import orbax_on_s3
@@ -161,7 +162,8 @@ class RunFolder:
       ),
     )
     with self._one_line():
-      self._manager.save(step, args=args, metrics=dict(metrics), force=True)
+      numbers = {k: v for k, v in metrics.items() if math.isfinite(v)}
+      self._manager.save(step, args=args, metrics=numbers, force=True)
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -268,7 +270,7 @@ def _root(error: BaseException) -> str:
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
   """Writes what a run is, whole or not at all."""
   object_stores.make_folder(path)
-  text = json.dumps(dict(content), indent=2, sort_keys=True) + '\n'
+  text = json_text.dumps(content, indent=2, sort_keys=True) + '\n'
   whole_files.write_text(path / _RUN_FILE, text)
 
 
@@ -280,12 +282,14 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
   """
   file = path / _RUN_FILE
   try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError) as e:
+    said = json_object.read(file)
+    said.get('config', dict)
+    said.get('seed', dict, None)
+  except UserError as e:
     raise UserError(f'{file} is damaged: {e}') from e
-  if not isinstance(content, dict) or not {'config', 'seed'} <= content.keys():
+  if 'seed' not in said.content:
     raise UserError(f'{file} is damaged: it does not say what the run is')
-  return content
+  return said.content
 
 
 def load_run(
@@ -312,14 +316,16 @@ def load_run(
     if step is not None and step not in folder.steps:
       raise UserError(f'{path} has no checkpoint {step}, only {folder.steps}')
     step = folder.steps[-1] if step is None else step
-    about, parameters = folder.about(step), folder.parameters(step)
+    content, parameters = folder.about(step), folder.parameters(step)
   finally:
     folder.close()
-  adapter = adapters.Adapter.from_json(about['adapter'])
+  about = json_object.JsonObject(content, f'checkpoint {step} of {path}')
+  adapter = adapters.Adapter.from_json(about.get('adapter', dict))
   trained = stacking.unstack_layers(parameters.get('dense', {}))
-  if trained and not about['is_partial']:
+  if trained and not about.get('is_partial', bool):
     return checkpoint_files.LoadedCheckpoint(trained, step)
-  params = seed_of(about['seed'], f'the run in {path}', seed_path).params
+  seed = about.get('seed', dict)
+  params = seed_of(seed, f'the run in {path}', seed_path).params
   if trained:
     params = parts.join(params, trained)
   else:
@@ -341,10 +347,12 @@ def seed_of(
   Raises:
     UserError: it is not there, or is another one.
   """
-  path = seed_path or reference['path']
+  said = json_object.JsonObject(dict(reference), f'the seed of {what}')
+  fingerprint = said.get('fingerprint', str)
+  path = seed_path or said.get('path', str)
   # A run that became a seed may have been trained on since.
-  was_run = reference.get('format') == 'run'
-  step = reference.get('step') if was_run and is_run(path) else None
+  was_run = said.get('format', str, '') == 'run'
+  step = said.get('step', int, None) if was_run and is_run(path) else None
   if what in _seeds_of.get():
     raise UserError(f'{what} is its own seed, directly or through others')
   token = _seeds_of.set((*_seeds_of.get(), what))
@@ -357,10 +365,10 @@ def seed_of(
     ) from e
   finally:
     _seeds_of.reset(token)
-  if seed.fingerprint != reference['fingerprint']:
+  if seed.fingerprint != fingerprint:
     raise UserError(
       f'{seed.path} is not the seed of {what}: its '
       f'fingerprint is {seed.fingerprint[:12]}…, not '
-      f'{reference["fingerprint"][:12]}…'
+      f'{fingerprint[:12]}…'
     )
   return seed

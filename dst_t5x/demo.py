@@ -21,6 +21,7 @@ from dst_t5x import checkpoints
 from dst_t5x import command_line
 from dst_t5x import config
 from dst_t5x import eval as eval_binary
+from dst_t5x import json_text
 from dst_t5x import metrics_file
 from dst_t5x import outcome
 from dst_t5x import train
@@ -254,7 +255,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
       'folder': str(output / 'zero_shot'),
     },
   )
-  (output / 'results.json').write_text(json.dumps(rows, indent=2) + '\n')
+  (output / 'results.json').write_text(json_text.dumps(rows, indent=2) + '\n')
   plot(rows, output / 'score_vs_budget.png')
   best = output / 'dst_1e-3'
   print(f'\n{table(rows)}\n')

@@ -3,7 +3,6 @@
 Takes a checkpoint of a run, or a seed as it is, which is the zero-shot score.
 """
 
-import json
 import os
 
 from absl import logging
@@ -11,6 +10,7 @@ from etils import epath
 from flax import linen as nn
 
 from dst_t5x import evaluation as evaluation_lib
+from dst_t5x import json_text
 from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
@@ -75,7 +75,7 @@ def evaluate(
   }
   if processes.is_first():
     with writing(f'EVAL_OUTPUT_DIR {folder}'):
-      text = json.dumps(report, indent=2) + '\n'
+      text = json_text.dumps(report, indent=2) + '\n'
       whole_files.write_text(folder / 'results.json', text)
   return results
 

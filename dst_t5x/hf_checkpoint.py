@@ -4,8 +4,8 @@ A folder holds config.json and model.safetensors, or several files that
 model.safetensors.index.json lists.
 """
 
-from collections.abc import Iterable, Mapping
-import json
+from collections.abc import Mapping
+import re
 from typing import Any
 
 from absl import logging
@@ -16,34 +16,31 @@ from safetensors import numpy as safetensors_numpy
 
 from dst_t5x import checkpoint_files
 from dst_t5x import errors
+from dst_t5x import hf_config
 from dst_t5x import hf_names
+from dst_t5x import json_object
+from dst_t5x import json_text
 from dst_t5x import network
 from dst_t5x import safetensors_files
 
-_CONFIG = 'config.json'
 _WEIGHTS = 'model.safetensors'
 _SHARDS = 'model.safetensors.index.json'
 _PICKLE = 'pytorch_model.bin'
 _LARGEST_SHARD_BYTES = 5 * 10**9
 
-# The one T5 that T5X's network is; what it does not say itself is fixed there.
-_FIXED = {
-  'model_type': 't5',
-  'feed_forward_proj': 'gated-gelu',
-  'relative_attention_max_distance': 128,
-  'layer_norm_epsilon': 1e-6,
-}
-# Some files hold the shared table once more for each stack.
-_DUPLICATES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+# Some files hold the shared table once more for each stack, or under one of
+# these names only: `safetensors.torch.save_model` keeps the first in the
+# alphabet of several names.
+_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 # Left over from T5 1.0 in old files; transformers ignores it by name as well.
-_UNUSED = (
+_UNUSED = {
   'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-)
+}
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
   """Whether a folder looks like one of Hugging Face's."""
-  names = (_CONFIG, _WEIGHTS, _SHARDS, _PICKLE)
+  names = (hf_config.FILE, _WEIGHTS, _SHARDS, _PICKLE)
   return any((epath.Path(path) / name).exists() for name in names)
 
 
@@ -53,7 +50,7 @@ def config_of(path: epath.PathLike) -> network.T5Config:
   Raises:
     UserError: it is missing, damaged, or of another kind than T5 1.1.
   """
-  return _config(_read_config(epath.Path(path)))
+  return hf_config.read(epath.Path(path)).network
 
 
 def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
@@ -67,32 +64,29 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
       tensor is missing, superfluous or misshapen.
   """
   folder = epath.Path(path)
-  stated = _read_config(folder)
-  layout = hf_names.layout(
-    _config(stated), stated['relative_attention_num_buckets']
-  )
-  tensors = _read_tensors(folder)
-  if hf_names.HEAD not in tensors and stated['tie_word_embeddings']:
-    # Transformers 5 states this for every T5 and leaves the head out where it
-    # is the embedding itself.
-    logging.info('%s: %s is %s', folder, hf_names.HEAD, hf_names.EMBEDDING)
-    tensors[hf_names.HEAD] = tensors.get(hf_names.EMBEDDING)
-  _check_names(folder, layout, tensors)
-  params = {}
-  for name, tensor in layout.items():
-    array = tensors[name]
-    if array.shape != tensor.shape:
-      raise errors.UserError(
-        f'{folder}: tensor {name} is {array.shape}, its {_CONFIG} asks for'
-        f' {tensor.shape}'
-      )
-    array = checkpoint_files.to_float32(array, f'{name} of {folder}')
-    # A copy also where nothing changes: the file is only mapped.
-    params[tensor.path] = np.array(
-      array.T if tensor.transposed else array, order='C'
+  config = hf_config.read(folder)
+  layout = hf_names.layout(config.network, config.num_buckets)
+  copies = dict.fromkeys(_COPIES, layout[hf_names.EMBEDDING])
+  found: dict[str, np.ndarray] = {}
+  for file in _files(folder):
+    with safetensors_files.opened(file) as opened:
+      twice = sorted(opened.names & found.keys())
+      if twice:
+        raise errors.UserError(
+          f'{folder}: tensor {twice[0]} is in two files, {file.name} is one'
+        )
+      found |= _read(opened, {**layout, **copies})
+  _complete(folder, found, config.head_may_be_embedding)
+  missing = sorted(layout.keys() - found.keys())
+  if missing:
+    raise errors.UserError(
+      f'{folder} lacks tensor {missing[0]} ({len(missing)} missing)'
     )
   return checkpoint_files.LoadedCheckpoint(
-    params=traverse_util.unflatten_dict(params, sep='/'), step=0
+    params=traverse_util.unflatten_dict(
+      {tensor.path: found[name] for name, tensor in layout.items()}, sep='/'
+    ),
+    step=0,
   )
 
 
@@ -116,8 +110,8 @@ def save(
   """
   flat = traverse_util.flatten_dict(params, sep='/')
   relative = flat.get('encoder/relpos_bias/rel_embedding', np.empty((0, 0)))
-  stated = _stated(config, num_buckets=relative.shape[-1])
-  layout = hf_names.layout(_config(stated), relative.shape[-1])
+  stated = hf_config.stated(config, num_buckets=relative.shape[-1])
+  layout = hf_names.layout(config, relative.shape[-1])
   _check_params(layout, flat)
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
     shards = _shards(layout, largest_shard_bytes)
@@ -132,135 +126,86 @@ def save(
     if len(shards) > 1:
       total = sum(tensor.num_bytes for tensor in layout.values())
       index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-      (folder / _SHARDS).write_text(json.dumps(index, indent=2) + '\n')
+      (folder / _SHARDS).write_text(json_text.dumps(index, indent=2) + '\n')
     # Last: without it the folder is no checkpoint.
-    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
+    text = json_text.dumps(stated, indent=2) + '\n'
+    (folder / hf_config.FILE).write_text(text)
 
 
-def _read_config(folder: epath.Path) -> dict[str, Any]:
-  """Returns config.json with its defaults; refuses what is not T5 1.1."""
-  stated = checkpoint_files.read_json(folder / _CONFIG)
-  defaults = {
-    'relative_attention_num_buckets': 32,
-    'relative_attention_max_distance': 128,
-    'layer_norm_epsilon': 1e-6,
-    'dropout_rate': 0.1,
-    'tie_word_embeddings': True,
-    'num_decoder_layers': None,
-    'feed_forward_proj': 'relu',
-  }
-  stated = {**defaults, **stated}
-  for key, value in _FIXED.items():
-    if stated.get(key) != value:
-      raise errors.UserError(
-        f'{folder} is no T5 1.1 model: its {_CONFIG} has {key}'
-        f' {stated.get(key)!r}, not {value!r}'
-      )
-  # Transformers 5 states tied embeddings for every T5; only this tells.
-  if stated.get('scale_decoder_outputs', stated['tie_word_embeddings']):
-    raise errors.UserError(
-      f'{folder} is no T5 1.1 model: its {_CONFIG} ties the output projection'
-      ' to the embeddings (T5 1.0); take a google/t5-v1_1 model'
-    )
-  return stated
+def _files(folder: epath.Path) -> list[epath.Path]:
+  """Returns the files of a folder that hold tensors.
 
-
-def _config(stated: Mapping[str, Any]) -> network.T5Config:
-  """Translates config.json."""
-  try:
-    return network.T5Config(
-      vocab_size=stated['vocab_size'],
-      emb_dim=stated['d_model'],
-      num_heads=stated['num_heads'],
-      num_encoder_layers=stated['num_layers'],
-      num_decoder_layers=stated['num_decoder_layers'] or stated['num_layers'],
-      head_dim=stated['d_kv'],
-      mlp_dim=stated['d_ff'],
-      mlp_activations=('gelu', 'linear'),
-      dropout_rate=stated['dropout_rate'],
-      logits_via_embedding=False,
-    )
-  except KeyError as error:
-    raise errors.UserError(f'{_CONFIG} lacks {error}') from error
-
-
-def _stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
-  """Returns the config.json of a network."""
-  if tuple(config.mlp_activations) != ('gelu', 'linear'):
-    raise errors.UserError(
-      f'no T5 1.1 model: mlp_activations {tuple(config.mlp_activations)}'
-    )
-  if config.logits_via_embedding:
-    raise errors.UserError('no T5 1.1 model: logits_via_embedding is set')
-  return {
-    **_FIXED,
-    'architectures': ['T5ForConditionalGeneration'],
-    'd_ff': config.mlp_dim,
-    'd_kv': config.head_dim,
-    'd_model': config.emb_dim,
-    'decoder_start_token_id': 0,
-    'dropout_rate': config.dropout_rate,
-    'eos_token_id': 1,
-    'initializer_factor': 1.0,
-    'is_encoder_decoder': True,
-    'num_decoder_layers': config.num_decoder_layers,
-    'num_heads': config.num_heads,
-    'num_layers': config.num_encoder_layers,
-    'pad_token_id': 0,
-    'relative_attention_num_buckets': num_buckets,
-    'tie_word_embeddings': False,
-    'torch_dtype': 'float32',
-    'use_cache': True,
-    'vocab_size': config.vocab_size,
-  }
-
-
-def _read_tensors(folder: epath.Path) -> dict[str, Any]:
-  """Returns the tensors of all files of a folder."""
+  The one file goes before an index, as in Transformers: who saves a model over
+  one of many files leaves the old index there.
+  """
+  if (folder / _WEIGHTS).exists():
+    return [folder / _WEIGHTS]
   if (folder / _SHARDS).exists():
-    index = checkpoint_files.read_json(folder / _SHARDS)
-    weight_map = index.get('weight_map')
-    if not isinstance(weight_map, dict):
-      raise errors.UserError(f'{folder / _SHARDS} has no weight_map')
-    files = sorted(set(weight_map.values()))
-  elif (folder / _WEIGHTS).exists():
-    files = [_WEIGHTS]
-  elif (folder / _PICKLE).exists():
+    weight_map = json_object.read(folder / _SHARDS).inner('weight_map')
+    names = {weight_map.get(name, str) for name in weight_map.content}
+    for name in names:
+      # It names a file of this folder and nothing else, above all no bucket.
+      if not re.fullmatch(r'[^/\\\0-\x1f]+\.safetensors', name):
+        raise errors.UserError(
+          f'{weight_map.where} names {json_object.shown(name)}, which is no'
+          ' safetensors file of this folder'
+        )
+    return [folder / name for name in sorted(names)]
+  if (folder / _PICKLE).exists():
     raise errors.UserError(
       f'{folder} has only {_PICKLE}, a pickle, which is not read: get its'
       f' {_WEIGHTS}, or write it with transformers:'
       ' T5ForConditionalGeneration.from_pretrained(folder)'
       '.save_pretrained(new_folder)'
     )
-  else:
-    raise errors.UserError(f'{folder} has no {_WEIGHTS}')
-  tensors: dict[str, Any] = {}
-  for file in files:
-    tensors.update(safetensors_files.read(folder / file))
-  return tensors
+  raise errors.UserError(f'{folder} has no {_WEIGHTS}')
 
 
-def _check_names(
-  folder: epath.Path, layout: Iterable[str], tensors: dict[str, Any]
-) -> None:
-  """Refuses missing and superfluous tensors; takes out known duplicates."""
-  missing = sorted(set(layout) - set(tensors))
-  if missing:
-    raise errors.UserError(
-      f'{folder} lacks tensor {missing[0]} ({len(missing)} missing)'
-    )
-  table = tensors[hf_names.EMBEDDING]
-  for name in _DUPLICATES:
-    if not np.array_equal(tensors.pop(name, table), table):
-      raise errors.UserError(
-        f'{folder}: tensor {name} differs from {hf_names.EMBEDDING}'
-      )
-  extra = sorted(set(tensors) - set(layout) - {_UNUSED})
+def _read(
+  file: safetensors_files.File, known: Mapping[str, hf_names.Tensor]
+) -> dict[str, np.ndarray]:
+  """Returns the tensors of a file as we have them; checks all of them first."""
+  names = [name for name in known if name in file.names]
+  extra = sorted(file.names - _UNUSED - known.keys())
   if extra:
     raise errors.UserError(
-      f'{folder} has a tensor that T5 1.1 of this size has not: {extra[0]}'
+      f'{file.path} has a tensor that T5 1.1 of this size has not: {extra[0]}'
       f' ({len(extra)} superfluous)'
+      f'{safetensors_files.prefix_hint(file.names, known)}'
     )
+  for name in names:
+    file.check(name, known[name].shape, f'its {hf_config.FILE} asks')
+  return {name: _imported(file, name, known[name]) for name in names}
+
+
+def _imported(
+  file: safetensors_files.File, name: str, tensor: hf_names.Tensor
+) -> np.ndarray:
+  """Returns a tensor as we have it, float32, a copy of its own."""
+  array = checkpoint_files.to_float32(file.tensor(name), name)
+  return np.ascontiguousarray(array.T if tensor.transposed else array)
+
+
+def _complete(
+  folder: epath.Path, found: dict[str, np.ndarray], head_may_be_embedding: bool
+) -> None:
+  """Gives tensors that have several names the one of the layout.
+
+  Raises:
+    UserError: what should be one tensor is two.
+  """
+  same = [n for n in (hf_names.EMBEDDING, *_COPIES) if n in found]
+  for name in same[1:]:
+    if not np.array_equal(found[name], found[same[0]], equal_nan=True):
+      raise errors.UserError(f'{folder}: tensor {name} differs from {same[0]}')
+  if not same:
+    return
+  table = found[hf_names.EMBEDDING] = found[same[0]]
+  if hf_names.HEAD not in found and head_may_be_embedding:
+    # Transformers 5 states this for every T5 and leaves the head out where it
+    # is the embedding itself.
+    logging.info('%s: %s is %s', folder, hf_names.HEAD, hf_names.EMBEDDING)
+    found[hf_names.HEAD] = np.ascontiguousarray(table.T)
 
 
 def _check_params(

@@ -6,10 +6,10 @@ the task `jsonl` has them, whose targets are then kept beside the predictions.
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
-import json
 import os
 from typing import Any
 
+from dst_t5x import json_text
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
@@ -129,7 +129,7 @@ def infer(
   for row, (_, tokens) in zip(rows, decoded, strict=True):
     shown = {k: v for k, v in row.items() if k != 'tokens'}
     text = features['targets'].vocabulary.decode(tokens.tolist())
-    line = json.dumps(shown | {'prediction': text}, ensure_ascii=False)
+    line = json_text.dumps(shown | {'prediction': text}, ensure_ascii=False)
     lines.append(line + '\n')
   with writing(f'INFER_OUTPUT_DIR {folder}'):
     whole_files.write_text(path, ''.join(lines))

@@ -42,8 +42,11 @@ class LoRA(adapters.Adapter):
 
   def __post_init__(self) -> None:
     check_positive('LORA_RANK', self.rank)
-    if not self.alpha > 0:
-      raise UserError(f'LORA_ALPHA must be above 0, it is {self.alpha!r}')
+    # As float32, too, in which the network multiplies by it.
+    if not 0 < self.alpha / self.rank <= float(np.finfo(np.float32).max):
+      raise UserError(
+        f'LORA_ALPHA must be above 0 and finite, it is {self.alpha!r}'
+      )
     if not 0 <= self.dropout_rate < 1:
       raise UserError(
         f'LORA_DROPOUT_RATE must be in [0, 1), it is {self.dropout_rate!r}'

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 import json
+import math
 import os
 
 from absl import logging
 from etils import epath
 
+from dst_t5x import json_text
 from dst_t5x import object_stores
 from dst_t5x import whole_files
 
@@ -26,9 +28,12 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
   rows = []
   for line in path.read_text().splitlines():
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
     except ValueError:
       logging.warning('%s: left out a torn line', path)
+      continue
+    # As which NaN is written.
+    rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
 
 
@@ -56,7 +61,7 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
   rows = [row for row in read(folder) if row['step'] <= step]
   path = epath.Path(folder) / METRICS_FILE
   object_stores.make_folder(path.parent)
-  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  text = ''.join(json_text.dumps(row) + '\n' for row in rows)
   whole_files.write_text(path, text)
 
 
@@ -65,7 +70,7 @@ def append(
 ) -> None:
   """Adds a row."""
   path = epath.Path(folder) / METRICS_FILE
-  row = json.dumps({'step': step} | dict(values)) + '\n'
+  row = json_text.dumps({'step': step} | dict(values)) + '\n'
   if object_stores.is_remote(path):  # Nothing is added to a file there.
     before = path.read_text() if path.exists() else ''
     whole_files.write_text(path, before + row)

@@ -188,6 +188,12 @@ def read_bytes(path: epath.PathLike) -> bytes:
     return epath.Path(path).read_bytes()
 
 
+def download(path: epath.Path, target: pathlib.Path) -> None:
+  """Copies a file of a store to this disk, without holding it in memory."""
+  system, key = fsspec.core.url_to_fs(os.fspath(path))
+  system.get_file(key, os.fspath(target))
+
+
 def write_bytes(path: epath.Path, content: bytes) -> None:
   """Writes a file whole or not at all; an older one is replaced.
 

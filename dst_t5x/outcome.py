@@ -7,7 +7,6 @@ leaves nothing, nor does an adapter that PEFT has not: their checkpoint is it.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 from typing import Any
 
 from absl import logging
@@ -17,6 +16,7 @@ import numpy as np
 
 from dst_t5x import adapters
 from dst_t5x import budget as budget_lib
+from dst_t5x import json_text
 from dst_t5x import parts
 from dst_t5x import peft_files
 from dst_t5x import stacking
@@ -113,7 +113,7 @@ def write_report(
     'devices': _devices(),
     'results': dict(results),
   }
-  text = json.dumps(report, indent=2) + '\n'
+  text = json_text.dumps(report, indent=2) + '\n'
   whole_files.write_text(folder / _REPORT_FILE, text)
 
 

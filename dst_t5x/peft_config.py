@@ -4,13 +4,14 @@ PEFT says what is adapted by a list of modules' names, or of their last parts;
 we by a regular expression over paths. Of its many options we have few.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 import re
 from typing import Any
 
 from dst_t5x import adapters
 from dst_t5x import hf_names
 from dst_t5x import ia3
+from dst_t5x import json_object
 from dst_t5x import lora
 from dst_t5x import prompts
 from dst_t5x.errors import UserError
@@ -20,7 +21,7 @@ from dst_t5x.errors import UserError
 _KNOWN = {
   *('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'peft_type'),
   *('peft_version', 'revision', 'task_type'),
-  # Which modules are adapted is told by the tensors.
+  # Which modules are adapted.
   *('exclude_modules', 'feedforward_modules', 'layers_pattern'),
   *('layers_to_transform', 'target_modules'),
   # LoRA.
@@ -76,56 +77,54 @@ def export(
 
 
 def read(
-  stated: Mapping[str, Any], modules: Collection[str], known: Collection[str]
+  stated: json_object.JsonObject,
+  modules: Collection[str],
+  known: Collection[str],
 ) -> adapters.Adapter:
   """Returns the adapter that an adapter_config.json states.
 
   Args:
     stated: its content.
-    modules: paths of the linear maps that have tensors beside it.
+    modules: paths of the linear maps that it adapts.
     known: paths of all of the base's.
 
   Raises:
     UserError: its kind or an option is not known here, or makes no sense.
   """
   _check_options(stated)
-  kind = stated.get('peft_type')
-  try:
-    match kind:
-      case 'LORA':
-        return lora.LoRA(
-          rank=stated['r'],
-          alpha=float(stated['lora_alpha']),
-          dropout_rate=float(stated['lora_dropout']),
-          targets=_targets(modules, known),
-        )
-      case 'IA3':
-        adapted = f'{ia3.OUTPUTS}|{ia3.INPUTS}'
-        if set(modules) != {m for m in known if re.fullmatch(adapted, m)}:
-          raise UserError('here, (IA)³ is of all k, v and wo, and only these')
-        return ia3.IA3()
-      case 'PROMPT_TUNING':
-        return prompts.Prompt(length=stated['num_virtual_tokens'])
-  except KeyError as e:
-    raise UserError(f'it lacks {e}') from e
-  except (TypeError, ValueError) as e:
-    raise UserError(f'it makes no sense: {e}') from e
+  kind = stated.get('peft_type', str)
+  match kind:
+    case 'LORA':
+      return lora.LoRA(
+        rank=stated.size('r'),
+        alpha=stated.get('lora_alpha', float),
+        dropout_rate=stated.get('lora_dropout', float, 0.0),
+        targets=_targets(modules, known),
+      )
+    case 'IA3':
+      all_of_ours = f'{ia3.OUTPUTS}|{ia3.INPUTS}'
+      if set(modules) != {m for m in known if re.fullmatch(all_of_ours, m)}:
+        raise UserError('here, (IA)³ is of all k, v and wo, and only these')
+      return ia3.IA3()
+    case 'PROMPT_TUNING':
+      return prompts.Prompt(length=stated.size('num_virtual_tokens'))
   raise UserError(
-    f'peft_type {kind!r} is not known here (only LORA, IA3, PROMPT_TUNING):'
-    ' merge the adapter into its base with peft, merge_and_unload()'
+    f'peft_type {json_object.shown(kind)} is not known here (only LORA, IA3,'
+    ' PROMPT_TUNING): merge the adapter into its base with peft,'
+    ' merge_and_unload()'
   )
 
 
-def _check_options(stated: Mapping[str, Any]) -> None:
+def _check_options(stated: json_object.JsonObject) -> None:
   """Refuses options that change what is computed and that we do not have."""
-  for key, value in stated.items():
+  for key, value in stated.content.items():
     is_known = key in _KNOWN or value in _OFF
     if key == 'init_lora_weights':
       is_known = value in _INITIALIZATIONS
     if not is_known:
       raise UserError(
-        f'{key} = {value!r} is not known here: merge the adapter into its base'
-        ' with peft, merge_and_unload()'
+        f'{key} = {json_object.shown(value)} is not known here: merge the'
+        ' adapter into its base with peft, merge_and_unload()'
       )
 
 

@@ -10,7 +10,6 @@ the metadata of the safetensors file, where PEFT does not look.
 """
 
 from collections.abc import Collection, Mapping
-import json
 import re
 from typing import Any, NamedTuple
 
@@ -22,9 +21,12 @@ from dst_t5x import adapters
 from dst_t5x import checkpoint_files
 from dst_t5x import hf_names
 from dst_t5x import ia3
+from dst_t5x import json_object
+from dst_t5x import json_text
 from dst_t5x import lora
 from dst_t5x import parts
 from dst_t5x import peft_config
+from dst_t5x import peft_targets
 from dst_t5x import prompts
 from dst_t5x import safetensors_files
 from dst_t5x.errors import UserError
@@ -134,13 +136,14 @@ def save(
     'inference_mode': True,
     'task_type': 'SEQ_2_SEQ_LM',
   }
-  ours = json.dumps({'seed': dict(seed), 'step': step})
+  ours = json_text.dumps({'seed': dict(seed), 'step': step})
   metadata = {'format': 'pt', _OURS: ours}
   with checkpoint_files.new_folder(epath.Path(path), replace) as folder:
     content = safetensors_numpy.save(tensors, metadata)
     (folder / WEIGHTS_FILE).write_bytes(content)
     # Last: without it the folder is no adapter.
-    (folder / _CONFIG).write_text(json.dumps(stated, indent=2) + '\n')
+    text = json_text.dumps(stated, indent=2) + '\n'
+    (folder / _CONFIG).write_text(text)
 
 
 def about(path: epath.PathLike) -> About:
@@ -150,17 +153,14 @@ def about(path: epath.PathLike) -> About:
     UserError: a file is missing or damaged.
   """
   folder = epath.Path(path)
-  base = checkpoint_files.read_json(folder / _CONFIG).get(
-    'base_model_name_or_path'
-  )
-  metadata = safetensors_files.read_metadata(_weights(folder))
-  if _OURS not in metadata:
-    return About(base or '', None, 0)
-  try:
-    ours = json.loads(metadata[_OURS])
-    return About(base or '', ours['seed'], ours['step'])
-  except (ValueError, KeyError, TypeError) as e:
-    raise UserError(f'{_weights(folder)} has damaged metadata: {e}') from e
+  stated = json_object.read(folder / _CONFIG)
+  base = stated.get('base_model_name_or_path', str, '')
+  with safetensors_files.opened(_weights(folder)) as file:
+    text = file.metadata.get(_OURS)
+  if text is None:
+    return About(base, None, 0)
+  ours = json_object.parse(text, f'{_OURS} in the metadata of {file.path}')
+  return About(base, ours.inner('seed').content, ours.get('step', int))
 
 
 def load(
@@ -180,24 +180,27 @@ def load(
       option that is not known here, or it does not fit the base.
   """
   folder = epath.Path(path)
-  stated = checkpoint_files.read_json(folder / _CONFIG)
-  tensors = safetensors_files.read(_weights(folder))
-  modules = _adapted(tensors, base)
-  try:
-    adapter = peft_config.read(stated, modules, _linear_maps(base))
-  except UserError as e:
-    raise UserError(f'{folder / _CONFIG}: {e}') from e
-  if isinstance(adapter, prompts.Prompt) and _PROMPT in tensors:
-    # PEFT makes a second half for the decoder, but never looks at it.
-    rows = tensors[_PROMPT]
-    if len(rows) == 2 * adapter.length:
-      tensors[_PROMPT] = rows[: adapter.length]
-  layout = _layout(adapter, modules, base)
-  _check_tensors(folder, layout, tensors)
-  return adapter, {
-    tensor.path: tensor.imported(tensors[name])
-    for name, tensor in layout.items()
-  }
+  stated = json_object.read(folder / _CONFIG)
+  known = _linear_maps(base)
+  with safetensors_files.opened(_weights(folder)) as file:
+    modules = peft_targets.adapted(stated, known, _adapted(file.names, known))
+    try:
+      adapter = peft_config.read(stated, modules, known)
+    except UserError as e:
+      raise UserError(f'{stated.where}: {e}') from e
+    layout = _layout(adapter, modules, base)
+    _check_names(folder, layout, file.names)
+    added = {}
+    for name, tensor in layout.items():
+      rows = tensor.shape[0]
+      # PEFT makes a second half of a prompt for the decoder, but never looks
+      # at it.
+      if name == _PROMPT and file.shape(name)[:1] == (2 * rows,):
+        tensor = tensor._replace(shape=(2 * rows, tensor.shape[1]))
+      file.check(name, tensor.shape, f'its base and {_CONFIG} ask')
+      array = file.tensor(name)
+      added[tensor.path] = tensor.imported(array[:rows])
+  return adapter, added
 
 
 def _weights(folder: epath.Path) -> epath.Path:
@@ -218,9 +221,9 @@ def _linear_maps(base: PyTree) -> dict[str, tuple[int, int]]:
   }
 
 
-def _adapted(tensors: Collection[str], base: PyTree) -> set[str]:
+def _adapted(tensors: Collection[str], known: Collection[str]) -> set[str]:
   """Returns the paths of the base's linear maps that have tensors."""
-  ours = {hf_names.linear_map(path): path for path in _linear_maps(base)}
+  ours = {hf_names.linear_map(path): path for path in known}
   found = (_LINEAR.fullmatch(name) for name in tensors)
   return {ours[m[1]] for m in found if m and m[1] in ours}
 
@@ -249,24 +252,24 @@ def _layout(
   return layout
 
 
-def _check_tensors(
-  folder: epath.Path,
-  layout: Mapping[str, _Tensor],
-  tensors: Mapping[str, np.ndarray],
+def _check_names(
+  folder: epath.Path, layout: Collection[str], found: Collection[str]
 ) -> None:
-  """Refuses superfluous, missing and misshapen tensors."""
-  extra = sorted(set(tensors) - set(layout))
+  """Refuses superfluous and missing tensors."""
+  extra = sorted(set(found) - set(layout))
   if extra:
-    raise UserError(
-      f'{folder} has a tensor that has no place in its base: {extra[0]}'
-      f' ({len(extra)} in all)'
+    hint = safetensors_files.prefix_hint(found, layout)
+    hint = hint or safetensors_files.prefix_hint(
+      [name.removeprefix(_PREFIX) for name in found],
+      [name.removeprefix(_PREFIX) for name in layout],
     )
-  for name, tensor in layout.items():
-    if name not in tensors:
-      raise UserError(f'{folder} lacks tensor {name}')
-    found = tensors[name].shape
-    if found != tensor.shape:
-      raise UserError(
-        f'{folder}: tensor {name} is {found}, its base and {_CONFIG} ask for'
-        f' {tensor.shape}'
-      )
+    raise UserError(
+      f'{folder} has a tensor that has no place in its base by {_CONFIG}:'
+      f' {extra[0]} ({len(extra)} in all){hint}'
+    )
+  missing = sorted(set(layout) - set(found))
+  if missing:
+    raise UserError(
+      f'{folder} lacks tensor {missing[0]}, for which {_CONFIG} asks'
+      f' ({len(missing)} missing)'
+    )

@@ -1,97 +1,144 @@
-"""Reads safetensors files, bfloat16 included, into NumPy arrays.
+"""Reads safetensors files tensor by tensor, through the library's own reader.
 
-The library's NumPy reader knows no bfloat16. The format is small: the length of
-the header (8 bytes, little-endian), the header (JSON: name → dtype, shape,
-data_offsets), the tensors' bytes (https://github.com/huggingface/safetensors).
+A file on this disk is mapped into memory, so that no more than the tensor at
+hand is in memory twice. One in a bucket is copied to this disk first.
 """
 
-import json
-import math
+from collections.abc import Collection, Iterator
+import contextlib
+import os
+import pathlib
+import tempfile
 from typing import Any
 
 from etils import epath
-import ml_dtypes
+
+# Else the library, which asks NumPy for the type, would not find bfloat16.
+import ml_dtypes  # noqa: F401
 import numpy as np
+import safetensors
 
-from dst_t5x import errors
 from dst_t5x import object_stores
+from dst_t5x.errors import UserError, first_line
 
-_DTYPES = {
-  'F32': np.dtype('<f4'),
-  'F16': np.dtype('<f2'),
-  'BF16': np.dtype(ml_dtypes.bfloat16),
-}
-_LENGTH_BYTES = 8
-_METADATA = '__metadata__'
+# What float32 holds exactly.
+_DTYPES = ('F32', 'F16', 'BF16')
 
 
-def read(file: epath.Path) -> dict[str, np.ndarray]:
-  """Returns the tensors of a file as read-only views of its bytes.
+class File:
+  """An open file.
+
+  Attributes:
+    path: where it came from.
+    names: of its tensors.
+    metadata: what its writer said besides.
+  """
+
+  def __init__(self, path: epath.Path, opened: Any) -> None:
+    self.path = path
+    self._opened = opened
+    self.names: frozenset[str] = frozenset(opened.keys())
+    self.metadata: dict[str, str] = opened.metadata() or {}
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Returns a tensor's shape, by the file's header."""
+    return tuple(self._opened.get_slice(name).get_shape())
+
+  def check(self, name: str, shape: tuple[int, ...], asks: str) -> None:
+    """Checks a tensor by the file's header, before it is read.
+
+    Args:
+      name: of the tensor.
+      shape: that it must have.
+      asks: who wants that shape, and a verb.
+
+    Raises:
+      UserError: it has another shape, or is not float32, float16 or bfloat16.
+    """
+    found = self.shape(name)
+    if found != shape:
+      raise UserError(
+        f'{self.path}: tensor {name} is {found}, {asks} for {shape}'
+      )
+    dtype = self._opened.get_slice(name).get_dtype()
+    if dtype not in _DTYPES:
+      raise UserError(
+        f'tensor {name} of {self.path} is {dtype}, not {", ".join(_DTYPES)}'
+      )
+
+  def tensor(self, name: str) -> np.ndarray:
+    """Returns a tensor that was checked, a copy of its own.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    with _one_line(self.path):
+      return self._opened.get_tensor(name)
+
+
+@contextlib.contextmanager
+def opened(path: epath.Path) -> Iterator[File]:
+  """Opens a file, on this disk or in a bucket.
+
+  Raises:
+    UserError: it is missing, truncated, damaged or no safetensors file.
+  """
+  with contextlib.ExitStack() as stack:
+    with _one_line(path):
+      if not path.exists():
+        raise UserError(f'{path} is missing')
+      here = stack.enter_context(_here(path))
+      file = stack.enter_context(safetensors.safe_open(here, framework='np'))
+    found = File(path, file)
+    odd = sorted(name for name in found.names if not name.isprintable())
+    if odd:  # It would be part of messages.
+      raise UserError(f'{path} has a tensor with the name {odd[0][:60]!a}')
+    yield found
+
+
+def prefix_hint(found: Collection[str], known: Collection[str]) -> str:
+  """Returns what to do where all names differ from the known by a prefix.
 
   Args:
-    file: on this disk, where it is mapped into memory, or in a bucket, where it
-      is fetched whole.
+    found: names in a file.
+    known: names that it might have.
 
-  Raises:
-    UserError: the file cannot be read, is truncated or damaged, or holds a
-      tensor that is not float32, float16 or bfloat16.
+  Returns:
+    Something to add to a message, or nothing.
   """
-  header, data = _parts(file)
-  return {
-    name: _tensor(data, entry, f'{name} of {file}')
-    for name, entry in header.items()
-    if name != _METADATA
-  }
+  for name in found:
+    parts = name.split('.')
+    for i in range(1, len(parts)):
+      prefix = '.'.join(parts[:i]) + '.'
+      if name.removeprefix(prefix) in known and all(
+        one.startswith(prefix) for one in found
+      ):
+        return (
+          f'; its names begin with {prefix!r}, as of a model inside another:'
+          ' save the inner model, or take the prefix away'
+        )
+  return ''
 
 
-def read_metadata(file: epath.Path) -> dict[str, str]:
-  """Returns what a file's writer said besides its tensors.
+@contextlib.contextmanager
+def _here(path: epath.Path) -> Iterator[str]:
+  """Lends the path of a file on this disk, of its copy if it is in a bucket."""
+  if not object_stores.is_remote(path):
+    yield os.fspath(path)
+    return
+  with tempfile.TemporaryDirectory(prefix='dst_t5x-') as folder:
+    copy = pathlib.Path(folder) / 'tensors'
+    object_stores.download(path, copy)
+    yield os.fspath(copy)
 
-  Raises:
-    UserError: as `read` does.
-  """
-  header, _ = _parts(file)
-  return header.get(_METADATA, {})
 
-
-def _parts(file: epath.Path) -> tuple[dict[str, Any], np.ndarray]:
-  """Returns the header of a whole file, and the data, uint8 [bytes]."""
+@contextlib.contextmanager
+def _one_line(path: epath.Path) -> Iterator[None]:
+  """Raises UserError where a file cannot be read, or is none."""
   try:
-    content = _bytes(file)
-    start = _LENGTH_BYTES + int(content[:_LENGTH_BYTES].view('<u8')[0])
-    header = json.loads(content[_LENGTH_BYTES:start].tobytes())
-    end = max(
-      entry['data_offsets'][1]
-      for name, entry in header.items()
-      if name != _METADATA
-    )
-  except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-    raise errors.UserError(
-      f'{file} is truncated or no safetensors file: {error}'
-    ) from error
-  if start + end != len(content):
-    raise errors.UserError(
-      f'{file} is truncated or damaged: {len(content)} bytes, not {start + end}'
-    )
-  return header, content[start:]
-
-
-def _bytes(file: epath.Path) -> np.ndarray:
-  """Returns the content as uint8 [bytes]."""
-  if object_stores.is_remote(file):
-    return np.frombuffer(file.read_bytes(), np.uint8)
-  return np.memmap(file, np.uint8, mode='r')
-
-
-def _tensor(data: np.ndarray, entry: dict[str, Any], name: str) -> np.ndarray:
-  """Returns one tensor as a view of `data`, uint8 [bytes]."""
-  if entry['dtype'] not in _DTYPES:
-    raise errors.UserError(
-      f'tensor {name} is {entry["dtype"]}, not F32, F16 or BF16'
-    )
-  dtype = _DTYPES[entry['dtype']]
-  start, end = entry['data_offsets']
-  if end - start != math.prod(entry['shape']) * dtype.itemsize:
-    raise errors.UserError(f'tensor {name} is damaged: wrong number of bytes')
-  # Tensors need not be aligned in the file, hence through bytes.
-  return data[start:end].view(dtype).reshape(entry['shape'])
+    with object_stores.explained(path, f'cannot read {path}: '):
+      yield
+  except safetensors.SafetensorError as e:
+    raise UserError(
+      f'{path} is truncated or damaged, or no safetensors file: {first_line(e)}'
+    ) from e

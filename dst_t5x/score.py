@@ -15,11 +15,11 @@ own metrics are computed by `eval`.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
 import sys
 from typing import Any
 
 from dst_t5x import command_line
+from dst_t5x import json_text
 from dst_t5x import text_files
 from dst_t5x import text_scores
 from dst_t5x import whole_files
@@ -208,7 +208,7 @@ def _run(options: argparse.Namespace) -> None:
       'count': len(predictions),
     } | {name: found._asdict() for name, found in scores.items()}
     with writing(options.output):
-      text = json.dumps(report, indent=2) + '\n'
+      text = json_text.dumps(report, indent=2) + '\n'
       whole_files.write_text(options.output, text)
 
 

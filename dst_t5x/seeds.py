@@ -1,6 +1,7 @@
 """The seed: pretrained parameters of any known format, and their identity."""
 
 from collections.abc import Iterator, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -10,12 +11,14 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import traverse_util
+import numpy as np
 
 from dst_t5x import adapters
 from dst_t5x import checkpoint_files
 from dst_t5x import errors
 from dst_t5x import fingerprint as fingerprint_lib
 from dst_t5x import hf_checkpoint
+from dst_t5x import json_object
 from dst_t5x import object_stores
 from dst_t5x import parts
 from dst_t5x import peft_files
@@ -53,6 +56,7 @@ class Seed:
     if not self.adapter.added:
       return self
     params = parts.unflatten(self.adapter.merge(parts.flatten(self.params)))
+    _check_finite(params, self.path)
     return Seed(params, self.path, self.format, self.step)
 
   @functools.cached_property
@@ -88,7 +92,7 @@ def load_seed(
 
   Raises:
     UserError: there is nothing at the path, or nothing of a known format, or
-      what is there is damaged or no T5 1.1.
+      what is there is damaged or no T5 1.1, or not all of it is finite.
   """
   # The runs' module loads seeds itself; also, it needs far more to import.
   from dst_t5x import checkpoints
@@ -116,6 +120,7 @@ def load_seed(
       ' (config.json and model.safetensors), nor an adapter of PEFT'
       ' (adapter_config.json), nor a run of this package (run.json)'
     )
+  _check_finite(loaded.params, str(folder))
   seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
   flat = traverse_util.flatten_dict(seed.params)
   logging.info(
@@ -140,24 +145,23 @@ def _load_subset(
   """
   from dst_t5x import checkpoints
 
-  found, about = subset.load(path)
-  if not seed_path and 'path' not in about['seed']:
+  found, content = subset.load(path)
+  about = json_object.JsonObject(content, f'what {path} says')
+  reference = about.inner('seed')
+  if not seed_path and not reference.get('path', str, ''):
     raise errors.UserError(
       f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
     )
   seed_path = seed_path or object_stores.stated(
-    about['seed']['path'],
+    reference.get('path', str),
     path,
     'its seed',
     'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'
     ' --seed=…` first',
   )
-  seed = checkpoints.seed_of(about['seed'], str(path), seed_path)
+  seed = checkpoints.seed_of(reference.content, str(path), seed_path)
   params = subset.apply(found, seed.params, seed.fingerprint)
-  step = about.get('step')
-  return checkpoint_files.LoadedCheckpoint(
-    params, step if isinstance(step, int) else 0
-  )
+  return checkpoint_files.LoadedCheckpoint(params, about.get('step', int, 0))
 
 
 def _load_adapter(
@@ -179,13 +183,13 @@ def _load_adapter(
     )
   if not path or not (seed_path or epath.Path(path).is_dir()):
     raise errors.UserError(
-      f'the base of {folder}, {path!r}, is no folder: set'
+      f'the base of {folder}, {json_object.shown(path)}, is no folder: set'
       ' INITIAL_CHECKPOINT_PATH to that of the base, or write it into'
       ' adapter_config.json as base_model_name_or_path'
     )
   if checkpoint_files.absolute(path) == checkpoint_files.absolute(folder):
     raise errors.UserError(f'{folder} is an adapter and cannot be its own base')
-  if about.seed:
+  if about.seed is not None:
     base = checkpoints.seed_of(about.seed, f'the adapter in {folder}', path)
   else:
     base = load_seed(path).merged()
@@ -226,6 +230,27 @@ def check_matches(
     f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
     ' model; is this the model file that belongs to it?'
   )
+
+
+def _check_finite(params: Mapping[str, Any], path: str) -> None:
+  """Refuses NaN and infinity, which would make any loss NaN much later."""
+  flat = parts.flatten(params)
+
+  def is_finite(array: np.ndarray) -> bool:
+    # Both are NaN if one value is. No array of as many bools is made.
+    return not array.size or bool(np.isfinite([array.max(), array.min()]).all())
+
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    finite = dict(zip(flat, pool.map(is_finite, flat.values()), strict=True))
+  bad = [name for name in sorted(flat) if not finite[name]]
+  if bad:
+    array = flat[bad[0]]
+    count = np.count_nonzero(~np.isfinite(array))
+    raise errors.UserError(
+      f'{path}: {count:,} of {array.size:,} values of tensor {bad[0]} are NaN'
+      f' or infinite ({len(bad)} such tensors); take a checkpoint from before'
+      ' training diverged, or one that was not cast to float16'
+    )
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ to; only the folder's own name is used here, so checkpoints may be moved.
 Where T5X has written through Orbax instead, `t5x_orbax` reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
+import contextlib
 import itertools
 import math
 import re
@@ -26,6 +27,7 @@ import tensorstore
 
 from dst_t5x import checkpoint_files
 from dst_t5x import errors
+from dst_t5x import json_object
 from dst_t5x import object_stores
 from dst_t5x import stacking
 from dst_t5x import t5x_orbax
@@ -38,6 +40,10 @@ _CHUNK_BYTES = 64 * 2**20
 _CONCURRENT_READS = 32
 # What decoding damaged bytes raises, in msgpack and in Flax on top of it.
 _DAMAGED = (
+  OSError,
+  RecursionError,
+  IndexError,
+  OverflowError,
   ValueError,
   TypeError,
   KeyError,
@@ -48,20 +54,19 @@ _DAMAGED = (
 
 
 def steps(folder: epath.PathLike) -> list[int]:
-  """Returns the steps of the finished checkpoints in a folder, ascending."""
+  """Returns the steps of folders `checkpoint_<step>`, ascending.
+
+  Not all need be whole: T5X writes the index last.
+  """
   names = (child.name for child in epath.Path(folder).iterdir())
-  matches = (re.fullmatch(r'checkpoint_(\d+)', name) for name in names)
-  return sorted(int(match.group(1)) for match in matches if match)
+  matches = (re.fullmatch(r'checkpoint_([0-9]{1,18})', name) for name in names)
+  return sorted({int(match[1]) for match in matches if match})
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
   """Whether a folder is a checkpoint, or holds folders `checkpoint_<step>`."""
   path = epath.Path(path)
-  return path.is_dir() and (
-    (path / _INDEX).exists()
-    or t5x_orbax.is_checkpoint(path)
-    or bool(steps(path))
-  )
+  return path.is_dir() and (_is_whole(path) or bool(steps(path)))
 
 
 def find(path: epath.PathLike) -> epath.Path:
@@ -69,20 +74,26 @@ def find(path: epath.PathLike) -> epath.Path:
 
   Args:
     path: a folder `checkpoint_<step>`, or one that holds such folders: the
-      newest is taken, and the log says so.
+      newest that is whole is taken, and the log says so.
 
   Raises:
-    UserError: there is no checkpoint.
+    UserError: there is no whole checkpoint.
   """
   folder = epath.Path(path)
-  if folder.is_dir() and not (folder / _INDEX).exists():
-    found = steps(folder)
-    if found:
-      folder = folder / f'checkpoint_{found[-1]}'
-      logging.info('Newest of %d checkpoints: %s', len(found), folder)
-  if (folder / _INDEX).exists() or t5x_orbax.is_checkpoint(folder):
+  if _is_whole(folder):
     return folder
+  found = steps(folder) if folder.is_dir() else []
+  for step in reversed(found):
+    child = folder / f'checkpoint_{step}'
+    if _is_whole(child):
+      logging.info('Newest whole one of %d checkpoints: %s', len(found), child)
+      return child
+    logging.warning('%s has no file %r: left out', child, _INDEX)
   raise errors.UserError(f'no T5X checkpoint at {folder}: no file {_INDEX!r}')
+
+
+def _is_whole(folder: epath.Path) -> bool:
+  return (folder / _INDEX).exists() or t5x_orbax.is_checkpoint(folder)
 
 
 def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
@@ -116,14 +127,10 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
 
 def _load_native(folder: epath.Path) -> tuple[dict[str, Any], int]:
   """Returns path -> array, and the step."""
-  content = _read_index(folder / _INDEX)
-  leaves = traverse_util.flatten_dict(
-    content['optimizer']['target'],
-    is_leaf=lambda _, node: _is_spec(node),
-    sep='/',
-  )
+  optimizer = _read_index(folder / _INDEX)
+  leaves = _flatten(optimizer['target'], folder)
   arrays = {**leaves, **_read_tensors(folder, leaves)}
-  return arrays, _step(content, folder)
+  return arrays, _step(optimizer, folder)
 
 
 def save(
@@ -167,27 +174,55 @@ def save(
 
 
 def _read_index(file: epath.Path) -> dict[str, Any]:
-  """Decodes the msgpack file; checks that it holds parameters."""
+  """Decodes the msgpack file; returns the optimizer, with its target."""
   try:
     content = serialization.msgpack_restore(file.read_bytes())
   except _DAMAGED as error:
     raise errors.UserError(
-      f'{file} is truncated or no T5X checkpoint: {error}'
+      f'{file} is truncated or no T5X checkpoint: {errors.first_line(error)}'
     ) from error
   try:
-    target = content['optimizer']['target']
-  except (KeyError, TypeError):
+    optimizer = content['optimizer']
+    target = optimizer['target']
+  except (IndexError, KeyError, TypeError):
     target = None
   if not isinstance(target, dict) or not target:
     raise errors.UserError(f'{file} holds no optimizer/target')
-  return content
+  return optimizer
 
 
-def _step(content: Mapping[str, Any], folder: epath.Path) -> int:
+def _flatten(target: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
+  """Returns path -> array, or the spec of one.
+
+  Raises:
+    UserError: there is something else.
+  """
+  leaves = traverse_util.flatten_dict(
+    target, is_leaf=lambda _, node: _is_spec(node)
+  )
+  flat = {}
+  for path, leaf in leaves.items():
+    name = '/'.join(map(str, path))
+    is_path = all(
+      isinstance(key, str) and '/' not in key and key.isprintable()
+      for key in path
+    )
+    if not is_path or not (
+      _is_spec(leaf) or isinstance(leaf, np.ndarray | np.generic)
+    ):
+      raise errors.UserError(
+        f'{folder / _INDEX} is damaged: {json_object.shown(name)} is no tensor'
+      )
+    flat[name] = leaf
+  return flat
+
+
+def _step(optimizer: Mapping[str, Any], folder: epath.Path) -> int:
   """Returns the step: as stored, else from the folder's name."""
-  stored = content['optimizer'].get('state', {}).get('step')
+  state = optimizer.get('state')
+  stored = state.get('step') if isinstance(state, dict) else None
   if stored is not None:
-    return int(np.asarray(stored))
+    return t5x_orbax.as_step(stored, folder)
   match = re.fullmatch(r'checkpoint_(\d+)', folder.name)
   return int(match.group(1)) if match else 0
 
@@ -205,10 +240,15 @@ def _key_value_store(folder: epath.Path) -> dict[str, Any]:
 
 def _folder_name(spec: Mapping[str, Any], name: str) -> str:
   """Returns the tensor's folder; old specs keep the path at the top."""
-  path = spec.get('kvstore', {}).get('path') or spec.get('path') or ''
-  folder = path.rstrip('/').rpartition('/')[-1]
-  if spec['driver'] != 'zarr' or not folder:
-    raise errors.UserError(f'tensor {name} has no zarr folder: {dict(spec)}')
+  store = spec.get('kvstore')
+  path = store.get('path') if isinstance(store, Mapping) else None
+  path = path or spec.get('path')
+  folder = path.rstrip('/').rpartition('/')[-1] if isinstance(path, str) else ''
+  is_name = folder not in ('', '.', '..') and folder.isprintable()
+  if spec['driver'] != 'zarr' or not is_name:
+    raise errors.UserError(
+      f'tensor {name} has no zarr folder: {json_object.shown(dict(spec))}'
+    )
   return folder
 
 
@@ -222,17 +262,34 @@ def _read_tensors(
     if _is_spec(leaf)
   }
   with futures.ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-    arrays = pool.map(_read_tensor, folders.values())
+    stores = [*pool.map(_open_tensor, folders.values())]
+    checkpoint_files.check_fits(
+      sum(4 * math.prod(store.shape) for store in stores), folder
+    )
+    arrays = pool.map(_read_tensor, stores, folders.values())
     return dict(zip(folders, arrays, strict=True))
 
 
-def _read_tensor(folder: epath.Path) -> np.ndarray:
-  """Reads one zarr folder whole."""
-  try:
+def _open_tensor(folder: epath.Path) -> Any:
+  """Opens one zarr folder, whose chunks are all there."""
+  with _one_line(folder):
     spec = {'driver': 'zarr', 'kvstore': _key_value_store(folder)}
     store = tensorstore.open(spec, open=True).result()
     _check_chunks(store, folder)
+    return store
+
+
+def _read_tensor(store: Any, folder: epath.Path) -> np.ndarray:
+  """Reads one zarr folder whole."""
+  with _one_line(folder):
     return store.read().result()
+
+
+@contextlib.contextmanager
+def _one_line(folder: epath.Path) -> Iterator[None]:
+  """Raises UserError where a tensor cannot be read."""
+  try:
+    yield
   except (ValueError, OSError) as error:
     raise errors.UserError(
       f'tensor {folder} is missing or damaged: {_reason(error)}'

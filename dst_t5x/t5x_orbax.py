@@ -4,6 +4,7 @@ A folder `checkpoint_<step>` holds `state`, an Orbax tree of `target` and of the
 optimizer's `state`, and `dataset`, the position in the data.
 """
 
+import math
 from typing import Any
 
 from etils import epath
@@ -11,7 +12,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dst_t5x import checkpoint_files
 from dst_t5x import errors
+from dst_t5x import json_object
 from dst_t5x import object_stores
 from dst_t5x import orbax_on_s3
 
@@ -37,6 +40,10 @@ def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
       tree = checkpointer.metadata(path).item_metadata.tree
       step = tree['state']['step']
       wanted = {'target': tree['target'], 'state': {'step': step}}
+      checkpoint_files.check_fits(
+        sum(4 * math.prod(x.shape) for x in jax.tree.leaves(tree['target'])),
+        folder,
+      )
       found = checkpointer.restore(
         path,
         args=ocp.args.PyTreeRestore(
@@ -47,10 +54,26 @@ def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
           partial_restore=True,
         ),
       )
+  except errors.UserError:
+    raise
   except KeyError as error:
     raise errors.UserError(f'{path} holds no {error}') from error
   except Exception as error:  # TensorStore's, Orbax's, JSON's.
     raise errors.UserError(
       f'{path} is damaged: {errors.first_line(error)}'
     ) from error
-  return found['target'], int(found['state']['step'])
+  return found['target'], as_step(found['state']['step'], folder)
+
+
+def as_step(stored: Any, folder: epath.Path) -> int:
+  """Returns the step that a checkpoint stores.
+
+  Raises:
+    UserError: it is no whole number.
+  """
+  array = np.asarray(stored)
+  if array.size != 1 or array.dtype.kind not in 'iu' or array.item() < 0:
+    raise errors.UserError(
+      f'{folder} is damaged: its step is {json_object.shown(stored)}'
+    )
+  return int(array.item())

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 from dst_t5x import command_line
+from dst_t5x import json_text
 from dst_t5x import metrics_file
 from dst_t5x.errors import UserError, first_line
 from launch import states
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     for folder in options.folders:
       for record in records(pathlib.Path(folder)):
-        print(json.dumps(record))
+        print(json_text.dumps(record))
   except UserError as error:
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from dst_t5x import best
+from dst_t5x import json_text
 from dst_t5x import metrics_file
 from dst_t5x import object_stores
 from dst_t5x import whole_files
@@ -107,7 +108,7 @@ class Sweep:
     """Writes `runs.json`."""
     object_stores.make_folder(self.output)
     rows = [dataclasses.asdict(state) for state in states]
-    text = json.dumps(rows, indent=1) + '\n'
+    text = json_text.dumps(rows, indent=1) + '\n'
     whole_files.write_text(self.output / TABLE_FILE, text)
 
   def _before(self) -> dict[str, dict[str, Any]]:
@@ -169,7 +170,11 @@ def summary(states: Sequence[State]) -> str:
 
 
 def _of_tasks(metrics: dict[str, float]) -> dict[str, float]:
-  return {name: value for name, value in metrics.items() if best.task_of(name)}
+  return {
+    name: value
+    for name, value in metrics.items()
+    if best.task_of(name) and value is not None  # It was no number.
+  }
 
 
 def _json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -213,9 +215,6 @@ def test_missing_tensor_is_named(saved):
 
 def test_superfluous_tensor_is_named(saved):
   extra = 'decoder.block.2.layer.0.layer_norm.weight'
-  _change_tensors(saved, lambda tensors: tensors.update({extra: np.ones(8)}))
-  with pytest.raises(errors.UserError, match='not F32'):
-    hf_checkpoint.load(saved)
   _change_tensors(
     saved, lambda tensors: tensors.update({extra: np.ones(8, np.float32)})
   )
@@ -238,6 +237,15 @@ def test_wrong_vocabulary_is_named(saved):
     hf_checkpoint.load(saved)
 
 
+def test_float64_is_named(saved):
+  def widen(tensors):
+    tensors['lm_head.weight'] = tensors['lm_head.weight'].astype(np.float64)
+
+  _change_tensors(saved, widen)
+  with pytest.raises(errors.UserError, match=r'lm_head.weight .* F64, not F32'):
+    hf_checkpoint.load(saved)
+
+
 @pytest.mark.parametrize('kept', [-1, 3, 100, 0])
 def test_truncated_file_is_named(saved, kept):
   file = saved / 'model.safetensors'
@@ -246,11 +254,116 @@ def test_truncated_file_is_named(saved, kept):
     hf_checkpoint.load(saved)
 
 
+@pytest.mark.parametrize('stale', ['there', 'gone'])
+def test_one_file_goes_before_an_index(torch_model, tmp_path, stale):
+  """What is left of an older save over which a newer one was written."""
+  torch_model.save_pretrained(tmp_path / 'old', max_shard_size='3KB')
+  torch_model.shared.weight.data += 1
+  torch_model.save_pretrained(tmp_path / 'new')
+  for file in (tmp_path / 'old').glob('model*'):
+    if stale == 'there' or file.suffix == '.json':
+      shutil.copy(file, tmp_path / 'new')
+  loaded = hf_checkpoint.load(tmp_path / 'new').params
+  theirs = type(torch_model).from_pretrained(tmp_path / 'new')
+  np.testing.assert_array_equal(
+    loaded['token_embedder']['embedding'], theirs.shared.weight.detach()
+  )
+  np.testing.assert_array_equal(
+    loaded['token_embedder']['embedding'], torch_model.shared.weight.detach()
+  )
+
+
+@pytest.mark.parametrize('with_head', [True, False])
+def test_what_save_model_writes_is_read(torch_model, tmp_path, with_head):
+  """Of tensors with several names, it keeps one, and not `shared.weight`."""
+  safetensors_torch = pytest.importorskip('safetensors.torch')
+  if not with_head:
+    torch_model.lm_head.weight = torch_model.shared.weight
+  torch_model.config.save_pretrained(tmp_path)
+  file = tmp_path / 'model.safetensors'
+  safetensors_torch.save_model(torch_model, str(file))
+  names = safetensors_numpy.load_file(file).keys()
+  assert 'shared.weight' not in names
+  assert ('lm_head.weight' in names) == with_head
+  params = hf_checkpoint.load(tmp_path).params
+  for array, tensor in (
+    (params['token_embedder']['embedding'], torch_model.shared.weight),
+    (params['decoder']['logits_dense']['kernel'].T, torch_model.lm_head.weight),
+  ):
+    np.testing.assert_array_equal(array, tensor.detach())
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.base.'])
+def test_a_prefix_of_all_names_is_named(saved, prefix):
+  def wrap(tensors):
+    for name in list(tensors):
+      tensors[f'{prefix}{name}'] = tensors.pop(name)
+
+  _change_tensors(saved, wrap)
+  with pytest.raises(errors.UserError, match=f"begin with '{prefix}'") as e:
+    hf_checkpoint.load(saved)
+  assert '\n' not in str(e.value)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+  folder = tmp_path / 'sharded'
+  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.CONFIG, 3000)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'index',
+  [
+    *([], None, 3, {}, {'weight_map': None}, {'weight_map': []}),
+    {'weight_map': {'shared.weight': None}},
+    {'weight_map': {'shared.weight': 3, 'lm_head.weight': 'a.safetensors'}},
+    {'weight_map': {'shared.weight': ['a']}},
+    {'weight_map': {'shared.weight': '../sharded/model.safetensors'}},
+    {'weight_map': {'shared.weight': '/etc/model.safetensors'}},
+    {'weight_map': {'shared.weight': 's3://bucket/model.safetensors'}},
+    {'weight_map': {'shared.weight': 'config.json'}},
+    {'weight_map': {'shared.weight': ''}},
+    {'weight_map': {'shared.weight': 'a\n.safetensors'}},
+  ],
+)
+def test_what_is_no_index_is_named(sharded, index):
+  (sharded / 'model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(errors.UserError, match=r'index\.json') as caught:
+    hf_checkpoint.load(sharded)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_tensor_in_two_files_is_refused(sharded):
+  first, *_, last = sorted(sharded.glob('model-*.safetensors'))
+  tensors = dict(safetensors_numpy.load_file(last))
+  tensors |= safetensors_numpy.load_file(first)
+  last.write_bytes(safetensors_numpy.save(tensors))
+  with pytest.raises(errors.UserError, match=f'two files, {last.name} is one'):
+    hf_checkpoint.load(sharded)
+
+
+@pytest.mark.parametrize('largest', [10**9, 10**5])
+def test_no_more_than_a_tensor_is_in_memory_twice(tmp_path, largest):
+  config = dataclasses.replace(tiny_t5.CONFIG, vocab_size=4000, emb_dim=32)
+  params = tiny_t5.random_params(config)
+  arrays = tiny_t5.flat(params).values()
+  sizes = sorted(array.nbytes for array in arrays)
+  hf_checkpoint.save(tmp_path / 'm', params, config, largest)
+  hf_checkpoint.load(tmp_path / 'm')  # What is imported stays.
+  tracemalloc.start()
+  loaded = hf_checkpoint.load(tmp_path / 'm')
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < sum(sizes) + 1.5 * sizes[-1]
+  tiny_t5.assert_same_bits(loaded.params, params)
+
+
 def test_missing_shard_is_named(tmp_path):
   folder = tmp_path / 'm'
   hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.CONFIG, 3000)
   next(folder.glob('model-00002-*')).unlink()
-  with pytest.raises(errors.UserError, match='model-00002-of'):
+  with pytest.raises(errors.UserError, match=r'00002-of.* is missing$'):
     hf_checkpoint.load(folder)
 
 

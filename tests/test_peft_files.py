@@ -1,20 +1,29 @@
 """Adapters in PEFT's format, against Hugging Face's peft itself."""
 
 import json
+import re
+import shutil
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import networks
 import numpy as np
 import pytest
+import refusals
 from safetensors import numpy as safetensors_numpy
 
 from dst_t5x import adapters
 from dst_t5x import errors
 from dst_t5x import fingerprint
 from dst_t5x import hf_checkpoint
+from dst_t5x import hf_names
 from dst_t5x import ia3
+from dst_t5x import json_object
 from dst_t5x import lora
 from dst_t5x import parts
 from dst_t5x import peft_files
+from dst_t5x import peft_targets
 from dst_t5x import prompts
 from dst_t5x import seeds
 from dst_t5x import stacking
@@ -260,8 +269,20 @@ def test_options_that_we_lack_are_refused(changes, base, tmp_path):
   ('changes', 'message'),
   [
     ({'r': 4}, r'lora_A.weight is \(3, 16\), its base and .* \(4, 16\)'),
-    ({'r': None}, 'LORA_RANK must be a positive whole number'),
-    ({'lora_alpha': 'much'}, 'adapter_config.json: it makes no sense'),
+    ({'r': None}, "adapter_config.json: .* lacks 'r'"),
+    ({'lora_alpha': 'much'}, "lora_alpha must be a finite number, it is 'much"),
+    ({'lora_alpha': 0}, 'LORA_ALPHA must be above 0 and finite'),
+    ({'lora_alpha': 1e300}, 'LORA_ALPHA must be above 0 and finite'),
+    ({'lora_alpha': float('inf')}, 'Infinity is no number in JSON'),
+    ({'lora_alpha': 10**400}, 'lora_alpha must be a finite number'),
+    ({'lora_dropout': 1}, r'LORA_DROPOUT_RATE must be in \[0, 1\)'),
+    ({'target_modules': ['x']}, "target_modules .'x'. fit no linear map"),
+    ({'target_modules': '('}, r"target_modules must be a regular expr.*'\('"),
+    ({'target_modules': ['q']}, r'no place in its base by .*\.v\.lora_A'),
+    ({'target_modules': ['q', 'v', 'o']}, r'lacks tensor .*\.o\.lora_A.*16 m'),
+    ({'target_modules': 'all-linear'}, r'lacks tensor .*\.k\.lora_A'),
+    ({'exclude_modules': ['v']}, r'no place in its base by .*\.v\.lora_A'),
+    ({'layers_to_transform': 1}, r'no place in .*block\.0\..*\.q\.lora_A'),
     ({'peft_type': 'ADALORA'}, "peft_type 'ADALORA' is not known here"),
     ({'peft_type': 'PROMPT_TUNING'}, "lacks 'num_virtual_tokens'"),
     ({'peft_type': 'IA3'}, 'of all k, v and wo, and only these'),
@@ -290,6 +311,14 @@ def _change_tensors(change):
   return of_file
 
 
+def _renamed(pattern, replacement):
+  def change(tensors):
+    for name in list(tensors):
+      tensors[re.sub(pattern, replacement, name)] = tensors.pop(name)
+
+  return _change_tensors(change)
+
+
 QUERY = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
 
 
@@ -297,7 +326,7 @@ QUERY = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
   ('damage', 'message'),
   [
     (_cut, 'adapter_model.safetensors is truncated or damaged'),
-    (lambda file: file.unlink(), 'adapter_model.safetensors is truncated or'),
+    (lambda file: file.unlink(), 'adapter_model.safetensors is missing'),
     (
       lambda file: file.rename(file.with_name('adapter_model.bin')),
       'has only adapter_model.bin, a pickle',
@@ -316,7 +345,22 @@ QUERY = 'base_model.model.encoder.block.0.layer.0.SelfAttention.q'
           {f'{QUERY}.lora_magnitude_vector': np.ones(18, np.float32)}
         )
       ),
-      f'no place in its base: {QUERY}.lora_magnitude_vector',
+      f'no place in its base .*: {QUERY}.lora_magnitude_vector',
+    ),
+    (
+      _change_tensors(
+        lambda tensors: [tensors.pop(n) for n in [*tensors] if '.encoder.' in n]
+      ),
+      r'lacks tensor .*encoder\.block\.0.* for which .* asks \(8 missing\)',
+    ),
+    (
+      _change_tensors(lambda tensors: tensors.clear()),
+      r'lacks tensor .*lora_A.weight, for which .* asks \(32 missing\)',
+    ),
+    (_renamed(r'^', 'module.'), r"names begin with 'module\.'"),
+    (
+      _renamed(r'^(base_model\.model\.)', r'\1module.'),
+      r"begin with 'module\.'",
     ),
   ],
 )
@@ -326,6 +370,121 @@ def test_damage_is_named(damage, message, base, tmp_path):
   with pytest.raises(errors.UserError, match=message) as caught:
     seeds.load_seed(tmp_path / 'adapter')
   assert '\n' not in str(caught.value)
+
+
+NAMES = st.sampled_from(
+  [
+    *('q', 'o', 'wo', 'wi_0', 'SelfAttention.k', 'lm_head', 'encoder', 'x'),
+    *('', 'encoder.block.0.layer.0.SelfAttention.v', 'layer.1.o'),
+  ]
+)
+EXPRESSIONS = st.sampled_from(
+  [r'.*\.q', r'encoder.*', r'.*block\.1\..*\.(k|wo)', 'q', 'All-Linear', '']
+)
+MODULES = st.one_of(st.none(), EXPRESSIONS, st.lists(NAMES, max_size=3))
+LAYERS = st.one_of(st.none(), st.integers(0, 2), st.lists(st.integers(0, 2)))
+PATTERNS = st.sampled_from([None, [], 'block', 'layer', ['x', 'block'], ['x']])
+
+
+@settings(max_examples=300, deadline=None)
+@given(MODULES, MODULES, LAYERS, PATTERNS)
+def test_we_adapt_what_peft_adapts(peft, targets, excluded, layers, patterns):
+  options = {
+    'target_modules': targets,
+    'exclude_modules': excluded,
+    'layers_to_transform': layers,
+    'layers_pattern': patterns,
+  }
+  try:
+    config = peft.LoraConfig(**options)
+  except ValueError:  # It does not let all of them go together.
+    return
+  shapes = parts.flatten(networks.random_params(networks.tiny()))
+  known = [p.removesuffix('/kernel') for p in shapes if p.endswith('/kernel')]
+  if targets is None:
+    config.target_modules = ['q', 'v']  # For a T5.
+  if targets == 'All-Linear':
+    config.target_modules = '.*(?<!lm_head)'
+  check = peft.tuners.tuners_utils.check_target_module_exists
+  theirs = {p for p in known if check(config, hf_names.linear_map(p))}
+  stated = json_object.JsonObject({'peft_type': 'LORA', **options}, 'it')
+  if theirs:
+    assert peft_targets.adapted(stated, known, theirs) == theirs
+  else:
+    said = refusals.refusal(peft_targets.adapted, stated, known, theirs)
+    assert 'fit no linear map' in said
+
+
+RIGHT = (
+  ('exclude_modules', str),
+  ('layers_pattern', str),
+  ('lora_alpha', float),
+)
+
+
+@pytest.fixture(scope='module')
+def saved(base, tmp_path_factory):
+  """A folder with a folder for each of some adapters; treat as read-only."""
+  folder = tmp_path_factory.mktemp('saved')
+  for name in ('query_value', 'ia3', 'prompt'):
+    _save(folder / name, base, ADAPTERS[name])
+  return folder
+
+
+@pytest.mark.parametrize(
+  'key',
+  [
+    *('base_model_name_or_path', 'peft_type', 'target_modules', 'r'),
+    *('exclude_modules', 'layers_to_transform', 'layers_pattern'),
+    *('lora_alpha', 'lora_dropout', 'bias', 'rank_pattern'),
+  ],
+)
+def test_wrong_types_are_one_line(key, saved, base, tmp_path):
+  folder = shutil.copytree(saved / 'query_value', tmp_path / 'adapter')
+  good = _config(folder)
+  params = hf_checkpoint.load(base).params
+  for value in ([3.5], {'a': 'b'}, -1, 2.5, '\ud800', 10**400, [[]], 'x' * 999):
+    _change(folder, **{**good, key: value})
+    if key == 'base_model_name_or_path':
+      said = refusals.refusal(seeds.load_seed, folder)
+    else:
+      said = refusals.refusal(peft_files.load, folder, params)
+    if said is None:  # A value of the right type, which adapts the same.
+      assert (key, type(value)) in RIGHT
+    elif not isinstance(value, str | int | float):
+      assert f'{key} must be' in said or f'{key} = ' in said
+
+
+@pytest.mark.parametrize(
+  'ours',
+  ['', '{', '[]', '{}', '{"seed": 3, "step": 1}', '{"seed": {}, "step": 1}',
+   '{"seed": {"path": 3, "fingerprint": "x"}, "step": 1}',
+   '{"seed": {"path": "x", "fingerprint": 3}, "step": 1}',
+   '{"seed": {"path": "x", "fingerprint": "x", "format": 3}, "step": 1}',
+   '{"seed": {"path": "x", "fingerprint": "x"}, "step": "1"}',
+   '{"seed": {"path": "x", "fingerprint": "x"}, "step": NaN}'],
+)  # fmt: skip
+def test_damaged_metadata_are_one_line(ours, saved, tmp_path):
+  shutil.copytree(saved / 'ia3', tmp_path / 'adapter')
+  file = tmp_path / 'adapter' / 'adapter_model.safetensors'
+  tensors = safetensors_numpy.load_file(file)
+  file.write_bytes(safetensors_numpy.save(tensors, {'dst_t5x': ours}))
+  said = refusals.refusal(seeds.load_seed, tmp_path / 'adapter')
+  assert str(tmp_path / 'adapter') in said
+
+
+@pytest.mark.parametrize('name', ['query_value', 'ia3', 'prompt'])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(name, value, saved, tmp_path):
+  shutil.copytree(saved / name, tmp_path / 'adapter')
+  file = tmp_path / 'adapter' / 'adapter_model.safetensors'
+
+  def spoil(tensors):
+    min(tensors.items())[1].flat[-1] = value
+
+  _change_tensors(spoil)(file)
+  said = refusals.refusal(seeds.load_seed, tmp_path / 'adapter')
+  assert re.search(r' 1 of \d+ values of tensor .*/(lora_a|ia3|prompt) ', said)
 
 
 def test_the_base_may_have_moved_but_is_the_same(base, tmp_path):

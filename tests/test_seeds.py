@@ -4,12 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import refusals
 import tiny_t5
 
 from dst_t5x import errors
 from dst_t5x import fingerprint
 from dst_t5x import hf_checkpoint
+from dst_t5x import lora
 from dst_t5x import seeds
+from dst_t5x import subset
 from dst_t5x import t5x_checkpoint
 
 
@@ -38,6 +41,77 @@ def test_hugging_face_folder(tmp_path):
   seed = seeds.load_seed(str(tmp_path / 'm'))
   assert (seed.format, seed.step) == ('hf', 0)
   assert seed.fingerprint == fingerprint.fingerprint(params)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('save', ['t5x', 'hf'])
+def test_what_is_not_finite_is_named(tmp_path, save, value):
+  params = tiny_t5.random_params()
+  params['encoder']['layers_1']['mlp']['wo']['kernel'][3, 2:4] = value
+  params['decoder']['decoder_norm']['scale'][0] = value
+  if save == 'hf':
+    hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+  else:
+    t5x_checkpoint.save(tmp_path / 'm', params, step=1)
+  said = refusals.refusal(seeds.load_seed, tmp_path / 'm')
+  assert (
+    '1 of 8 values of tensor decoder/decoder_norm/scale are NaN or infinite'
+    ' (2 such tensors)'
+  ) in said
+
+
+def test_the_largest_numbers_are_finite(tmp_path):
+  params = tiny_t5.random_params()
+  scale = params['decoder']['decoder_norm']['scale']
+  scale[:2] = np.finfo(np.float32).max, np.finfo(np.float32).min
+  hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+  tiny_t5.assert_same_bits(seeds.load_seed(tmp_path / 'm').params, params)
+
+
+def test_what_overflows_when_merged_is_named():
+  params = tiny_t5.random_params()
+  query = params['encoder']['layers_0']['attention']['query']
+  query |= {
+    'lora_a': np.full((8, 1), 1e20, np.float32),
+    'lora_b': np.full((1, 12), 1e20, np.float32),
+  }
+  adapter = lora.LoRA(rank=1)
+  seed = seeds.Seed(params, 'here', 'peft', 0, adapter)
+  with np.errstate(over='ignore'):
+    said = refusals.refusal(seed.merged)
+  assert 'tensor encoder/layers_0/attention/query/kernel are NaN or inf' in said
+
+
+def _subset_file(folder, **changes):
+  """Returns a subset file that says other things of its seed, and the seed."""
+  hf_checkpoint.save(folder / 'm', tiny_t5.random_params(), tiny_t5.CONFIG)
+  seed = seeds.load_seed(folder / 'm')
+  found = subset.extract(seed.params, seed.params, seed.fingerprint)
+  about = {'seed': {**seed.reference, **changes}, 'step': 3}
+  subset.save(folder / 'a.dst', found, about)
+  return folder / 'a.dst'
+
+
+@pytest.mark.parametrize('key', ['path', 'format', 'step', 'name'])
+@pytest.mark.parametrize('value', [3, [], {}, True, 'x', None, '\ud800'])
+def test_whatever_a_subset_says_of_its_seed(tmp_path, key, value):
+  file = _subset_file(tmp_path, **{key: value})
+  said = refusals.refusal(seeds.load_seed, file)
+  if said is not None:
+    assert str(file) in said
+  is_read = key in ('name', 'step') or (
+    key == 'format' and value in ('x', None)
+  )
+  assert (said is None) == is_read
+
+
+@pytest.mark.parametrize('step', ['3', [], None, 2.5, True])
+def test_whatever_a_subset_says_of_its_step(tmp_path, step):
+  file = _subset_file(tmp_path)
+  found, about = subset.load(file)
+  subset.save(file, found, {**about, 'step': step})
+  said = refusals.refusal(seeds.load_seed, file)
+  assert (said is None) == (step is None)
 
 
 def test_real_checkpoint(shared_data):

@@ -1,16 +1,24 @@
 """The format of the public T5X checkpoints."""
 
+import copy
 import gzip
+import json
+import re
 import shutil
 
 from etils import epath
 from flax import serialization
 from flax import traverse_util
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import ml_dtypes
+import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import refusals
 import tensorstore
 import tiny_t5
 
@@ -106,6 +114,133 @@ def test_parent_means_the_newest_step(tmp_path, caplog):
   with caplog.at_level('INFO'):
     assert t5x_checkpoint.load(tmp_path).step == 100
   assert 'checkpoint_100' in caplog.text
+
+
+@pytest.mark.parametrize('kind', ['empty', 'arrays', 'tmp', 'file'])
+def test_what_is_not_whole_is_left_out(tmp_path, kind, caplog):
+  """As T5X leaves it when it is killed: the index comes last."""
+  for step in (300, 400):
+    t5x_checkpoint.save(tmp_path, tiny_t5.random_params(), step)
+  newest = tmp_path / 'checkpoint_500'
+  if kind == 'arrays':
+    shutil.copytree(tmp_path / 'checkpoint_400', newest)
+    (newest / 'checkpoint').unlink()
+  elif kind == 'file':
+    newest.write_text('')
+  else:
+    newest.mkdir()
+  if kind == 'tmp':
+    (newest / 'checkpoint.tmp-1').write_text('')
+  assert t5x_checkpoint.load(tmp_path).step == 400
+  assert f'{newest} has no file' in caplog.text
+  shutil.rmtree(tmp_path / 'checkpoint_400')
+  shutil.rmtree(tmp_path / 'checkpoint_300')
+  said = refusals.refusal(t5x_checkpoint.load, tmp_path)
+  assert 'no file' in said
+
+
+def test_what_orbax_left_is_left_out(tmp_path, orbax_saved):
+  newest = orbax_saved.with_name('checkpoint_5')
+  (newest / 'state').mkdir(parents=True)
+  assert t5x_checkpoint.load(orbax_saved.parent).step == 4
+
+
+STEPS = {
+  **{repr(step): step for step in ('3', [1, 2], {'a': 1}, 2.5, -1, True, b'x')},
+  'array': np.arange(3),
+  'float': np.float32(3),
+}
+
+
+@pytest.mark.parametrize('step', STEPS)
+def test_what_is_no_step_is_said(saved, step):
+  _rewrite_index(
+    saved, lambda c: c['optimizer']['state'].update(step=STEPS[step])
+  )
+  said = refusals.refusal(t5x_checkpoint.load, saved)
+  assert f'{saved} is damaged: its step is ' in said
+
+
+@pytest.mark.parametrize('state', [None, 3, 'x', [], {}, {'step': None}])
+def test_without_a_step_the_folder_tells(saved, state):
+  _rewrite_index(saved, lambda c: c['optimizer'].update(state=state))
+  assert t5x_checkpoint.load(saved).step == 12
+
+
+VALUES = st.one_of(
+  st.none(),
+  st.booleans(),
+  st.integers(-3, 2**63),
+  st.text(max_size=3),
+  st.sampled_from(['zarr', 'driver', '..', '/', 'x' * 999]),
+  st.binary(max_size=3),
+  st.just([]),
+  st.just({}),
+  st.dictionaries(
+    st.sampled_from(['driver', 'kvstore', 'path', 'x', 'a/b', '']),
+    st.sampled_from(['zarr', 'file', '..', None, 3, {}, {'path': 3}]),
+  ),
+)
+
+
+@st.composite
+def _forged(draw):
+  """Returns how to change one place of an index, from the top down."""
+  picks = draw(st.lists(st.integers(0, 9), max_size=7))
+  value = draw(VALUES)
+  key = draw(st.one_of(st.none(), st.integers(0, 3), st.text(max_size=2)))
+
+  def change(content):
+    node = content
+    for pick in picks:
+      name = sorted(node)[pick % len(node)]
+      if not (isinstance(node[name], dict) and node[name]):
+        break
+      node = node[name]
+    node[name if picks and key is None else key] = value
+
+  return change
+
+
+@settings(max_examples=200, deadline=None)
+@given(forge=_forged(), place=st.integers(0, 10**5), bits=st.integers(0, 255))
+def test_forged_indices_are_one_line_or_read(
+  index_of_arrays, forge, place, bits
+):
+  folder, content = index_of_arrays
+  content = copy.deepcopy(content)
+  forge(content)
+  blob = bytearray(msgpack.packb(content, default=_packed, strict_types=True))
+  if place % 2:
+    blob[place % len(blob)] ^= bits
+  (folder / 'checkpoint').write_bytes(blob)
+  said = refusals.refusal(t5x_checkpoint.load, folder)
+  assert said is None or str(folder) in said or said.startswith('tensor ')
+
+
+def _packed(array):
+  return serialization._msgpack_ext_pack(array)
+
+
+@pytest.fixture(scope='module')
+def index_of_arrays(tmp_path_factory):
+  """A checkpoint of some tensors in the index and one beside it."""
+  folder = tmp_path_factory.mktemp('t5x') / 'checkpoint_1'
+  layer = {'kernel': np.ones((2, 2), np.float32), 'scale': np.ones(2)}
+  layer['scale'] = layer['scale'].astype(np.float32)
+  params = {'encoder': {'layers_0': layer, 'norm': {'scale': layer['scale']}}}
+  t5x_checkpoint.save(folder, params, step=1)
+  blob = (folder / 'checkpoint').read_bytes()
+  return folder, serialization.msgpack_restore(blob)
+
+
+def test_absurd_sizes_are_refused_before_they_are_read(saved):
+  file = saved / _QUERY_FOLDER / '.zarray'
+  stated = json.loads(file.read_text())
+  stated |= {'shape': [2**40, 2**10], 'fill_value': 0.0}
+  file.write_text(json.dumps(stated))
+  said = refusals.refusal(t5x_checkpoint.load, saved)
+  assert re.search('claims .* GiB .* this machine has', said)
 
 
 def test_moved_checkpoint_of_a_bucket_loads(saved, tmp_path):

@@ -156,7 +156,7 @@ def _dev_scores(
   evaluated = [row for row in rows if 'eval/loss' in row]
   of_best = [row for row in evaluated if row['step'] == counts]
   found = of_best[-1] if of_best else report.get('results', {})
-  return {name: value for name, value in found.items() if '/' in name}
+  return _numbers(found)
 
 
 def _test_scores(

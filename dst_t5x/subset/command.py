@@ -15,7 +15,6 @@ either of its formats, a Hugging Face folder, or a run.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import itertools
-import json
 import math
 import os
 import sys
@@ -25,6 +24,7 @@ from etils import epath
 
 import dst_t5x
 from dst_t5x import command_line
+from dst_t5x import json_text
 from dst_t5x import silos
 from dst_t5x.errors import UserError
 from dst_t5x.subset import algebra
@@ -72,7 +72,7 @@ def info(options: argparse.Namespace) -> None:
     print(f'{path}: {size:,} bytes, {subset.size:,} values, {file.FORMAT}')
     # As JSON, which cannot hold what a terminal would obey.
     for key in sorted(about):
-      print(f'{json.dumps(key)[1:-1]}: {json.dumps(about[key])}')
+      print(f'{json_text.dumps(key)[1:-1]}: {json_text.dumps(about[key])}')
     _show(_modules(subset))
 
 

@@ -8,7 +8,6 @@ The metadata say what the subset belongs to. Equal content gives equal files.
 from collections.abc import Mapping
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from etils import epath
 import numpy as np
 import safetensors
 
+from dst_t5x import json_text
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, first_line
 from dst_t5x.subset import content
@@ -108,7 +108,7 @@ def header_of(
 
 
 def _json(value: Any) -> str:
-  return json.dumps(value, separators=(',', ':'))
+  return json_text.dumps(value, separators=(',', ':'))
 
 
 def _plain(value: Any) -> Any:
@@ -219,12 +219,11 @@ def _read_about(start: bytes) -> dict[str, Any]:
   """
   end = _LENGTH_BYTES + _header_bytes(start)
   try:
-    metadata = json.loads(start[_LENGTH_BYTES:end])['__metadata__']
-    about = json.loads(metadata.get('about', metadata.get('subset')))
+    metadata = json_text.loads(start[_LENGTH_BYTES:end])['__metadata__']
+    about = json_text.loads(metadata.get('about', metadata.get('subset')))
     found = metadata.get('format', about.get('format'))
     name, _, version = found.partition('/')
-  # Nesting without end raises RecursionError.
-  except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise UserError('subset: it is no subset file, or damaged') from e
   if name != FORMAT.partition('/')[0]:
     raise UserError('subset: it is no subset file')

@@ -36,7 +36,7 @@ def main(sweeps: Iterable[str]) -> None:
       scores = of_run(folder)
       if scores:
         line = {'sweep': sweep.name, 'name': folder.name, 'scores': scores}
-        print(json.dumps(line, ensure_ascii=False))
+        print(json.dumps(line, allow_nan=False, ensure_ascii=False))
 
 
 if __name__ == '__main__':
