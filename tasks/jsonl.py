@@ -21,6 +21,7 @@ import tensorflow as tf
 import tqdm
 
 from dst_t5x import text_scores
+from dst_t5x import values
 from dst_t5x.errors import UserError, nearest
 from dst_t5x.tasks import vocabulary
 
@@ -217,8 +218,8 @@ class Settings:
 
 @gin.configurable
 def settings(
-  train_file: str | None = None,
-  eval_file: str | None = None,
+  train_file: values.Path | None = None,
+  eval_file: values.Path | None = None,
   metrics: Sequence[str] = ('exact_match',),
 ) -> Settings:
   """Returns what gin says; see `Settings`."""
