@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import doctest
 import math
 import typing
 from typing import Annotated, Any, Literal, Protocol
@@ -17,6 +18,13 @@ import pytest
 
 from dst_t5x import values
 from dst_t5x.errors import UserError
+
+
+def test_examples():
+  failed, tried = doctest.testmod(values)
+  assert not failed
+  assert tried
+
 
 _PLAIN = [bool, int, float, str, None, Literal['a', 'b', 3]]
 _HINTS = st.recursive(
