@@ -70,6 +70,7 @@ _TEST = [
   'moto[s3]>=5.2,<6',  # The test's s3://.
   'peft>=0.21,<1',  # The judge of adapters in its format; brings accelerate.
   'psutil>=5.9',  # Which processes are left.
+  'pydantic>=2.10',  # The judge of which values an annotation allows.
   'pytest>=8.0',
   'pytest-xdist>=3.5',
   'ruff>=0.11',

@@ -25,7 +25,7 @@ from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import prompts
 from dst_t5x import subset
-from dst_t5x.errors import UserError
+from dst_t5x import values
 
 PyTree = Any
 
@@ -107,10 +107,10 @@ class Row(NamedTuple):
 
 def rows(
   network: nn.Module,
-  fraction: float | None = None,
-  epsilons: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
-  ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 50),
-  lengths: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
+  fraction: values.Share | None = None,
+  epsilons: Sequence[values.Share] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+  ranks: Sequence[values.Positive] = (1, 2, 4, 8, 16, 32, 50),
+  lengths: Sequence[values.Positive] = (1, 2, 5, 10, 20, 50, 100),
   targets: str = lora.LoRA.targets,
 ) -> list[Row]:
   """Returns the budgets of all methods.
@@ -138,8 +138,7 @@ def rows(
   # Each rank has as many, and each vector of a prompt.
   a_rank, a_vector = _size(lora_1), _size(prompt_1)
   if fraction is not None:
-    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-      raise UserError(f'FRACTION must be in (0, 1]; it is {fraction!r}')
+    values.check({'FRACTION': (fraction, values.Share)})
     epsilons = [fraction]
     ranks = [max(1, round(fraction * n / a_rank))]
     lengths = [max(1, round(fraction * n / a_vector))]

@@ -66,6 +66,15 @@ def is_run(path: str | os.PathLike[str]) -> bool:
   return (epath.Path(path) / _RUN_FILE).exists()
 
 
+def run_of(path: str | os.PathLike[str]) -> epath.Path | None:
+  """Returns the run whose checkpoints, or one of them, a folder holds."""
+  folder = epath.Path(path)
+  for part in (folder, *folder.parents):
+    if part.name == _FOLDER and is_run(part.parent):
+      return part.parent
+  return None
+
+
 class RunFolder:
   """The checkpoints of one run."""
 
@@ -256,8 +265,24 @@ class RunFolder:
     except (OSError, ValueError, KeyError, AttributeError) as e:
       raise UserError(
         f'cannot read checkpoint {step} of {self.path}: '
-        f'{str(e).splitlines()[0]}'
+        f'{str(e).splitlines()[0]}{self._remedy(step)}'
       ) from e
+
+  def _remedy(self, step: int) -> str:
+    """Returns which checkpoint there is besides one that cannot be read."""
+    folder = self.path / _FOLDER
+    others = [
+      other
+      for other in self.steps
+      if other != step
+      and all((folder / str(other) / item).exists() for item in _ITEMS)
+    ]
+    if not others:
+      return ''
+    return (
+      f'; checkpoint {others[-1]} is whole: it counts once '
+      f'{folder / str(step)} is removed'
+    )
 
 
 def _root(error: BaseException) -> str:

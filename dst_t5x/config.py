@@ -65,8 +65,7 @@ def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
   origins: gin_files.Origins = {}
   for name in files:
     gin_files.read_file(name, origins)
-  for name, value in flags:
-    gin_files.read_flag(name, value, origins, reference)
+  gin_files.read_flags(flags, origins, reference)
   config_check.check(reference, origins)
   return reference.scoped_configurable_fn
 

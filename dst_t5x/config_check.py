@@ -7,12 +7,14 @@ a macro leads to its value, `@scope/name` into its scope and those around it.
 
 from collections.abc import Iterable, Mapping
 import inspect
+import os
 from typing import Any
 
 from gin import config as gin_config
 
 from dst_t5x import gin_files
 from dst_t5x import gin_names
+from dst_t5x import values
 from dst_t5x.errors import UserError, nearest
 from dst_t5x.gin_files import Author
 from dst_t5x.gin_files import Key
@@ -97,7 +99,7 @@ def check(binary: Any, origins: Origins) -> None:
 
   Raises:
     UserError: names the first binding that nothing uses, or the flags that
-      set the missing values.
+      set the missing values, or the first value that its parameter cannot have.
   """
   macros = [
     config['value']
@@ -129,6 +131,7 @@ def check(binary: Any, origins: Origins) -> None:
     flags = ' '.join(f'{flag}=…' for flag in dict.fromkeys(reached.missing))
     raise UserError(f'values are missing: set {flags}')
   flat_bindings(binary)  # Raises at a macro that never comes to a value.
+  _check_values(reached, origins)
 
 
 def flat_bindings(binary: Any) -> dict[str, str]:
@@ -155,14 +158,11 @@ def flat_bindings(binary: Any) -> dict[str, str]:
   return dict(sorted(flat.items()))
 
 
-class _Verbatim(str):
-  """Text that appears without quotes inside a list's or dictionary's repr."""
-
-  __repr__ = str.__str__
-
-
 def _resolved(value: Any, reached: Reach, within: tuple[str, ...] = ()) -> Any:
-  """Returns the value with macros replaced and references as names."""
+  """Returns the value with macros and references replaced.
+
+  References become `values.Reference`, whose `repr` is as gin writes them.
+  """
 
   def resolved(item: Any) -> Any:
     return _resolved(item, reached, within)
@@ -174,7 +174,7 @@ def _resolved(value: Any, reached: Reach, within: tuple[str, ...] = ()) -> Any:
   if not isinstance(value, gin_config.ConfigurableReference):
     return value
   scope = '/'.join(value.scopes)
-  if value.configurable.selector == 'gin.macro':
+  if _is_macro(value):
     if scope in within:
       raise UserError(f'the macro {scope} refers to itself')
     key = Key(scope, 'gin.macro', 'value')
@@ -183,7 +183,54 @@ def _resolved(value: Any, reached: Reach, within: tuple[str, ...] = ()) -> Any:
     return value.scoped_configurable_fn()
   name = gin_names.full_name(value.configurable)
   call = '()' if value.evaluate else ''
-  return _Verbatim(f'@{scope}{"/" if scope else ""}{name}{call}')
+  return values.Reference(
+    f'@{scope}{"/" if scope else ""}{name}{call}',
+    values.result_of(value.configurable.wrapped),
+    value.evaluate,
+  )
+
+
+def _check_values(reached: Reach, origins: Origins) -> None:
+  """Checks values against their parameters' annotations; expands `~/x`.
+
+  Raises:
+    UserError: names the macro, or the parameter, and what it may be.
+  """
+  for key, value in reached.bindings.items():
+    if key.is_macro:
+      continue
+    known = values.parameters(gin_config._REGISTRY[key.selector].wrapped)
+    if key.parameter not in known:
+      continue  # Of those that take any.
+    hint = values.hint_of(known[key.parameter])
+    found, source = _resolved(value, reached), _source(key, reached)
+    if not values.fits(found, hint):
+      name = _flag(source).removeprefix('--gin.')
+      place = _place(origins.get(source))
+      raise UserError(f'{place}{values.mistake(name, found, hint)}')
+    if isinstance(found, str) and values.is_path(hint):
+      reached.bindings[source] = expanded = os.path.expanduser(found)
+      gin_config.bind_parameter(tuple(source), expanded)
+
+
+def _place(origin: gin_files.Origin | None) -> str:
+  """Returns where a user's file has a binding; a flag's name says enough."""
+  is_in_file = origin is not None and origin.author is Author.USER_FILE
+  return f'{origin.place}: ' if origin and is_in_file else ''
+
+
+def _source(key: Key, reached: Reach) -> Key:
+  """Returns the binding that holds a binding's value: it, or a macro's."""
+  while _is_macro(value := reached.bindings[key]):
+    key = Key('/'.join(value.scopes), 'gin.macro', 'value')
+  return key
+
+
+def _is_macro(value: Any) -> bool:
+  return (
+    isinstance(value, gin_config.ConfigurableReference)
+    and value.configurable.selector == 'gin.macro'
+  )
 
 
 def _required(function: Any) -> list[str]:
@@ -191,7 +238,7 @@ def _required(function: Any) -> list[str]:
   variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
   return [
     name
-    for name, parameter in gin_names.parameters(function).items()
+    for name, parameter in values.parameters(function).items()
     if parameter.kind not in variadic
     and (
       parameter.default is inspect.Parameter.empty

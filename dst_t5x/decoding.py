@@ -13,6 +13,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dst_t5x import values
 from dst_t5x.network import Transformer
 
 Array = jax.Array
@@ -121,8 +122,11 @@ class BeamSearch:
     alpha: strength of the penalty, at least 0; 0 favours short sequences.
   """
 
-  num_beams: int = 4
-  alpha: float = 0.6
+  num_beams: values.Positive = 4
+  alpha: values.NotNegative = 0.6
+
+  def __post_init__(self) -> None:
+    values.check_fields(self)
 
   def __call__(
     self,

@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -23,6 +24,7 @@ from dst_t5x import config
 from dst_t5x import eval as eval_binary
 from dst_t5x import json_text
 from dst_t5x import metrics_file
+from dst_t5x import object_stores
 from dst_t5x import outcome
 from dst_t5x import train
 
@@ -229,9 +231,12 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
 
   Returns:
     A flat row for each line of the table.
+
+  Raises:
+    UserError: the folder cannot be written to.
   """
   started = time.time()
-  output.mkdir(parents=True, exist_ok=True)
+  object_stores.check_writable('--output', epath.Path(output))
   # Runs of one shape share what is compiled for evaluation.
   jax.config.update('jax_compilation_cache_dir', str(output / '.compiled'))
   seed = output / 'seed'
@@ -263,6 +268,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   print(f'table and picture   {output}/results.json, score_vs_budget.png')
   print(f'subset file         {outcome.subset_file(best)}')
   print(f'TensorBoard         tensorboard --logdir {output}')
+  print(f'tables and figures  python -m dst_t5x.analysis.report {output}')
   return rows
 
 
@@ -273,7 +279,7 @@ def main() -> None:
     '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')
   )
   arguments = parser.parse_args()
-  config.perform(lambda: demo(arguments.output))
+  config.perform(lambda: demo(arguments.output.expanduser()))
 
 
 if __name__ == '__main__':

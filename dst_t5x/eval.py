@@ -15,18 +15,19 @@ from dst_t5x import object_stores
 from dst_t5x import parameters
 from dst_t5x import partitioning
 from dst_t5x import processes
+from dst_t5x import values
 from dst_t5x import whole_files
 from dst_t5x.errors import writing
 
 
 def evaluate(
   network: nn.Module,
-  checkpoint_path: str,
-  output_dir: str,
+  checkpoint_path: values.Path,
+  output_dir: values.Path,
   evaluation: evaluation_lib.Evaluation,
   partitioner: partitioning.Partitioner,
-  checkpoint_step: int | None = None,
-  initial_checkpoint_path: str | None = None,
+  checkpoint_step: values.Count | None = None,
+  initial_checkpoint_path: values.Path | None = None,
 ) -> dict[str, float]:
   """Evaluates a checkpoint once.
 

@@ -29,6 +29,7 @@ from dst_t5x import processes
 from dst_t5x import task_checks
 from dst_t5x import task_examples
 from dst_t5x import trainer as trainer_lib
+from dst_t5x import values
 from dst_t5x.errors import check_positive
 from dst_t5x.tasks import vocabulary
 
@@ -252,12 +253,12 @@ class Evaluation:
   """
 
   task: str
-  feature_lengths: Mapping[str, int]
+  feature_lengths: Mapping[str, values.Positive]
   decoder: Decoder
   split: str = 'validation'
-  batch_size: int = 32
-  num_examples: int | None = None
-  max_decode_length: int | None = None
+  batch_size: values.Positive = 32
+  num_examples: values.Positive | None = None
+  max_decode_length: values.Positive | None = None
   loss: losses.Loss = dataclasses.field(
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )

@@ -5,11 +5,12 @@ own parser statement by statement, so that it can remember both, and so that a
 mistake becomes one line that begins with the place.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import enum
 import pathlib
+import re
 import tokenize
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from dst_t5x import gin_names
+from dst_t5x import values
 from dst_t5x.errors import UserError, nearest
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -131,24 +133,31 @@ def read_file(
   gin_config._IMPORTS.update(known.imports)
 
 
-def read_flag(name: str, value: str, origins: Origins, binary: Any) -> None:
-  """Reads `--gin.NAME=VALUE` into gin's configuration.
+def read_flags(
+  flags: Sequence[tuple[str, str]], origins: Origins, binary: Any
+) -> None:
+  """Reads `--gin.NAME=VALUE` of each pair into gin's configuration.
 
   Args:
-    name: a macro, or `scope/module.Class.parameter` (scope and module may be
-      missing).
-    value: a gin literal; a bare word or path is taken as a string.
+    flags: (name, value). A name is a macro, or `scope/module.Class.parameter`
+      (scope and module may be missing); a value is a gin literal, or a bare
+      word or path, which is taken as a string.
     origins: where each binding stands; completed here.
     binary: gin's reference to what will be called.
 
   Raises:
-    UserError: the name is unknown or the value makes no sense.
+    UserError: a name is unknown or a value makes no sense.
   """
-  flag = f'--gin.{name}'
-  text = f'{name} = {literal(flag, value)}'
-  with gin_names.names(gin_names.FlagNames(binary)) as known:
-    for statement, _ in statements(text, flag):
-      with _located(flag):
+  parsed = []
+  # All values first: a flag may set a parameter of what only a later one names.
+  for name, value in flags:
+    flag = f'--gin.{name}'
+    text = f'{name} = {literal(flag, value)}'
+    with gin_names.names(gin_names.FlagNames(binary)):
+      parsed.append((flag, list(statements(text, flag))))
+  for flag, of_flag in parsed:
+    with gin_names.names(gin_names.FlagNames(binary)) as known, _located(flag):
+      for statement, _ in of_flag:
         origin = Origin(Author.COMMAND_LINE, flag)
         _carry_out(statement, known, origin, origins)
 
@@ -223,8 +232,7 @@ def statements(
         parser = make_parser(text)
       statement = parser.parse_statement()
     except SyntaxError as error:
-      message = str(error.msg).splitlines()[0]
-      raise UserError(f'{place(error.lineno)}: {message}') from None
+      raise UserError(f'{place(error.lineno)}: {_explained(error)}') from None
     except tokenize.TokenError as error:
       message, (line, _) = error.args
       raise UserError(f'{place(line)}: {message}') from None
@@ -234,6 +242,16 @@ def statements(
     if statement is None:
       return
     yield statement, place(statement.location.line_num)
+
+
+def _explained(error: SyntaxError) -> str:
+  """Returns gin's complaint in one line, and what to write for a bare word."""
+  message = str(error.msg)
+  word = re.search(r"Failed to parse token '(\w+)'$", message)
+  if word is None:
+    return message.splitlines()[0]
+  meant = values.WORDS.get(word[1].lower(), word[1])
+  return f'{word[1]} is no value of gin: write {meant!r}'
 
 
 def literal(flag: str, value: str) -> str:

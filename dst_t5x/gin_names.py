@@ -7,7 +7,6 @@ looked up among the file's own imports; else among all that is registered.
 from collections.abc import Iterator
 import contextlib
 import importlib
-import inspect
 import pkgutil
 import sys
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from gin import config as gin_config
 from gin import config_parser
 
+from dst_t5x import values
 from dst_t5x.errors import UserError, nearest
 
 
@@ -107,19 +107,10 @@ def full_name(configurable: Any) -> str:
   return configurable.selector
 
 
-def parameters(function: Any) -> dict[str, inspect.Parameter]:
-  """The parameters of a function or class; none where Python cannot tell."""
-  try:
-    # A wrapper may well supply what the wrapped function asks for.
-    return dict(inspect.signature(function, follow_wrapped=False).parameters)
-  except (TypeError, ValueError):
-    return {}
-
-
 def check_parameter(configurable: Any, selector: str, parameter: str) -> None:
   """Raises UserError if the configurable takes no such parameter."""
   if not gin_config._might_have_parameter(configurable.wrapped, parameter):
-    hint = nearest(parameter, parameters(configurable.wrapped))
+    hint = nearest(parameter, values.parameters(configurable.wrapped))
     raise UserError(f'{selector} has no parameter {parameter!r}{hint}')
 
 

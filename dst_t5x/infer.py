@@ -29,6 +29,7 @@ from dst_t5x import processes
 from dst_t5x import task_checks
 from dst_t5x import task_examples
 from dst_t5x import text_files
+from dst_t5x import values
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, check_positive, writing
 from dst_t5x.tasks import vocabulary
@@ -36,18 +37,18 @@ from dst_t5x.tasks import vocabulary
 
 def infer(
   network: nn.Module,
-  checkpoint_path: str,
-  output_dir: str,
+  checkpoint_path: values.Path,
+  output_dir: values.Path,
   task: str,
-  feature_lengths: Mapping[str, int],
+  feature_lengths: Mapping[str, values.Positive],
   decoder: evaluation_lib.Decoder,
   partitioner: partitioning.Partitioner,
-  checkpoint_step: int | None = None,
-  initial_checkpoint_path: str | None = None,
-  input_file: str | None = None,
+  checkpoint_step: values.Count | None = None,
+  initial_checkpoint_path: values.Path | None = None,
+  input_file: values.Path | None = None,
   split: str = 'test',
-  num_examples: int | None = None,
-  batch_size: int = 32,
+  num_examples: values.Positive | None = None,
+  batch_size: values.Positive = 32,
 ) -> str:
   """Writes a prediction for each input, as JSON lines.
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x import adapters
-from dst_t5x.errors import UserError, check_positive
+from dst_t5x import values
+from dst_t5x.errors import UserError
 
 # U(−1/√n, 1/√n), as Hugging Face PEFT initialises it.
 _INIT_A = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -33,27 +34,23 @@ class LoRA(adapters.Adapter):
     targets: regular expression over the paths of linear maps.
   """
 
-  rank: int = 8
-  alpha: float = 8.0
-  dropout_rate: float = 0.0
+  rank: values.Positive = 8
+  alpha: values.AboveZero = 8.0
+  dropout_rate: values.BelowOne = 0.0
   targets: str = r'.*attention/(query|value)'
 
   added: ClassVar[str] = r'.*/lora_[ab]'
 
   def __post_init__(self) -> None:
-    check_positive('LORA_RANK', self.rank)
+    values.check_fields(self, 'LORA_')
     # As float32, too, in which the network multiplies by it.
     if not 0 < self.alpha / self.rank <= float(np.finfo(np.float32).max):
       raise UserError(
         f'LORA_ALPHA must be above 0 and finite, it is {self.alpha!r}'
       )
-    if not 0 <= self.dropout_rate < 1:
-      raise UserError(
-        f'LORA_DROPOUT_RATE must be in [0, 1), it is {self.dropout_rate!r}'
-      )
     try:
       re.compile(self.targets)
-    except (re.error, TypeError) as e:
+    except re.error as e:
       raise UserError(
         f'LORA_TARGETS is no regular expression: {self.targets!r}: {e}'
       ) from e

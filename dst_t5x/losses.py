@@ -1,17 +1,19 @@
 """The loss of a sequence-to-sequence model, normalized as T5X does it."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dst_t5x.errors import UserError, nearest
+from dst_t5x import values
 
-REAL_TOKENS = 'NUM_REAL_TARGET_TOKENS'
+REAL_TOKENS: Final = 'NUM_REAL_TARGET_TOKENS'
 ALL_TOKENS = 'NUM_TOTAL_TARGET_TOKENS'
 PER_SEQUENCE = 'AVERAGE_PER_SEQUENCE'
-_NORMALIZERS = (REAL_TOKENS, ALL_TOKENS, PER_SEQUENCE)
+Normalizer = Literal[
+  'NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE'
+]
 
 
 class Sums(NamedTuple):
@@ -37,25 +39,12 @@ class Loss:
       (every sequence counts the same, however long), or None for the sum.
   """
 
-  label_smoothing: float = 0.0
-  z_loss: float = 0.0001
-  loss_normalizing_factor: float | str | None = REAL_TOKENS
+  label_smoothing: values.BelowOne = 0.0
+  z_loss: values.NotNegative = 0.0001
+  loss_normalizing_factor: values.AboveZero | Normalizer | None = REAL_TOKENS
 
   def __post_init__(self) -> None:
-    factor = self.loss_normalizing_factor
-    if isinstance(factor, str) and factor not in _NORMALIZERS:
-      raise UserError(
-        f'no loss_normalizing_factor {factor!r}'
-        f'{nearest(factor, _NORMALIZERS)} (known: {_NORMALIZERS})'
-      )
-    if isinstance(factor, int | float) and not factor > 0:
-      raise UserError(
-        f'LOSS_NORMALIZING_FACTOR must be above 0; it is {factor}'
-      )
-    if not 0 <= self.label_smoothing < 1:
-      raise UserError(
-        f'LABEL_SMOOTHING must be in [0, 1); it is {self.label_smoothing}'
-      )
+    values.check_fields(self)
 
   def weights(self, batch: dict[str, jax.Array]) -> jax.Array:
     """Returns float32 [batch, length]: the weight of each token's loss."""

@@ -9,7 +9,7 @@ can train this network.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from dst_t5x import adapters
 from dst_t5x import attention
 from dst_t5x import layers
+from dst_t5x import values
 from dst_t5x.dropout import Dropout
 from dst_t5x.layers import constrain
 
@@ -42,16 +43,16 @@ class T5Config:
     adapter: what a tuning method adds; nothing by default.
   """
 
-  vocab_size: int
-  dtype: Any = jnp.float32
-  emb_dim: int = 512
-  num_heads: int = 8
-  num_encoder_layers: int = 6
-  num_decoder_layers: int = 6
-  head_dim: int = 64
-  mlp_dim: int = 2048
+  vocab_size: values.Positive
+  dtype: Literal['float32', 'bfloat16'] | jnp.dtype | type = jnp.float32
+  emb_dim: values.Positive = 512
+  num_heads: values.Positive = 8
+  num_encoder_layers: values.Positive = 6
+  num_decoder_layers: values.Positive = 6
+  head_dim: values.Positive = 64
+  mlp_dim: values.Positive = 2048
   mlp_activations: Sequence[str] = ('relu',)
-  dropout_rate: float = 0.1
+  dropout_rate: values.BelowOne = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
   scan_layers: bool = False
@@ -59,6 +60,7 @@ class T5Config:
   adapter: adapters.Adapter = adapters.NONE
 
   def __post_init__(self) -> None:
+    values.check_fields(self)
     if isinstance(self.mlp_activations, list):  # From gin; `jit` hashes us.
       activations = tuple(self.mlp_activations)
       object.__setattr__(self, 'mlp_activations', activations)

@@ -116,8 +116,24 @@ def make_folder(path: epath.Path) -> None:
   Raises:
     OSError: it cannot be made.
   """
-  if not is_remote(path):
+  if is_remote(path):
+    return
+  try:
     path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise _in_the_way(path) or error from None
+
+
+def _in_the_way(path: epath.Path) -> OSError | None:
+  """Returns why a folder cannot be made, if a file or a link says it."""
+  for part in (path, *path.parents):
+    if os.path.islink(part) and not part.exists():
+      return FileNotFoundError(
+        f'{part} is a link to {os.readlink(part)}, which is not there'
+      )
+    if part.is_file():
+      return NotADirectoryError(f'{part} is a file')
+  return None
 
 
 def check_writable(what: str, path: epath.Path) -> None:

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
 
 from dst_t5x import silos
-from dst_t5x.errors import UserError, nearest
+from dst_t5x import values
+from dst_t5x.errors import UserError
 
 PyTree = Any
 
-_DECAYS = ('constant', 'linear', 'cosine', 'rsqrt')
+Decay = Literal['constant', 'linear', 'cosine', 'rsqrt']
 # A field that is part of a program, and no number that the program is given.
 _STATIC: Mapping[str, Any] = {'static': True}
 
@@ -50,10 +50,10 @@ class Schedule:
 
 
 def schedule(
-  base: float,
-  warmup_steps: int = 0,
-  decay: str = 'constant',
-  decay_steps: int | None = None,
+  base: values.NotNegative,
+  warmup_steps: values.Count = 0,
+  decay: Decay = 'constant',
+  decay_steps: values.Positive | None = None,
 ) -> Schedule:
   """Returns the learning rate as a function of the step.
 
@@ -70,17 +70,14 @@ def schedule(
     UserError: a number that makes no sense, an unknown decay, or one that
       lacks its number of steps.
   """
-  if not isinstance(base, int | float) or not 0 <= base < math.inf:
-    raise UserError(f'LEARNING_RATE must not be negative; it is {base!r}')
-  if not isinstance(warmup_steps, int) or warmup_steps < 0:
-    raise UserError(
-      'LEARNING_RATE_WARMUP_STEPS must be a whole number, 0 for none; it is '
-      f'{warmup_steps!r}'
-    )
-  if decay not in _DECAYS:
-    raise UserError(
-      f'no decay {decay!r}{nearest(decay, _DECAYS)} (known: {_DECAYS})'
-    )
+  values.check(
+    {
+      'LEARNING_RATE': (base, values.NotNegative),
+      'LEARNING_RATE_WARMUP_STEPS': (warmup_steps, values.Count),
+      'LEARNING_RATE_DECAY': (decay, Decay),
+      'LEARNING_RATE_DECAY_STEPS': (decay_steps, values.Positive | None),
+    }
+  )
   if decay in ('linear', 'cosine') and (
     decay_steps is None or decay_steps <= warmup_steps
   ):
@@ -129,11 +126,11 @@ class Adafactor:
 
 def adafactor(
   learning_rate: optax.Schedule,
-  decay_rate: float = 0.8,
-  clipping_threshold: float = 1.0,
-  min_dim_size_to_factor: int = 128,
+  decay_rate: values.Share = 0.8,
+  clipping_threshold: values.AboveZero | None = 1.0,
+  min_dim_size_to_factor: values.Count = 128,
   multiply_by_parameter_scale: bool = True,
-  momentum: float | None = None,
+  momentum: values.BelowOne | None = None,
   weight_decay_rate: float | None = None,
 ) -> Adafactor:
   """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from dst_t5x import values
 from dst_t5x.errors import UserError
 
 PyTree = Any
@@ -84,8 +85,8 @@ class Partitioner:
     UserError: the devices cannot be divided so.
   """
 
-  model_parallelism: int | None = None
-  fsdp: int | None = None
+  model_parallelism: values.Positive | None = None
+  fsdp: values.Positive | None = None
 
   def __post_init__(self) -> None:
     devices = jax.device_count()

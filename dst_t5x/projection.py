@@ -25,19 +25,17 @@ In any JAX loop, here Optax's AdaFactor on a toy:
 4
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x import budgets
 from dst_t5x import counting
-from dst_t5x import distances
 from dst_t5x import iterative_thresholds
 from dst_t5x import keys
 from dst_t5x import masks
@@ -48,12 +46,18 @@ from dst_t5x import silos as silo_lib
 from dst_t5x import sorted_thresholds
 from dst_t5x import sparse_seed as sparse_seed_lib
 from dst_t5x import thresholds
-from dst_t5x.errors import UserError, nearest
+from dst_t5x import values
+from dst_t5x.errors import UserError
 
 PyTree = Any
 
 RANDOM = 'random'
-THRESHOLDS = ('exact', 'iterative', 'sort')
+Distance = Literal['absolute', 'relative', 'inverse_relative', 'random']
+Threshold = Literal['exact', 'iterative', 'sort']
+Silos = (
+  Literal['none', 'per_module', 'per_module_and_layer', 'per_tensor']
+  | silo_lib.Rules
+)
 
 
 class Projection(Protocol):
@@ -190,40 +194,29 @@ class SubsetProjection:
     UserError: a value that is out of range or unknown.
   """
 
-  epsilon: float
-  distance: str = 'inverse_relative'
-  silos: str | silo_lib.Rules = 'per_module_and_layer'
+  epsilon: values.Share
+  distance: Distance = 'inverse_relative'
+  silos: Silos = 'per_module_and_layer'
   exclude: Sequence[str] = ()
-  normalization: str | None = None
-  normalize_over: str | silo_lib.Rules = 'per_module_and_layer'
+  normalization: Literal['size', 'mean'] | None = None
+  normalize_over: Silos = 'per_module_and_layer'
   churn: bool = True
-  threshold: str = 'exact'
-  delta: float = 2.0
-  iterations: int = 10
+  threshold: Threshold = 'exact'
+  delta: Annotated[float, values.Range(1, above=True)] = 2.0
+  iterations: values.Positive = 10
   keep_seed: bool = True
-  random_seed: int = 0
+  random_seed: values.RandomSeed = 0
 
   constrains = True
 
   def __post_init__(self) -> None:
-    budgets.check_epsilon(self.epsilon)
-    _check_known('distance', self.distance, [*distances.DISTANCES, RANDOM])
-    _check_known('threshold', self.threshold, THRESHOLDS)
-    if self.normalization is not None:
-      known = normalizations.NORMALIZATIONS
-      _check_known('normalization', self.normalization, known)
-      if self.distance == RANDOM:
-        raise UserError('a random distance is not normalized')
-    if not self.delta > 1:
-      raise UserError(f'delta must be above 1, it is {self.delta!r}')
-    if self.iterations < 1:
-      raise UserError(f'iterations must be 1 or more, not {self.iterations!r}')
+    values.check_fields(self)
+    if self.normalization is not None and self.distance == RANDOM:
+      raise UserError('a random distance is not normalized')
     if not self.keep_seed and self.threshold == 'iterative':
       raise UserError(
         'keep_seed=False needs exact budgets: use another threshold'
       )
-    if isinstance(self.exclude, str):
-      raise UserError(f'exclude is a list of expressions, not {self.exclude!r}')
     for name in ('silos', 'normalize_over'):
       rules = getattr(self, name)
       silo_lib.named(rules)
@@ -380,13 +373,6 @@ class SubsetProjection:
       state = state._replace(sparse_seed=listed)
     # A select, never an added difference: p + (s - p) misses s's bits.
     return jax.tree.map(lax.select, keep, new_params, seed_params), state
-
-
-def _check_known(what: str, name: str, known: Collection[str]) -> None:
-  if name not in known:
-    raise UserError(
-      f'no {what} {name!r}{nearest(name, known)} (known: {sorted(known)})'
-    )
 
 
 class _Step:

@@ -8,7 +8,7 @@ attention, positions and decoding need not know of prompts at all.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x import adapters
-from dst_t5x.errors import UserError, check_positive, nearest
+from dst_t5x import values
+from dst_t5x.errors import UserError
 
-_INITIALIZATIONS = ('vocabulary', 'labels', 'uniform')
 PATH = 'encoder/prompt'
 # Rows are drawn from the most frequent pieces, which come first, behind the
 # special ones (Section 3.2 there: the 5,000 most common tokens).
@@ -38,24 +38,15 @@ class Prompt(adapters.Adapter):
     labels: texts that the task's answers consist of, such as `entailment`.
   """
 
-  length: int = 10
-  initialization: str = 'vocabulary'
+  length: values.Positive = 10
+  initialization: Literal['vocabulary', 'labels', 'uniform'] = 'vocabulary'
   labels: Sequence[str] = ()
 
   added: ClassVar[str] = PATH
 
   def __post_init__(self) -> None:
-    if isinstance(self.labels, list):  # From gin; `jit` hashes us.
-      object.__setattr__(self, 'labels', tuple(self.labels))
-    check_positive('PROMPT_LENGTH', self.length)
-    if self.initialization not in _INITIALIZATIONS:
-      raise UserError(
-        f'no PROMPT_INITIALIZATION {self.initialization!r}'
-        f'{nearest(self.initialization, _INITIALIZATIONS)} '
-        f'(known: {_INITIALIZATIONS})'
-      )
-    if isinstance(self.labels, str):
-      raise UserError(f'PROMPT_LABELS is a list of texts, not {self.labels!r}')
+    values.check_fields(self, 'PROMPT_')
+    # From gin it is a list; `jit` hashes us.
     object.__setattr__(self, 'labels', tuple(self.labels))
     if (self.initialization == 'labels') != bool(self.labels):
       raise UserError(

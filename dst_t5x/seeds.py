@@ -104,6 +104,14 @@ def load_seed(
     kind, loaded = 'dst', _load_subset(folder, seed_path)
   elif checkpoints.is_run(folder):
     kind, loaded = 'run', checkpoints.load_run(folder, step, seed_path)
+  elif run := checkpoints.run_of(folder):
+    name = folder.name
+    step_too = (
+      f'; eval and infer take CHECKPOINT_STEP={name}' if name.isdigit() else ''
+    )
+    raise errors.UserError(
+      f'{folder} is a part of the run in {run}: name that folder{step_too}'
+    )
   elif step is not None:
     raise errors.UserError(f'CHECKPOINT_STEP needs a run folder, not {folder}')
   elif peft_files.is_adapter(folder):

@@ -27,7 +27,8 @@ import tqdm
 
 from dst_t5x import task_checks
 from dst_t5x import task_examples
-from dst_t5x.errors import UserError, check_positive, first_line
+from dst_t5x import values
+from dst_t5x.errors import UserError, first_line
 from dst_t5x.tasks import vocabulary
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -162,9 +163,9 @@ def measure(
 
 def show_task(
   task: str,
-  feature_lengths: Mapping[str, int],
-  show_examples: int = 3,
-  measure_examples: int | None = None,
+  feature_lengths: Mapping[str, values.Positive],
+  show_examples: values.Count = 3,
+  measure_examples: values.Positive | None = None,
 ) -> list[SplitReport]:
   """Prints what the splits of a task, or of a mixture's tasks, are like.
 
@@ -181,10 +182,12 @@ def show_task(
     UserError: there is no such task, or nothing of it can be read; where only
       some splits or some of a mixture's tasks can, a warning names the others.
   """
-  if show_examples:
-    check_positive('SHOW_EXAMPLES', show_examples)
-  if measure_examples is not None:
-    check_positive('MEASURE_EXAMPLES', measure_examples)
+  values.check(
+    {
+      'SHOW_EXAMPLES': (show_examples, values.Count),
+      'MEASURE_EXAMPLES': (measure_examples, values.Positive | None),
+    }
+  )
   found = task_checks.find(task)
   task_checks.check_features(found, feature_lengths)
   if isinstance(found, seqio.Mixture):

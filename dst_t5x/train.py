@@ -26,7 +26,8 @@ from dst_t5x import processes
 from dst_t5x import run as run_lib
 from dst_t5x import task_checks
 from dst_t5x import trainer as trainer_lib
-from dst_t5x.errors import UserError, check_positive, nearest
+from dst_t5x import values
+from dst_t5x.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +45,13 @@ class TrainData:
   """
 
   task: str
-  feature_lengths: Mapping[str, int]
-  batch_size: int
+  feature_lengths: Mapping[str, values.Positive]
+  batch_size: values.Positive
   pack: bool = True
-  shards: int = 1
+  shards: values.Positive = 1
 
   def __post_init__(self) -> None:
-    check_positive('BATCH_SIZE', self.batch_size)
-    check_positive('DATA_SHARDS', self.shards)
+    values.check_fields(self)
     if self.batch_size % self.shards:
       raise UserError(
         f'BATCH_SIZE = {self.batch_size} is not a multiple of DATA_SHARDS = '
@@ -76,19 +76,17 @@ class Plan:
     keep_subsets: whether the subset of each checkpoint is kept as a file.
   """
 
-  train_steps: int
-  log_period: int = 10
-  eval_period: int = 500
-  checkpoint_period: int = 500
-  keep: int = 1
+  train_steps: values.Positive
+  log_period: values.Positive = 10
+  eval_period: values.Positive = 500
+  checkpoint_period: values.Positive = 500
+  keep: values.Positive = 1
   keep_best_by: str | None = None
-  max_refused_steps: int = 3
+  max_refused_steps: values.Positive = 3
   keep_subsets: bool = True
 
   def __post_init__(self) -> None:
-    for name in ('train_steps', 'log_period', 'eval_period', 'keep',
-                 'checkpoint_period', 'max_refused_steps'):  # fmt: skip
-      check_positive(name.upper(), getattr(self, name))
+    values.check_fields(self)
 
   def logs(self, step: int) -> bool:
     """Whether training metrics are written after this step."""
@@ -116,15 +114,15 @@ class Plan:
 
 
 def train(
-  model_dir: str,
+  model_dir: values.Path,
   trainer: trainer_lib.Trainer,
   train_data: TrainData,
   evaluation: evaluation_lib.Evaluation,
   plan: Plan,
   partitioner: partitioning.Partitioner,
-  initial_checkpoint_path: str | None = None,
+  initial_checkpoint_path: values.Path | None = None,
   from_scratch: bool = False,
-  random_seed: int = 0,
+  random_seed: values.RandomSeed = 0,
   only_check: bool = False,
 ) -> dict[str, float]:
   """Trains, evaluates and saves; continues where an earlier call was killed.

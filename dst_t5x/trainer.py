@@ -20,6 +20,7 @@ from dst_t5x import optimizers
 from dst_t5x import parts
 from dst_t5x import projection as projection_lib
 from dst_t5x import trained as trained_lib
+from dst_t5x import values
 from dst_t5x.errors import UserError, check_positive
 
 PyTree = Any
@@ -93,7 +94,7 @@ class Trainer:
   optimizer: optimizers.Adafactor | optimizers.Optimizer
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
-  microbatches: int = 1
+  microbatches: values.Positive = 1
   trained: Sequence[str] | None = None
 
   def __post_init__(self) -> None:

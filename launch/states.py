@@ -69,7 +69,7 @@ class Sweep:
       output: their folders are in it; may be in an object store.
     """
     self.runs = {run.name: run for run in runs}
-    self.output = epath.Path(output)
+    self.output = epath.Path(output).expanduser()
 
   def folder(self, name: str) -> epath.Path:
     """Returns MODEL_DIR of a run."""

@@ -23,6 +23,7 @@ import tqdm
 
 from dst_t5x import text_files
 from dst_t5x import text_scores
+from dst_t5x import values
 from dst_t5x.errors import UserError, nearest
 from dst_t5x.tasks import vocabulary
 
@@ -191,8 +192,8 @@ class Settings:
 
 @gin.configurable
 def settings(
-  train_file: str | None = None,
-  eval_file: str | None = None,
+  train_file: values.Path | None = None,
+  eval_file: values.Path | None = None,
   metrics: Sequence[str] = ('exact_match',),
   language: str = '',
 ) -> Settings:

@@ -21,6 +21,7 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x import object_stores
+from dst_t5x import values
 from dst_t5x import whole_files
 from dst_t5x.errors import UserError, first_line
 
@@ -32,7 +33,7 @@ _SECONDS_TO_LOAD = 90.0
 
 
 @gin.configurable
-def chosen(name: str | None = None) -> seqio.Vocabulary:
+def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary, which reads its file on first use; see `check`.
 
   Args:

@@ -20,6 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from dst_t5x import values
 from dst_t5x.errors import UserError, check_positive
 from dst_t5x.tasks import sacrebleu_data
 from dst_t5x.tasks import vocabulary
@@ -168,7 +169,7 @@ def add_task(
   train_sets: Sequence[str],
   dev_set: str,
   test_set: str,
-  dev_examples: int | None = DEV_EXAMPLES,
+  dev_examples: values.Positive | None = DEV_EXAMPLES,
   name: str | None = None,
 ) -> str:
   """Registers a translation task; again with the same arguments does nothing.

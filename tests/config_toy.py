@@ -1,9 +1,12 @@
 """A binary with something to configure, for the tests of the configuration."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 import gin
+
+from dst_t5x import values
 
 LIMIT = 3
 
@@ -41,6 +44,19 @@ def fit(
   method: Any = None,
   network: Any = None,
   extras: Any = None,
+) -> dict[str, Any]:
+  """Returns what gin gave it."""
+  return dict(locals())
+
+
+def typed(
+  folder: values.Path,
+  seed: values.Path | None = None,
+  churn: bool = True,
+  rate: values.BelowOne = 0.0,
+  names: Sequence[str] = (),
+  method: ToyMethod | None = None,
+  **others: Any,
 ) -> dict[str, Any]:
   """Returns what gin gave it."""
   return dict(locals())

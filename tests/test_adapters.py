@@ -293,11 +293,11 @@ def test_gradients_of_what_is_frozen_are_not_computed():
     (lambda: prompts.Prompt(length=0), 'PROMPT_LENGTH must be a positive'),
     (
       lambda: prompts.Prompt(initialization='vocab'),
-      "no PROMPT_INITIALIZATION 'vocab'; did you mean 'vocabulary'",
+      "it is 'vocab'; did you mean 'vocabulary'?",
     ),
     (lambda: prompts.Prompt(initialization='labels'), 'PROMPT_LABELS goes'),
     (lambda: prompts.Prompt(labels=['a']), 'PROMPT_LABELS goes'),
-    (lambda: prompts.Prompt(labels='a'), 'PROMPT_LABELS is a list'),
+    (lambda: prompts.Prompt(labels='a'), 'PROMPT_LABELS must be a list'),
     (lambda: _trainer(_network(), trained='.*'), 'TRAINED is a list'),
     (
       lambda: dataclasses.replace(

@@ -61,7 +61,7 @@ def _train(seed, folder, **bindings):
     ({'CHECKPOINT_PERIOD': 2.5}, ['CHECKPOINT_PERIOD', '2.5']),
     ({'LEARNING_RATE': -1.0}, ['LEARNING_RATE', '-1.0']),
     ({'LEARNING_RATE_DECAY': 'cosin'}, ["'cosin'", "'cosine'"]),
-    ({'LOSS_NORMALIZING_FACTOR': 'MEAN'}, ["'MEAN'", 'known']),
+    ({'LOSS_NORMALIZING_FACTOR': 'MEAN'}, ["'MEAN'", "'NUM_TOTAL_TARGET_"]),
     ({'train.train.from_scratch': True}, ['pretrained seed', 'finetune.gin']),
     ({'INITIAL_CHECKPOINT_PATH': '/no/seed'}, ['there is no /no/seed']),
     ({'MODEL_DIR': '/proc/nothing'}, ['MODEL_DIR', 'cannot be written to']),
@@ -91,6 +91,52 @@ def test_model_dir_that_is_a_file(toy_seed, tmp_path):
   assert file.read_text() == 'mine'
   message = _message(_train(toy_seed, file / 'below'))
   assert 'cannot be written to' in message
+
+
+def test_model_dir_that_is_a_link_to_nothing(toy_seed, tmp_path):
+  link = tmp_path / 'link'
+  link.symlink_to(tmp_path / 'gone')
+  for folder in (link, link / 'below'):
+    message = _message(_train(toy_seed, folder))
+    assert message == (
+      f'MODEL_DIR {folder} cannot be written to: {link} is a link to '
+      f'{tmp_path}/gone, which is not there'
+    )
+  assert link.is_symlink()
+  assert not (tmp_path / 'gone').exists()
+
+
+@pytest.mark.parametrize(
+  ('part', 'remedy'),
+  [
+    ('checkpoints/40', '; eval and infer take CHECKPOINT_STEP=40'),
+    ('checkpoints/40/parameters', ''),
+    ('checkpoints', ''),
+  ],
+)
+def test_a_part_of_a_run_as_checkpoint(toy_run, part, remedy):
+  with pytest.raises(UserError) as caught:
+    seeds.load_seed(toy_run / part)
+  assert str(caught.value) == (
+    f'{toy_run / part} is a part of the run in {toy_run}: name that folder'
+    f'{remedy}'
+  )
+
+
+def test_an_empty_checkpoint_after_a_whole_one(toy_run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(toy_run, folder)
+  empty = folder / 'checkpoints' / '90'
+  empty.mkdir()
+  with pytest.raises(UserError) as caught:
+    checkpoints.load_run(folder)
+  message = str(caught.value)
+  assert message.startswith(f'cannot read checkpoint 90 of {folder}: ')
+  assert message.endswith(
+    f'; checkpoint 40 is whole: it counts once {empty} is removed'
+  )
+  empty.rmdir()
+  assert checkpoints.load_run(folder).step == 40
 
 
 def test_checkpoints_of_other_models(toy_seed, tmp_path):

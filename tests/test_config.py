@@ -123,8 +123,11 @@ class TestWhatIsBound:
       write(_RUN),
       '--gin.MODEL_DIR=x',
       '--gin.fit.extras=[@config_toy.rate()]',
-      '--gin.config_toy.rate.base=3.0',
+      '--gin.rate.base=3.0',
     ]
+    assert config.parse(argv, config_toy.fit)()['extras'] == [3.0]
+    # In whichever order.
+    argv[-2:] = reversed(argv[-2:])
     assert config.parse(argv, config_toy.fit)()['extras'] == [3.0]
 
   def test_a_flag_means_what_is_in_use_if_a_name_is_shared(
@@ -176,6 +179,113 @@ class TestWhatIsBound:
     monkeypatch.chdir(tmp_path / 'elsewhere')
     argv = ['--gin_file=gin/run.gin', '--gin.MODEL_DIR=x']
     assert config.parse(argv, config_toy.fit)()['model_dir'] == 'x'
+
+
+class TestValues:
+  """`tests/test_values.py` has what fits; here is what is bound, and where."""
+
+  def _parse(self, *argv):
+    return config.parse(argv, config_toy.typed)()
+
+  @pytest.mark.parametrize(
+    ('flags', 'line'),
+    [
+      (['churn=no'], "typed.churn must be True or False; it is 'no': write F"),
+      (['churn=1'], 'typed.churn must be True or False; it is 1'),
+      (['rate=-0.1'], 'typed.rate must be in [0, 1); it is -0.1'),
+      (['rate=1e999'], 'typed.rate must be in [0, 1); it is inf'),
+      (['folder=None'], 'typed.folder must be a path; it is None'),
+      (
+        ['folder=2024'],
+        "typed.folder must be a path; it is 2024: write '2024'",
+      ),
+      (["folder=''"], "typed.folder must be a path; it is ''"),
+      (["seed=''"], "typed.seed must be a path or None; it is ''"),
+      (['names=bleu'], "typed.names must be a list (each item text); it is 'b"),
+      (
+        ['names=["a", 3]'],
+        'typed.names must be a list (each item text); it is',
+      ),
+      (
+        ['method=@config_toy.ToyNetwork()'],
+        'typed.method must be a ToyMethod (@module.name()) or None; it is '
+        '@config_toy.ToyNetwork()',
+      ),
+      (
+        ['method=@config_toy.ToyMethod'],
+        'typed.method must be a ToyMethod (@module.name()) or None; it is '
+        '@config_toy.ToyMethod: write @config_toy.ToyMethod()',
+      ),
+      (
+        ['ToyMethod.epsilon=x', 'method=@config_toy.ToyMethod()'],
+        "ToyMethod.epsilon must be a finite number; it is 'x'",
+      ),
+    ],
+  )
+  def test_of_flags(self, flags, line):
+    argv = [
+      f'--gin.{"" if "." in flag.split("=")[0] else "typed."}{flag}'
+      for flag in ['folder=x', *flags]
+    ]
+    message = _error(*argv, binary=config_toy.typed)
+    assert message.startswith(line)
+
+  def test_of_a_file_with_the_place(self, write, tmp_path):
+    file = write('config_toy.typed.folder = "x"\nconfig_toy.typed.churn = 3')
+    assert _error(file, binary=config_toy.typed) == (
+      f'{tmp_path}/user.gin:4: typed.churn must be True or False; it is 3'
+    )
+
+  def test_of_a_macro_by_its_name(self, package, write, tmp_path):
+    (package / 'gin' / 'run.gin').write_text(
+      _IMPORTS + 'CHURN = True\nCHOSEN = %CHURN\nRATES = [%RATE]\nRATE = 0.5\n'
+      'config_toy.typed:\n  folder = "x"\n  churn = %CHOSEN\n  names = %RATES\n'
+    )
+    argv = ['--gin_file=gin/run.gin', '--gin.RATE=a']
+    assert self._parse(*argv)['names'] == ['a']
+    assert (
+      _error(*argv, '--gin.CHURN=yes', binary=config_toy.typed)
+      == "CHURN must be True or False; it is 'yes': write True"
+    )
+    assert _error(argv[0], binary=config_toy.typed) == (
+      'RATES must be a list (each item text); it is [0.5]'
+    )
+    file = write('CHURN = 5', imports='')
+    assert _error(*argv, file, binary=config_toy.typed) == (
+      f'{tmp_path}/user.gin:1: CHURN must be True or False; it is 5'
+    )
+
+  def test_in_a_scope(self, write):
+    file = write("""
+      config_toy.fit.model_dir = 'x'
+      config_toy.fit.method = @a/config_toy.ToyMethod()
+      a/config_toy.ToyMethod.epsilon = '1'
+    """)
+    message = _error(file)
+    assert ': a/ToyMethod.epsilon must be a finite number; it is' in message
+
+  def test_of_what_code_may_call_by_itself(self):
+    flags = ['--gin.fit.model_dir=x', '--gin.registered.rate=fast']
+    assert _error(*flags).startswith('registered.rate must be a finite number')
+
+  def test_what_no_signature_names_may_be_anything(self):
+    argv = ['--gin.typed.folder=x', '--gin.typed.more=[None]']
+    assert self._parse(*argv)['others'] == {'more': [None]}
+
+  @pytest.mark.parametrize('name', ['FOLDER', 'typed.folder'])
+  def test_home_in_a_path(self, write, monkeypatch, tmp_path, name):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    file = write('FOLDER = "~/a"\nconfig_toy.typed.folder = %FOLDER\n')
+    argv = [file] if name == 'FOLDER' else []
+    flag = f'--gin.{name}=~/x'
+    more = ['--gin.typed.names=["~/x"]', '--gin.typed.seed=gs://b/~/x']
+    found = self._parse(*argv, flag, *more)
+    assert found['folder'] == str(tmp_path / 'x')
+    assert found['names'] == ['~/x']
+    assert found['seed'] == 'gs://b/~/x'
+    assert config.bindings(config_toy.typed)['config_toy.typed.folder'] == repr(
+      str(tmp_path / 'x')
+    )
 
 
 class TestBindings:
@@ -404,14 +514,19 @@ class TestMissing:
     [
       ('A = %gin.REQUIRED\nconfig_toy.fit.model_dir = %A', '--gin.A'),
       ('config_toy.fit.model_dir = %UNDEFINED', '--gin.UNDEFINED'),
-      ('config_toy.fit.model_dir = [{"x": (%IN,)}]', '--gin.IN'),
+      (
+        'config_toy.fit.model_dir = "x"\n'
+        'config_toy.fit.extras = [{"x": (%IN,)}]',
+        '--gin.IN',
+      ),
       (
         'config_toy.fit.model_dir = %gin.REQUIRED',
         '--gin.fit.model_dir',
       ),
       ('config_toy.fit.steps = 3', '--gin.fit.model_dir'),
       (
-        'config_toy.fit.model_dir = @a/config_toy.ToyMethod()',
+        'config_toy.fit.model_dir = "x"\n'
+        'config_toy.fit.method = @a/config_toy.ToyMethod()',
         '--gin.a/ToyMethod.epsilon',
       ),
     ],
@@ -467,6 +582,23 @@ class TestSyntax:
     assert message.startswith(f'{tmp_path}/user.gin:')
     if line is not None:
       assert message.startswith(f'{tmp_path}/user.gin:{line}: ')
+
+  @pytest.mark.parametrize(
+    ('value', 'meant'),
+    [
+      ('true', 'True'),
+      ('no', 'False'),
+      ('null', 'None'),
+      ('[1, yes]', 'True'),
+      ('greedy', "'greedy'"),
+    ],
+  )
+  def test_bare_words_in_a_file(self, write, tmp_path, value, meant):
+    message = _error(write(f'config_toy.fit.extras = {value}'))
+    word = value.strip('[1, ]')
+    assert message == (
+      f'{tmp_path}/user.gin:3: {word} is no value of gin: write {meant}'
+    )
 
   @pytest.mark.parametrize(
     ('flag', 'expected'),

@@ -6,6 +6,8 @@ import pytest
 
 from dst_t5x import demo
 from dst_t5x import subset
+from dst_t5x.analysis import report
+from dst_t5x.errors import UserError
 
 
 def _cut_short(monkeypatch):
@@ -52,3 +54,30 @@ def test_demo_leaves_table_picture_and_subset_twice(
 
   # A second call finds everything done, and says the same.
   assert demo.demo(tmp_path) == rows
+
+  # What it says last: the runs are reported, its own table is none of them.
+  capsys.readouterr()
+  assert report.main([str(tmp_path)]) == 0
+  captured = capsys.readouterr()
+  assert captured.out.startswith('5 runs: 5 finished.\n')
+  assert 'damaged' not in captured.err
+  assert (
+    tmp_path / 'report' / 'figures' / 'figure_1_demo_finetune.png'
+  ).exists()
+
+
+@pytest.mark.parametrize('kind', ['file', 'link', 'below a file'])
+def test_an_output_that_is_no_folder(tmp_path, kind):
+  path = tmp_path / 'there'
+  if kind == 'link':
+    path.symlink_to(tmp_path / 'gone')
+  else:
+    path.write_text('mine')
+  output = path / 'x' if kind == 'below a file' else path
+  with pytest.raises(UserError) as caught:
+    demo.demo(output)
+  reason = f'a link to {tmp_path}/gone, which is not there'
+  assert str(caught.value) == (
+    f'--output {output} cannot be written to: {path} is '
+    + (reason if kind == 'link' else 'a file')
+  )

@@ -1,5 +1,7 @@
 """The loss against plain NumPy."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +122,7 @@ def test_average_per_sequence_tells_packed_sequences_apart():
   assert sums.tokens == 8
 
 
-@pytest.mark.parametrize('factor', losses._NORMALIZERS)
+@pytest.mark.parametrize('factor', typing.get_args(losses.Normalizer))
 def test_a_batch_without_targets_is_no_division_by_zero(factor):
   batch = jax.tree.map(np.zeros_like, _batch())
   loss = losses.Loss(loss_normalizing_factor=factor)

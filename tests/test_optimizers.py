@@ -47,10 +47,13 @@ def test_schedules(arguments, expected):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'base': -0.1}, 'LEARNING_RATE must not be negative; it is -0.1'),
+    ({'base': -0.1}, 'LEARNING_RATE must be at least 0 and finite; it is -0.1'),
     ({'base': 'abc'}, "LEARNING_RATE .* it is 'abc'"),
     ({'base': math.nan}, 'LEARNING_RATE .* it is nan'),
-    ({'decay': 'cosin'}, "no decay 'cosin'; did you mean 'cosine'"),
+    (
+      {'decay': 'cosin'},
+      "LEARNING_RATE_DECAY .* 'cosin'; did you mean 'cosine'",
+    ),
     ({'decay': 'linear'}, 'needs decay_steps above warmup_steps'),
     ({'decay': 'linear', 'decay_steps': 5, 'warmup_steps': 5}, 'are 5 and 5'),
     ({'warmup_steps': -1}, 'LEARNING_RATE_WARMUP_STEPS .* -1'),

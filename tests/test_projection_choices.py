@@ -2,6 +2,7 @@
 
 import functools
 import re
+import typing
 
 from hypothesis import given
 from hypothesis import settings
@@ -387,7 +388,7 @@ def test_a_silo_of_nothing():
   seed = {'a': {'kernel': np.zeros((0, 3), np.float32)}}
   seed |= {'b': {'kernel': np.ones((3,), np.float32)}}
   new = jax.tree.map(lambda x: x + 1, seed)
-  for threshold in projection.THRESHOLDS:
+  for threshold in typing.get_args(projection.Threshold):
     _, params, _ = _step(new, seed, epsilon=1.0, threshold=threshold)
     assert params['a/kernel'].shape == (0, 3)
     if threshold != 'iterative':
@@ -413,17 +414,17 @@ def test_the_table_of_budgets():
     ({'silos': 'per_modul'}, "did you mean 'per_module'"),
     ({'silos': [('(', 'a')]}, "'\\(' is no regular expression"),
     ({'silos': [('.*', r'\3')]}, r"name of a silo '\\\\3': invalid group"),
-    ({'silos': ['.*']}, "a regular expression and a name, not '\\.\\*'"),
+    ({'silos': ['.*']}, r"SILOS must be one of .* it is \['\.\*'\]"),
     ({'silos': [('encoder/.*', 'a')]}, "no rule names the silo of 'head/ke"),
     ({'exclude': ['heads/.*']}, "no parameter has a path like 'heads/"),
     ({'exclude': ['.*']}, 'nothing is left to be tuned'),
-    ({'exclude': '.*'}, 'exclude is a list'),
+    ({'exclude': '.*'}, 'EXCLUDE must be a list'),
     ({'normalization': 'sized'}, "did you mean 'size'"),
     ({'normalization': 'size', 'distance': 'random'}, 'is not normalized'),
     ({'threshold': 'exactly'}, "did you mean 'exact'"),
     ({'keep_seed': False, 'threshold': 'iterative'}, 'keep_seed=False needs'),
-    ({'delta': 1.0}, 'delta must be above 1'),
-    ({'iterations': 0}, 'iterations must be 1 or more'),
+    ({'delta': 1.0}, 'DELTA must be above 1'),
+    ({'iterations': 0}, 'ITERATIONS must be a positive whole number'),
   ],
 )
 def test_mistakes(choices, message):

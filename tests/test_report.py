@@ -531,3 +531,31 @@ def test_no_training_code_is_imported():
     timeout=commands.TIMEOUT,
   )
   assert done.stdout == '[]\n', done.stderr
+
+
+# What the demonstration writes, and other programs.
+@pytest.mark.parametrize('content', ['[{"name": "full"}]', '{"bleu": 3}', '3'])
+def test_results_of_others_do_not_hide_the_runs_of_a_folder(
+  tmp_path, capsys, content
+):
+  root = _write_all(tmp_path / 'all')
+  assert report.main([str(root), f'--output={tmp_path / "a"}']) == 0
+  expected = capsys.readouterr().out.splitlines()[0]
+  (root / 'results.json').write_text(content)
+  assert report.main([str(root), f'--output={tmp_path / "b"}']) == 0
+  captured = capsys.readouterr()
+  assert captured.out.splitlines()[0] == expected
+  assert 'results.json' not in captured.err
+  (tmp_path / 'alone').mkdir()
+  (tmp_path / 'alone' / 'results.json').write_text(content)
+  assert 'neither a run nor a sweep' in _error(capsys, tmp_path / 'alone')
+
+
+def test_an_evaluation_does_not_hide_the_runs_of_its_folder(tmp_path, capsys):
+  root = _write_all(tmp_path / 'all')
+  assert report.main([str(root), f'--output={tmp_path / "a"}']) == 0
+  number = int(capsys.readouterr().out.split()[0])
+  evaluation = analysis_runs.write_zero_shot(tmp_path / 'seed', score=1.0)
+  shutil.copy(evaluation / 'results.json', root)
+  assert report.main([str(root), f'--output={tmp_path / "b"}']) == 0
+  assert capsys.readouterr().out.startswith(f'{number + 1} runs: ')

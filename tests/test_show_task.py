@@ -142,7 +142,7 @@ def test_mistakes(rows, use_bytes):
     show_task.show_task('jsonk', _LENGTHS)
   with pytest.raises(UserError, match="length for 'targets'"):
     show_task.show_task('jsonl', {'inputs': 3})
-  with pytest.raises(UserError, match='SHOW_EXAMPLES must be a positive'):
+  with pytest.raises(UserError, match='SHOW_EXAMPLES must be a whole'):
     show_task.show_task('jsonl', _LENGTHS, show_examples=-1)
 
 

@@ -1,9 +1,9 @@
 """The runs of several folders, those of sweeps too that are not there.
 
-A folder is that of a run (`run.json`), of a sweep (`runs.json`, which tells the
-runs that should be there), of several runs, or of an evaluation of a seed
-(`results.json`), which is its zero-shot score. A file that is damaged is named,
-and everything else is still read.
+A folder is that of a run (`run.json`), of an evaluation of a seed
+(`results.json`), which is its zero-shot score, of a sweep (`runs.json`, which
+tells the runs that should be there), or of several of these. A file that is
+damaged is named, and everything else is still read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,14 +76,16 @@ def _read_folder(
     )
   if not folder.is_dir():
     raise UserError(f'{folder} is a file: name the folder of a run or a sweep')
-  if _is_one(folder):
-    return [runs_lib.read_one(folder, tell)]
+  own = [runs_lib.read_one(folder, tell)] if _is_one(folder) else []
+  if runs_lib.is_run(folder):
+    return own  # What is below is part of it.
   planned = _planned(folder, tell) or rows
   children = sorted(p for p in folder.iterdir() if p.is_dir() and _is_one(p))
-  if not planned and not children:
+  if not planned and not children and not own:
     raise UserError(
       f'{folder} is neither a run nor a sweep: it has no run.json, no '
-      'runs.json, and no folder of a run in it'
+      'runs.json, no results.json of an evaluation, and no folder of a run in '
+      'it'
     )
   runs = [_of_sweep(folder / name, row, tell) for name, row in planned.items()]
   tasks = {
@@ -98,16 +100,13 @@ def _read_folder(
     else run
     for run in runs
   ]
-  return runs + [
-    runs_lib.read_one(child, tell)
-    for child in children
-    if child.name not in planned
-  ]
+  others = [child for child in children if child.name not in planned]
+  return own + runs + [runs_lib.read_one(child, tell) for child in others]
 
 
 def _is_one(folder: epath.Path) -> bool:
   """Whether a folder is that of a run, or of an evaluation."""
-  return (folder / 'run.json').exists() or (folder / 'results.json').exists()
+  return runs_lib.is_run(folder) or runs_lib.is_evaluation(folder)
 
 
 def _planned(folder: epath.Path, tell: Tell) -> dict[str, Mapping[str, Any]]:
@@ -127,7 +126,7 @@ def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
   """Reads a run of a sweep, which may have left nothing."""
   settings = row['settings']
   planned = setups.from_sweep(settings)
-  if not (folder / 'run.json').exists():
+  if not runs_lib.is_run(folder):
     failed = row.get('state') == runs_lib.FAILED
     state = runs_lib.FAILED if failed else runs_lib.MISSING
     return runs_lib.Run(folder.name, folder, planned, state)

@@ -77,6 +77,26 @@ class Run:
     return self.free / self.parameters if self.parameters else 0.0
 
 
+def is_run(folder: epath.Path) -> bool:
+  """Whether a folder is a MODEL_DIR."""
+  return (folder / 'run.json').exists()
+
+
+def is_evaluation(folder: epath.Path) -> bool:
+  """Whether a folder's `results.json` is that of an evaluation.
+
+  Other programs have files of that name, too, the demonstration among them. One
+  that cannot be read may be an evaluation's.
+  """
+  try:
+    content = json.loads((folder / 'results.json').read_text())
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError):
+    return True
+  return isinstance(content, dict) and 'checkpoint' in content
+
+
 def read_one(folder: epath.Path, tell: Tell) -> Run:
   """Reads the folder of a run, or of an evaluation of a seed (zero-shot).
 
@@ -84,7 +104,7 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
     folder: MODEL_DIR, or EVAL_OUTPUT_DIR.
     tell: is called with a line for each file that is damaged.
   """
-  if not (folder / 'run.json').exists():
+  if not is_run(folder):
     return _read_evaluation(folder, tell)
   nothing = setups.Trial(setups.Setup('', '', ''), None, 0)
   damaged = Run(folder.name, folder, nothing, DAMAGED)
