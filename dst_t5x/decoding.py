@@ -7,12 +7,14 @@ parameters and the tokens, to be jitted with the network and lengths static.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dst_t5x.errors import UserError, check_positive
 from dst_t5x.network import Transformer
 
 Array = jax.Array
@@ -123,6 +125,12 @@ class BeamSearch:
 
   num_beams: int = 4
   alpha: float = 0.6
+
+  def __post_init__(self) -> None:
+    check_positive('BeamSearch.num_beams', self.num_beams)
+    alpha = self.alpha
+    if not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+      raise UserError(f'BeamSearch.alpha must be 0 or more; it is {alpha!r}')
 
   def __call__(
     self,

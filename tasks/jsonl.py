@@ -10,6 +10,7 @@ looked at once. Gin says which files they are (`gin/tasks/jsonl.gin`).
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import json
 from typing import Any
 
@@ -144,6 +145,14 @@ class File:
 
 
 @functools.cache
+def _digest(path: str, length: int, mtime: float) -> str:
+  """Returns a file's SHA-256, computed again only if it has changed."""
+  del length, mtime
+  with epath.Path(path).open('rb') as content:
+    return hashlib.file_digest(content, 'sha256').hexdigest()
+
+
+@functools.cache
 def _count(
   file: File, parser: Callable[[str], Row | None], length: int, mtime: float
 ) -> int:
@@ -240,6 +249,13 @@ class FileSource(seqio.DataSource):
     """Looks at every line of a split's file; see `File.check`."""
     settings().check()
     settings().file(split).check()
+
+  def rows_of(self, split: str) -> dict[str, Any]:
+    """Returns what tells a split's rows from others; raises as `check`."""
+    file = settings().file(split)
+    rows, stat = file.check(), epath.Path(file.path).stat()
+    digest = _digest(file.path, stat.length, stat.mtime)
+    return {'file': file.macro, 'rows': rows, 'sha256': digest}
 
   def num_input_examples(self, split: str) -> int:
     """Returns the number of rows; raises as `check`."""
