@@ -7,9 +7,8 @@ of each task, whichever checkpoint that was: to see what mixing costs, not to be
 averaged, as no single model has these scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import json
-import math
 import os
 from typing import Any
 
@@ -38,35 +37,50 @@ def is_lower_better(metric: str) -> bool:
   return metric.endswith('loss')
 
 
+def best_step(values: Mapping[int, float], by: str) -> int | None:
+  """Returns the step with the best value, of equal ones the latest.
+
+  Args:
+    values: step -> value; NaN is no value.
+    by: the metric.
+  """
+  sign = -1 if is_lower_better(by) else 1
+  known = {step: value for step, value in values.items() if value == value}
+  return max(known, key=lambda s: (sign * known[s], s)) if known else None
+
+
 def find_best(
-  rows: Sequence[Mapping[str, float]], by: str
+  rows: Sequence[Mapping[str, float]], by: str, steps: Collection[int]
 ) -> dict[str, Any] | None:
-  """Returns the content of `best.json`, None before the first evaluation.
+  """Returns the content of `best.json`, None if no checkpoint counts yet.
 
   Args:
     rows: metrics of the run, with their `step`.
     by: the metric of KEEP_BEST_BY.
+    steps: of the checkpoints that there are. A step that was evaluated and has
+      none, such as a refused one, does not count.
 
   Returns:
     `step`, `by`, `value`; `scores`: all metrics of tasks at that step;
     `best_of_each_task`: task -> `step` and `value`, the mean of its metrics.
   """
-  evaluations = [row for row in rows if not math.isnan(row.get(by, math.nan))]
-  if not evaluations:
+  evaluations = {int(row['step']): row for row in rows if by in row}
+  values = {step: row[by] for step, row in evaluations.items() if step in steps}
+  step = best_step(values, by)
+  if step is None:
     return None
-  sign = -1 if is_lower_better(by) else 1
-  best = max(evaluations, key=lambda row: (sign * row[by], row['step']))
-  means = {int(row['step']): _means(row) for row in evaluations}
+  best = evaluations[step]
+  means = {step: _means(row) for step, row in evaluations.items()}
   each = {}
   for task in _means(best):
-    values = {step: of[task] for step, of in means.items() if task in of}
-    step = max(values, key=lambda step: (values[step], step))
-    each[task] = {'step': step, 'value': values[step]}
+    of_task = {at: found[task] for at, found in means.items() if task in found}
+    at = max(of_task, key=lambda at: (of_task[at], at))
+    each[task] = {'step': at, 'value': of_task[at]}
   mixture, _, metric = by.partition('/')
   if metric == 'average':
     del each[mixture]
   return {
-    'step': int(best['step']),
+    'step': step,
     'by': by,
     'value': best[by],
     'scores': {name: value for name, value in best.items() if task_of(name)},
@@ -74,12 +88,44 @@ def find_best(
   }
 
 
-def write(folder: str | os.PathLike[str], by: str | None) -> None:
-  """Writes `best.json` from a run's metrics, if there is a metric to go by."""
-  found = find_best(metrics_file.read(folder), by) if by else None
+def write(
+  folder: str | os.PathLike[str], by: str | None, steps: Collection[int]
+) -> None:
+  """Writes `best.json` from a run's metrics, or removes what does not hold.
+
+  Args:
+    folder: MODEL_DIR.
+    by: KEEP_BEST_BY. Without, what was written before stays as long as there is
+      its checkpoint.
+    steps: of the checkpoints that there are.
+  """
+  path = epath.Path(folder) / BEST_FILE
+  if by is None:
+    found = read(folder)
+    if found is not None and found['step'] not in steps:
+      path.unlink()
+    return
+  found = find_best(metrics_file.read(folder), by, steps)
   if found is not None:
-    path = epath.Path(folder) / BEST_FILE
     whole_files.write_text(path, json_text.dumps(found, indent=2) + '\n')
+  else:
+    path.unlink(missing_ok=True)
+
+
+def results_of(
+  rows: Sequence[Mapping[str, float]],
+  step: int | None,
+  last: Mapping[str, float],
+) -> Mapping[str, float]:
+  """Returns the metrics of the evaluation that counts.
+
+  Args:
+    rows: metrics of the run.
+    step: `best.json`'s; None if there is none.
+    last: `report.json`'s results, which count then.
+  """
+  found = [row for row in rows if row['step'] == step and 'eval/loss' in row]
+  return found[-1] if found else last
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -6,10 +6,9 @@ checkpoint holds what training changed, the optimizer's state, the position in
 the data, and the seed by path and fingerprint: no second copy of the model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import contextvars
-import math
 import os
 from typing import Any
 
@@ -17,10 +16,8 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from dst_t5x import adapters
-from dst_t5x import best
 from dst_t5x import checkpoint_files
 from dst_t5x import ia3  # noqa: F401
 from dst_t5x import json_object
@@ -82,7 +79,7 @@ class RunFolder:
     self,
     path: str | os.PathLike[str],
     keep: int = 1,
-    keep_best_by: str | None = None,
+    best_of: Callable[[Collection[int]], int | None] = lambda steps: None,
     read_only: bool = False,
   ) -> None:
     """Opens a run folder; what is in it stays.
@@ -90,24 +87,15 @@ class RunFolder:
     Args:
       path: MODEL_DIR.
       keep: how many of the latest checkpoints to keep.
-      keep_best_by: name of a metric whose best checkpoint is kept too; the
-        highest is best, or the lowest if the name ends in `loss`.
+      best_of: steps of checkpoints -> the one that is kept besides, if any.
       read_only: whether nothing shall be written or cleaned up.
     """
     self.path = epath.Path(path)
     if object_stores.scheme(path) == 's3':
       orbax_on_s3.enable()
-    self._keep_best_by = keep_best_by
-    policies = checkpoint_managers
-    kept: list[Any] = [policies.LatestN(max(keep, 1))]
-    if keep_best_by:
-      kept.append(
-        policies.BestN(
-          get_metric_fn=self._score,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    self._keep = max(keep, 1)
+    self._best_of = best_of
+    self._has_saved = False
     self._manager = ocp.CheckpointManager(
       checkpoint_files.absolute(self.path) / _FOLDER,
       item_names=_ITEMS,
@@ -116,19 +104,35 @@ class RunFolder:
         name: ocp.StandardCheckpointHandler() for name in ('parameters', 'data')
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(kept),
-        # Only with it are metrics stored for the next process to see.
-        best_fn=self._score if keep_best_by else None,
+        preservation_policy=self,
         enable_async_checkpointing=not read_only,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
       ),
     )
 
-  def _score(self, metrics: Mapping[str, float]) -> float:
-    value = metrics.get(self._keep_best_by or '', math.nan)
-    value = -value if best.is_lower_better(self._keep_best_by or '') else value
-    return -math.inf if math.isnan(value) else value
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    """Tells Orbax which checkpoints stay when another one is whole."""
+    del context
+    kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+    return [checkpoint.step in kept for checkpoint in checkpoints]
+
+  def _kept(self, steps: Sequence[int]) -> set[int | None]:
+    return {*sorted(steps)[-self._keep :], self._best_of(steps)}
+
+  def tidy(self) -> None:
+    """Waits, and deletes what is no more the best; only if anything was saved.
+
+    Raises:
+      UserError: something could not be written.
+    """
+    self.wait()
+    others = set(self.steps) - self._kept(self.steps)
+    for step in others if self._has_saved else ():
+      with self._one_line():
+        self._manager.delete(step)
 
   @property
   def latest_step(self) -> int | None:
@@ -147,7 +151,6 @@ class RunFolder:
     state: Mapping[str, Any],
     position: bytes,
     about: Mapping[str, Any],
-    metrics: Mapping[str, float],
   ) -> None:
     """Begins to write a checkpoint; returns once its content is copied.
 
@@ -157,7 +160,6 @@ class RunFolder:
       state: `flatten` of optimizer and projection state.
       position: the data's.
       about: what else a reader needs; JSON.
-      metrics: evaluation results of this very step, if any.
 
     Raises:
       UserError: this or an earlier checkpoint could not be written.
@@ -170,9 +172,9 @@ class RunFolder:
         {'position': np.frombuffer(position, np.uint8)}
       ),
     )
+    self._has_saved = True
     with self._one_line():
-      numbers = {k: v for k, v in metrics.items() if math.isfinite(v)}
-      self._manager.save(step, args=args, metrics=numbers, force=True)
+      self._manager.save(step, args=args, force=True)
 
   def wait(self) -> None:
     """Waits until everything is written.
@@ -197,21 +199,10 @@ class RunFolder:
   def what_is_whole(self) -> str:
     """Which checkpoint there is, for messages."""
     # The manager loses count when a save fails.
-    folder = self.path / _FOLDER
-    steps = [
-      int(child.name)
-      for child in folder.iterdir()
-      if child.name.isdigit() and self._is_whole(child)
-    ]
+    steps = _whole_steps(self.path)
     if not steps:
       return 'there is no checkpoint yet'
     return f'checkpoint {max(steps)} is whole'
-
-  def _is_whole(self, checkpoint: epath.Path) -> bool:
-    """Whether a folder with the name of a step is a checkpoint's."""
-    if not object_stores.is_remote(checkpoint):
-      return True  # It was renamed when it was.
-    return (checkpoint / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:
@@ -290,6 +281,40 @@ def _root(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _whole_steps(path: epath.Path) -> list[int]:
+  """Returns the steps of a run's checkpoints that are whole."""
+  folder = path / _FOLDER
+  if not folder.exists():
+    return []
+  return [
+    int(child.name)
+    for child in folder.iterdir()
+    if child.name.isdigit() and _is_whole(child)
+  ]
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+  """Whether a folder with the name of a step is a checkpoint's."""
+  if not object_stores.is_remote(checkpoint):
+    return True  # It was renamed when it was.
+  return (checkpoint / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+
+
+def last_about(path: epath.Path) -> dict[str, Any] | None:
+  """Returns `RunFolder.about` of the last whole checkpoint, if there is one.
+
+  Not by Orbax, which would wait for the other processes.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  steps = _whole_steps(path)
+  if not steps:
+    return None
+  file = path / _FOLDER / str(max(steps)) / _ITEMS[0] / 'metadata'
+  return json_object.read(file).content
 
 
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:

@@ -7,35 +7,33 @@ however many processes, devices, or rows a batch there are.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import time
 from typing import Any
 
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
-from absl import logging
 from flax import linen as nn
 import jax
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from dst_t5x import adapters
 from dst_t5x import data
 from dst_t5x import losses
-from dst_t5x import object_stores
+from dst_t5x import parameters
 from dst_t5x import partitioning
-from dst_t5x import processes
 from dst_t5x import task_checks
-from dst_t5x import task_examples
+from dst_t5x import task_scores
 from dst_t5x import trainer as trainer_lib
 from dst_t5x import values
-from dst_t5x.errors import check_positive
+from dst_t5x.errors import UserError, check_positive, first_line
 from dst_t5x.tasks import vocabulary
 
 PyTree = Any
-# Name of a mixture's one number, among its metrics.
-AVERAGE = 'average'
+# What every evaluation gives, teacher-forced.
+_FORCED = ('eval/loss', 'eval/accuracy')
 # (network, params, encoder_input_tokens, max_decode_length) -> tokens, scores
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -124,115 +122,39 @@ def _decode(
   return decoder(network, params, tokens, max_decode_length)
 
 
-class TaskEvaluator:
-  """Scores decoded predictions with the task's own metrics, through seqio.
-
-  Attributes:
-    texts: `task/name` -> what metrics said in words the last time, such as how
-      they were computed.
-  """
-
-  def __init__(
-    self,
-    task: str,
-    split: str,
-    lengths: Mapping[str, int],
-    predictor: Predictor,
-    output_dir: str,
-    num_examples: int | None = None,
-  ) -> None:
-    """Reads the split once and keeps it.
-
-    Args:
-      task: a registered task or mixture.
-      split: which split.
-      lengths: feature -> longest length, longer ones are cut.
-      predictor: decodes.
-      output_dir: where predictions and metrics go, as JSON lines; the first
-        process writes them.
-      num_examples: how many examples of each task; all by default.
-    """
-    self._files = object_stores.Mirror(output_dir, '*-metrics.jsonl')
-    self.texts: dict[str, str] = {}
-    self._task = task
-    self._predictor = predictor
-    self._evaluator = seqio.Evaluator(
-      task,
-      task_examples.FeatureConverter(
-        adapters.prefix(predictor.network), pack=False
-      ),
-      eval_split=split,
-      sequence_length=dict(lengths),
-      num_examples=num_examples,
-      logger_cls=[seqio.JSONLogger] if processes.is_first() else [],
-      log_dir=self._files.folder,
-      async_compute_metrics=False,
-    )
-
-  def __call__(self, params: PyTree, step: int) -> dict[str, float]:
-    """Returns `task/metric` -> value, in the task's own units.
-
-    Several tasks have an average as well, `mixture/average`; see `average`.
-
-    Raises:
-      OSError: the predictions cannot be written.
-    """
-    if not self._evaluator.eval_tasks:
-      return {}  # No task has metrics for this split.
-
-    def predict(dataset: Any) -> list[tuple[int, np.ndarray]]:
-      return self._predictor(params, dataset.as_numpy_iterator())
-
-    try:
-      future, _ = self._evaluator.evaluate(
-        compute_metrics=True, step=step, predict_fn=predict
-      )
-    except ValueError as e:
-      # How seqio says whatever went wrong: a full disk, or a task's own bug.
-      if isinstance(e.__cause__, OSError | tf.errors.OpError):
-        raise OSError(str(e.__cause__).splitlines()[0]) from e
-      raise
-    if processes.is_first():
-      self._files.upload()
-    scores, self.texts = _split(future.result())
-    for name, text in self.texts.items():
-      logging.info('%s: %s', name, text)
-    results = {
-      f'{task}/{name}': value
-      for task, metrics in scores.items()
-      for name, value in metrics.items()
-    }
-    if len(scores) > 1:
-      results[f'{self._task}/{AVERAGE}'] = average(scores)
-    return results
-
-
-def _split(
-  results: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-  """Returns task -> metric -> value, and `task/metric` -> text."""
-  scores: dict[str, dict[str, float]] = {}
-  texts: dict[str, str] = {}
-  for task, metrics in results.items():
-    for name, value in metrics.items():
-      if isinstance(value, seqio.metrics.Text):
-        texts[f'{task}/{name}'] = str(value.textdata)
-      else:
-        number = float(getattr(value, 'value', value))
-        scores.setdefault(task, {})[name] = number
-  return scores, texts
-
-
-def average(scores: Mapping[str, Mapping[str, float]]) -> float:
-  """Returns the mean over tasks of the mean over a task's metrics.
-
-  As SuperGLUE averages (Wang et al. 2019, Section 3.1), and the paper (App. G):
-  a task with two metrics counts no more than one with a single metric.
+def check_decoder(
+  decoder: Decoder,
+  network: nn.Module,
+  batch_size: int,
+  length: int,
+  max_decode_length: int,
+) -> None:
+  """Decodes in the abstract: nothing is computed.
 
   Args:
-    scores: task -> metric -> value.
+    decoder: DECODER.
+    network: the model.
+    batch_size: examples that are decoded at once.
+    length: of the inputs.
+    max_decode_length: tokens that are decoded at most.
+
+  Raises:
+    UserError: it cannot decode.
   """
-  return float(np.mean([np.mean(list(m.values())) for m in scores.values()]))
+  length += len(adapters.prefix(network))
+  tokens = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+  decode = functools.partial(
+    _decode, decoder, network, max_decode_length=max_decode_length
+  )
+  try:
+    jax.eval_shape(decode, parameters.shapes(network), tokens)
+  except UserError:
+    raise
+  except Exception as e:
+    raise UserError(
+      f'DECODER {decoder!r} cannot decode: {first_line(e)}; take '
+      '@decoding.GreedyDecoder() or @decoding.BeamSearch()'
+    ) from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,16 +192,47 @@ class Evaluation:
       network: the model, which must know the task's vocabulary.
 
     Raises:
-      UserError: the task, the split or the data are not there, or a number
-        makes no sense.
+      UserError: the task, the split or the data are not there, a number makes
+        no sense, or the decoder cannot decode.
     """
     check_positive('EVAL_BATCH_SIZE', self.batch_size)
     if self.num_examples is not None:
       check_positive('EVAL_EXAMPLES', self.num_examples)
+    if not isinstance(self.split, str):
+      raise UserError(f'EVAL_SPLIT must name a split; it is {self.split!r}')
     task = task_checks.check(
       self.task, self.feature_lengths, self.batch_size, self.split
     )
     vocabulary.check_fits(task.output_features, network)
+    check_decoder(
+      self.decoder,
+      network,
+      self.batch_size,
+      self.feature_lengths['inputs'],
+      self._max_decode_length,
+    )
+
+  def rehearse(self, network: nn.Module) -> list[str]:
+    """Scores two rows of each task, as if they were predicted right.
+
+    Args:
+      network: the model.
+
+    Returns:
+      The names of all metrics that an evaluation gives.
+
+    Raises:
+      UserError: a task cannot be scored.
+    """
+    examples = min(2, self.num_examples or 2)
+    results = task_scores.rehearse(
+      self.task, self.split, self.feature_lengths, network, examples
+    )
+    return [*_FORCED, *results]
+
+  @property
+  def _max_decode_length(self) -> int:
+    return self.max_decode_length or self.feature_lengths['targets']
 
   def prepare(
     self,
@@ -298,7 +251,7 @@ class Evaluation:
       network,
       self.decoder,
       self.batch_size,
-      self.max_decode_length or self.feature_lengths['targets'],
+      self._max_decode_length,
       partitioner,
     )
 
@@ -322,10 +275,11 @@ class Evaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
-    self._score = TaskEvaluator(
+    self._score = task_scores.TaskEvaluator(
       evaluation.task,
       evaluation.split,
       evaluation.feature_lengths,
+      network,
       evaluation.predictor(network, partitioner),
       output_dir,
       evaluation.num_examples,

@@ -87,6 +87,8 @@ def infer(
   )
   features = found.output_features
   vocabulary.check_fits(features, network)
+  inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
+  evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (
     _of_file(input_file, features['inputs'], feature_lengths)
     if input_file

@@ -33,6 +33,12 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
   return jax.tree.map(unpacked, packed, like)
 
 
+def any_set(packed: PyTree) -> jax.Array:
+  """Returns bool []: whether any component is in the packed masks."""
+  largest = [jnp.max(bits, initial=0) for bits in jax.tree.leaves(packed)]
+  return jnp.max(jnp.stack(largest)) > 0
+
+
 def nothing(like: PyTree) -> PyTree:
   """Returns the packed masks of no component, for tensors as in `like`."""
 

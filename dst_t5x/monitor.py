@@ -63,6 +63,8 @@ class Monitor:
       first_step, {'config': f'```\n{config.operative_config()}\n```'}
     )
     self._progress = summaries.Progress(first_step, steps)
+    self._has_warned = False
+    self._parameters = 0 if budget is None else budget.parameters
     self._budget: dict[str, float] = {}
     if budget is not None:
       self._budget = {
@@ -143,12 +145,30 @@ class Monitor:
       values |= self._subset.report(
         state.params, state.projection_state, self._seed
       )
+      if self._parameters:
+        values['free/fraction'] = values['free/total'] / self._parameters
+    self._warn_if_nothing_moves(step, window[-1])
     shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
     rate = self._progress.report(shown)
     tokens = np.mean([w['target_tokens'] for w in window])
     values[metrics_file.RATE] = rate
     values['speed/target_tokens_per_second'] = rate * float(tokens)
     self._summaries.scalars(step, values)
+
+  def _warn_if_nothing_moves(
+    self, step: int, metrics: Mapping[str, np.ndarray]
+  ) -> None:
+    """Says so, once, if a step with a learning rate above 0 moved nothing."""
+    rate = float(metrics['learning_rate'])
+    if rate > 0 and metrics['update_norm'] == 0 and not self._has_warned:
+      self._has_warned = True
+      logging.warning(
+        'NOTHING IS TRAINED: step %d moved no free parameter, though its '
+        'learning rate was %.3g; look at DROPOUT_RATE (1 drops everything), '
+        'LEARNING_RATE and what is frozen',
+        step,
+        rate,
+      )
 
   def evaluated(self, step: int, results: Mapping[str, float]) -> None:
     """Writes the results of an evaluation."""

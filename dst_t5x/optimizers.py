@@ -95,33 +95,57 @@ def _rsqrt(base: float, start: int) -> optax.Schedule:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An Optax transformation and the learning rate that it follows.
+  """An optimizer of Optax whose learning rate follows the step of the run.
+
+  It keeps no count of its own for the rate: a step that is refused counts as
+  any other does, and the rate that is reported is the one that was used.
 
   Attributes:
-    transformation: gradients -> updates.
-    learning_rate: step -> learning rate, for the reports.
+    make: learning rate, float32 [] -> gradients -> updates: `optax.adam`, say.
+    learning_rate: step -> learning rate; data if it is a `Schedule`.
   """
 
-  transformation: optax.GradientTransformation = dataclasses.field(
+  make: Callable[[Any], optax.GradientTransformation] = dataclasses.field(
     metadata=_STATIC
   )
-  learning_rate: optax.Schedule = dataclasses.field(metadata=_STATIC)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Adafactor:
-  """See `adafactor`; the settings but for the learning rate are static."""
-
   learning_rate: optax.Schedule
-  settings: tuple[tuple[str, Any], ...] = dataclasses.field(metadata=_STATIC)
 
-  @property
-  def transformation(self) -> optax.GradientTransformation:
-    """Gradients -> updates."""
-    return _by_layer(
-      optax.adafactor(learning_rate=self.learning_rate, **dict(self.settings))
-    )
+  def __post_init__(self) -> None:
+    if callable(self.learning_rate) and not isinstance(
+      self.learning_rate, Schedule | jax.tree_util.Partial
+    ):
+      partial = jax.tree_util.Partial(self.learning_rate)
+      object.__setattr__(self, 'learning_rate', partial)
+
+  def init(self, params: PyTree) -> PyTree:
+    """Returns the state before the first step."""
+    return self.make(self.learning_rate(0)).init(params)
+
+  def update(
+    self, gradients: PyTree, state: PyTree, params: PyTree, step: Any
+  ) -> tuple[PyTree, PyTree]:
+    """Returns what is to be added to the parameters, and the next state.
+
+    Args:
+      gradients: of what is trained.
+      state: what `init` or the last `update` returned.
+      params: θᵗ.
+      step: int32 [], steps of the run that are done.
+    """
+    rate = self.learning_rate(step)
+    return self.make(rate).update(gradients, state, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adafactor:
+  """See `adafactor`; equal ones are compiled once."""
+
+  settings: tuple[tuple[str, Any], ...]
+
+  def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+    """Returns gradients -> updates, for a learning rate."""
+    settings = dict(self.settings)
+    return _by_layer(optax.adafactor(learning_rate, **settings))
 
 
 def adafactor(
@@ -132,7 +156,7 @@ def adafactor(
   multiply_by_parameter_scale: bool = True,
   momentum: values.BelowOne | None = None,
   weight_decay_rate: float | None = None,
-) -> Adafactor:
+) -> Optimizer:
   """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
 
   Stacked tensors are treated layer by layer, so that a scanned network trains
@@ -148,8 +172,6 @@ def adafactor(
     momentum: decay of the first moment; none by default.
     weight_decay_rate: share of the weights that is subtracted in each step.
   """
-  if not isinstance(learning_rate, Schedule):
-    learning_rate = jax.tree_util.Partial(learning_rate)
   settings = {
     'min_dim_size_to_factor': min_dim_size_to_factor,
     'decay_rate': decay_rate,
@@ -158,7 +180,7 @@ def adafactor(
     'momentum': momentum,
     'weight_decay_rate': weight_decay_rate,
   }
-  return Adafactor(learning_rate, tuple(settings.items()))
+  return Optimizer(_Adafactor(tuple(settings.items())), learning_rate)
 
 
 def _by_layer(

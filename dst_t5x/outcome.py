@@ -55,6 +55,8 @@ def write_subset(
     path = subset_file(folder, name)
     size = subset.save(path, found, about)
     logging.info('subset: %d parameters, %d bytes, %s', found.size, size, path)
+  if not found.size:
+    logging.warning('the subset is empty: the run left the seed as it was')
   return size
 
 
@@ -101,13 +103,26 @@ def write_report(
   budget: budget_lib.Budget,
   file_bytes: int | None,
   results: Mapping[str, float],
+  free: int | None = None,
 ) -> None:
-  """Writes what was trained, how much of it, on what, and the last scores."""
+  """Writes what was trained, how much of it, on what, and the last scores.
+
+  Args:
+    folder: MODEL_DIR.
+    step: steps that are done.
+    budget: what the method may train.
+    file_bytes: of the file that the run leaves, None if it leaves none.
+    results: of the last evaluation.
+    free: how many parameters differ from the seed, where a subset is what is
+      trained; may be fewer than the budget.
+  """
+  free = budget.free if free is None else free
   report = {
     'step': step,
     'parameters': budget.parameters,
-    'free': budget.free,
-    'fraction': budget.fraction,
+    'free': free,
+    'fraction': free / budget.parameters,
+    'budget': budget.free,
     'file_bytes_predicted': budget.file_bytes,
     'file_bytes': file_bytes,
     'devices': _devices(),

@@ -6,7 +6,7 @@ is wrong and the process and host where it is. Training begins with the same
 checks, but for the seed, which it loads and compares anyway.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -68,6 +68,8 @@ class Training:
     partitioner: with nothing left open.
     space: the network's parameters.
     binary: what gin configured.
+    seed_path: INITIAL_CHECKPOINT_PATH.
+    from_scratch: whether there is no seed, on purpose.
   """
 
   trainer: trainer_lib.Trainer
@@ -77,28 +79,32 @@ class Training:
   partitioner: partitioning.Partitioner
   space: parameters.ParameterSpace
   binary: Callable[..., Any]
+  seed_path: str | None
+  from_scratch: bool
 
 
 def check_training(
   model_dir: str | os.PathLike[str],
   training: Training,
-  more: Sequence[tuple[str, Check]] = (),
-  show: bool = False,
+  with_seed: bool = False,
 ) -> None:
   """Makes the checks that training begins with; leaves no trace.
 
   Args:
     model_dir: MODEL_DIR.
     training: what is to be trained.
-    more: checks to be made after these.
-    show: whether the first process prints what each check found.
+    with_seed: whether the seed is loaded, too, which training does itself; the
+      first process then prints what each check found.
 
   Raises:
     UserError: the first check that failed, and where; in all processes.
   """
   path = epath.Path(model_dir)
   with no_trace(path) as token:
-    run_checks([*_checks_of_training(path, training, token), *more], show)
+    checks = _checks_of_training(path, training, token)
+    if with_seed:
+      checks.append(('seed', lambda: seed(path, training)))
+    run_checks(checks, show=with_seed)
 
 
 def _checks_of_training(
@@ -111,6 +117,9 @@ def _checks_of_training(
 
   def configuration() -> Found:
     identity.check(model_dir, identity.of(training.binary))
+    task = task_checks.find(train_data.task)
+    identity.check_rows(model_dir, task_checks.rows_of(task, 'train'))
+    trainer.seed_path(space.shapes, training.seed_path, training.from_scratch)
     bindings = config.bindings(training.binary)
     return Found(f'{len(bindings)} parameters set', bindings)
 
@@ -130,12 +139,19 @@ def _checks_of_training(
     vocabulary = task.output_features['inputs'].vocabulary
     return Found(
       f'{train_data.task}, {vocabulary.vocab_size} pieces',
-      {'the size of the vocabulary': vocabulary.vocab_size},
+      {
+        'the size of the vocabulary': vocabulary.vocab_size,
+        'what is trained on': task_checks.rows_of(task, 'train'),
+      },
     )
 
-  def evaluation_data() -> Found:
+  def evaluation_works() -> Found:
     evaluation.check(trainer.network)
-    return Found(f'{evaluation.task}, split {evaluation.split}')
+    metrics = evaluation.rehearse(trainer.network)
+    plan.check_results(metrics)
+    return Found(
+      f'{evaluation.task}, split {evaluation.split}: {", ".join(metrics)}'
+    )
 
   return [
     ('devices', devices),
@@ -143,7 +159,7 @@ def _checks_of_training(
     ('mesh', lambda: Found(str(partitioner))),
     ('data', training_data),
     ('batch', batch),
-    ('evaluation', evaluation_data),
+    ('evaluation', evaluation_works),
     ('MODEL_DIR', lambda: model_dir_writable(model_dir, token)),
     ('MODEL_DIR', lambda: model_dir_shared(model_dir, token)),
     ('configuration', configuration),
@@ -305,7 +321,7 @@ def written(
   trained, _ = trainer.split(space.shapes)
   state = jax.eval_shape(trainer.init, trained)
   changing = size((state.opt_state, state.projection_state))
-  checkpoints = plan.keep + 1
+  checkpoints = plan.keep + 1 + (plan.keep_best_by is not None)
   what = f'{checkpoints} checkpoints'
   if not trainer.projection.constrains:
     return checkpoints * (changing + size(trained)), what
@@ -318,17 +334,23 @@ def written(
   return needed, what
 
 
-def seed(path: str | None, space: parameters.ParameterSpace) -> Found:
-  """Whether each process can read the seed, and reads the same.
+def seed(model_dir: epath.Path, training: Training) -> Found:
+  """Whether each process can read the seed, and it is the run's.
 
   Args:
-    path: INITIAL_CHECKPOINT_PATH; None for a run from scratch.
-    space: the network's parameters.
+    model_dir: MODEL_DIR.
+    training: what is to be trained.
   """
-  if not path:
+  space = training.space
+  path = training.trainer.seed_path(
+    space.shapes, training.seed_path, training.from_scratch
+  )
+  if path is None:
+    identity.check_seed(model_dir, None)
     return Found('none: training from scratch')
   found = seeds.load_seed(path).merged()
   space.check(found.params, base=True)
+  identity.check_seed(model_dir, found.reference)
   return Found(
     f'{found.path}, fingerprint {found.fingerprint[:12]}…',
     {'the fingerprint of the seed': found.fingerprint},

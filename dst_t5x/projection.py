@@ -133,8 +133,8 @@ class ProjectionState(NamedTuple):
       step, in units of the last bit.
     passes: uint32 [], passes over the parameters that the last step took.
     scales: float32 [groups], what distances are divided by; () if by nothing.
-    chosen: without churn, the subset of the first step as `masks.pack` has it
-      and whether there is one yet, bool []; else ().
+    chosen: without churn, the subset as `masks.pack` has it and whether it is
+      chosen for good, bool []; else ().
     sparse_seed: what gives the seed back from θᵗ; () where it is kept.
   """
 
@@ -180,7 +180,7 @@ class SubsetProjection:
       `normalizations.NORMALIZATIONS`; goes with silos='none' (App. B).
     normalize_over: whose size or mean it is, a siloing (Table 3).
     churn: whether the subset is chosen anew in each step; without, it stays
-      that of the first step (App. E, Table 7).
+      that of the first step in which anything moved (App. E, Table 7).
     threshold: `exact`; `iterative`, the paper's approximation (App. C, Alg. 2);
       or `sort`, exact and slow.
     delta: δ of the iterative threshold.
@@ -469,21 +469,23 @@ class _Step:
   def kept_without_churn(
     self, state: ProjectionState
   ) -> tuple[PyTree, ProjectionState]:
-    """Returns the masks of the first step, be it this one or past."""
-    packed, is_chosen = state.chosen
+    """Returns the masks that stay, chosen in this step or an earlier one.
 
-    def choose() -> tuple[PyTree, ProjectionState]:
+    A step in which nothing moved, such as the first of a warm-up, chooses
+    nothing: an empty subset would stay empty.
+    """
+
+    def choose() -> tuple[tuple[PyTree, jax.Array], ProjectionState]:
       cut, after = self.search(state._replace(chosen=()))
-      return masks.pack(self.kept(cut)), after
+      found = masks.pack(self.kept(cut))
+      return (found, masks.any_set(found)), after
 
-    def stay() -> tuple[PyTree, ProjectionState]:
-      return packed, state._replace(chosen=(), passes=jnp.uint32(0))
+    def stay() -> tuple[tuple[PyTree, jax.Array], ProjectionState]:
+      return state.chosen, state._replace(chosen=(), passes=jnp.uint32(0))
 
-    packed, state = lax.cond(is_chosen, stay, choose)
+    chosen, state = lax.cond(state.chosen[1], stay, choose)
     shapes = jax.tree.unflatten(self._structure, self._tree.new)
-    return masks.unpack(packed, shapes), state._replace(
-      chosen=(packed, jnp.asarray(True))
-    )
+    return masks.unpack(chosen[0], shapes), state._replace(chosen=chosen)
 
   def listed(self, keep: PyTree) -> sparse_seed_lib.SparseSeed:
     """Returns the seeds of what stays free and is not as it was."""

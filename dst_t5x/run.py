@@ -14,10 +14,12 @@ MODEL_DIR/
   subsets/          the subset of each checkpoint; see `history`
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
 import fcntl
 import functools
 import json
+import math
 import os
 from typing import IO, Any, NoReturn, Self
 
@@ -83,7 +85,8 @@ class Run:
       partitioner: where they live.
       task: what it trains on.
       keep: see `checkpoints.RunFolder`.
-      keep_best_by: likewise.
+      keep_best_by: name of a metric whose best checkpoint is kept too, see
+        `best`.
       keep_subsets: whether the subset of each checkpoint gets a file.
 
     Raises:
@@ -100,12 +103,14 @@ class Run:
     self._partitioner = partitioner
     self._reference: dict[str, Any] | None = None
     self._params: PyTree = None  # θ⁰ on the host, all of it.
-    self._identity: dict[str, Any] = {}
+    self._record: dict[str, Any] = {}  # What `run.json` says.
+    self._keep_best_by = keep_best_by
+    self._results: dict[int, dict[str, float]] = {}  # Step -> its evaluation's.
     self._lock: IO[str] | None = None
     if processes.is_first():
       self._keep_others_out()
     processes.wait_for_all()
-    self._folder = checkpoints.RunFolder(self.path, keep, keep_best_by)
+    self._folder = checkpoints.RunFolder(self.path, keep, self._best_of)
     self._history = history_lib.History(self.path, keep_subsets)
 
   def _keep_others_out(self) -> None:
@@ -148,17 +153,19 @@ class Run:
         f'{self._folder.what_is_whole}'
       ) from error
 
-  def claim(self, binary: Callable[..., Any]) -> None:
+  def claim(self, binary: Callable[..., Any], rows: Mapping[str, Any]) -> None:
     """Checks that the folder is empty or this very run's.
 
     Args:
       binary: what gin configured.
+      rows: `task_checks.rows_of` what is trained on.
 
     Raises:
-      UserError: the folder's run had another configuration.
+      UserError: the folder's run had another configuration, or other rows.
     """
-    self._identity = identity.of(binary)
-    identity.check(self.path, self._identity)
+    self._record = {'config': identity.of(binary), 'rows': rows}
+    identity.check(self.path, self._record['config'])
+    identity.check_rows(self.path, rows)
 
   def load_seed(
     self, path: str | None, from_scratch: bool, random_seed: int
@@ -175,19 +182,10 @@ class Run:
         the one that the folder's run started from.
     """
     projection = self._trainer.projection
-    if from_scratch and (projection.constrains or self._frozen_shapes):
-      raise UserError(
-        'this method tunes a pretrained seed: use gin/runs/finetune.gin and '
-        'set INITIAL_CHECKPOINT_PATH'
-      )
-    if from_scratch:
+    path = self._trainer.seed_path(self.space.shapes, path, from_scratch)
+    if path is None:
       logging.info('training from scratch, random seed %d', random_seed)
       self._params = lambda: self.space.initialize(random_seed)
-    elif not path:
-      raise UserError(
-        'no seed: set INITIAL_CHECKPOINT_PATH, or use gin/runs/pretrain.gin '
-        'to train from random parameters'
-      )
     else:
       seed = seeds.load_seed(path).merged()
       self._reference = seed.reference
@@ -217,25 +215,13 @@ class Run:
 
   def _check_seed(self) -> None:
     """Compares the seed with that of the folder's run; else claims it."""
-    if checkpoints.is_run(self.path):
-      before = checkpoints.read_run_file(self.path)['seed']
-      if (before or {}).get('fingerprint') != (self._reference or {}).get(
-        'fingerprint'
-      ):
-        raise UserError(
-          f'the run in MODEL_DIR {self.path} started from another seed, '
-          f'{before and before["path"]}: go on with that, or choose another '
-          'MODEL_DIR'
-        )
+    identity.check_seed(self.path, self._reference)
+    self._record |= {
+      'seed': self._reference,
+      'version': dst_t5x.__version__,
+    }
     if processes.is_first():
-      checkpoints.write_run_file(
-        self.path,
-        {
-          'config': self._identity,
-          'seed': self._reference,
-          'version': dst_t5x.__version__,
-        },
-      )
+      checkpoints.write_run_file(self.path, self._record)
       (self.path / 'config.gin').write_text(config.operative_config())
 
   def _log_budget(self) -> None:
@@ -284,6 +270,7 @@ class Run:
     """Returns state and data position of the last checkpoint, if any."""
     step = self._folder.latest_step
     processes.agree(f'the last checkpoint in {self.path}', step)
+    self._recall(step or 0)
     if step is None:
       return None
     params, found = self._load(step)
@@ -312,6 +299,58 @@ class Run:
     self._forget_seed()
     logging.info('resumed %s at step %d', self.path, step)
     return state, self._folder.position(step)
+
+  def _recall(self, step: int) -> None:
+    """Remembers the evaluations up to a step, and which checkpoint counts."""
+    rows = [
+      row
+      for row in metrics_file.read(self.path)
+      if 'eval/loss' in row and row['step'] <= step
+    ]
+    # The first process wrote them; others may see older ones.
+    rows = json.loads(processes.gather(json.dumps(rows))[0])
+    self._results = {row['step']: row for row in rows}
+    self._write_best()
+
+  @contextlib.contextmanager
+  def kept_whole(self) -> Iterator[None]:
+    """Has what is being saved written to the end before an error goes on."""
+    try:
+      yield
+    except Exception:
+      self._folder.wait()
+      raise
+
+  def lacks_evaluation(self, step: int) -> bool:
+    """Whether a step's evaluation is missing, as after a kill within it."""
+    return step > 0 and step not in self._results
+
+  def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+    """Takes the results of an evaluation; says which checkpoint counts now."""
+    known = {k: float(v) for k, v in results.items() if not math.isnan(v)}
+    self._results[step] = {'step': step} | known
+    self._write_best()
+
+  def _best_of(self, steps: Collection[int]) -> int | None:
+    """Returns which of some checkpoints is the best by KEEP_BEST_BY."""
+    by = self._keep_best_by
+    values = {
+      step: results[by]
+      for step, results in self._results.items()
+      if step in steps and by in results
+    }
+    return best.best_step(values, by) if by else None
+
+  def _counts(self, step: int) -> int:
+    """Returns which checkpoint counts; without a best one that of `step`."""
+    # An earlier call may have had a KEEP_BEST_BY that this one has not.
+    said = (best.read(self.path) or {}).get('step')
+    said = json.loads(processes.gather(json.dumps(said))[0])
+    return said if said in self._folder.steps else step
+
+  def _write_best(self) -> None:
+    if processes.is_first():
+      best.write(self.path, self._keep_best_by, self._folder.steps)
 
   def _load(self, step: int) -> tuple[PyTree, subset_lib.Subset | None]:
     """Returns what was trained up to a checkpoint, unstacked, on the host.
@@ -349,7 +388,6 @@ class Run:
     step: int,
     state: trainer_lib.TrainState,
     position: bytes | None,
-    results: Mapping[str, float],
   ) -> history_lib.Report | None:
     """Begins to write a checkpoint; training may go on meanwhile.
 
@@ -357,7 +395,6 @@ class Run:
       step: steps done.
       state: the training state.
       position: the data's.
-      results: of the evaluation at this step, if there was one.
 
     Returns:
       What there is to say of the subset, if there is one.
@@ -385,8 +422,7 @@ class Run:
       saved,
       checkpoints.flatten(changing),
       data_position.merge(position, processes.gather_bytes),
-      self._about(step),
-      results,
+      self._about(step) | {'run': self._record},
     )
     if found is None or not processes.is_first():
       return None
@@ -465,17 +501,13 @@ class Run:
     Returns:
       The metrics of the last evaluation.
     """
-    self._folder.wait()
+    self._folder.tidy()
+    self._write_best()
     trained = self._trained(state.params)
-    counts = (best.read(self.path) or {}).get('step', step)
-    counts = counts if counts in self._folder.steps else step
-    results = self.last_results()
-    # The first process wrote these files; others may see older ones.
-    counts, results = json.loads(
-      processes.gather(json.dumps([counts, results]))[0]
-    )
+    counts = self._counts(step)
     names = [outcome.LAST] if counts != step else [outcome.LAST, outcome.BEST]
     best_params = None if counts == step else self._load(counts)[0]
+    results = self._results[max(self._results)] if self._results else {}
     if processes.is_first():
       size = self._leave(names, step, trained)
       if best_params is not None:
@@ -485,7 +517,8 @@ class Run:
           else best_params
         )
         self._leave([outcome.BEST], counts, best_trained)
-      outcome.write_report(self.path, step, self.budget, size, results)
+      free = trained.size if self._trainer.projection.constrains else None
+      outcome.write_report(self.path, step, self.budget, size, results, free)
     return results
 
   def _trained(self, trained: PyTree) -> Any:
@@ -501,7 +534,7 @@ class Run:
 
   def _leave(self, names: Sequence[str], step: int, trained: Any) -> int | None:
     """Writes what `_trained` returned under names; a file's bytes, if any."""
-    about = self._about(step) | {'scores': self._scores(step)}
+    about = self._about(step) | {'scores': self._results.get(step, {})}
     if peft_files.is_known(self._adapter):
       base = self.space.base_shapes
       return outcome.write_adapter(
@@ -510,17 +543,6 @@ class Run:
     if self._leaves_subset:
       return outcome.write_subset(self.path, names, trained, about)
     return None
-
-  def _scores(self, step: int) -> dict[str, float]:
-    """Returns the metrics of the evaluation at a step."""
-    rows = metrics_file.read(self.path)
-    return next((r for r in rows if r['step'] == step and 'eval/loss' in r), {})
-
-  def last_results(self) -> dict[str, float]:
-    """Returns the metrics of the last evaluation."""
-    rows = metrics_file.read(self.path)
-    results = [row for row in rows if 'eval/loss' in row]
-    return results[-1] if results else {}
 
 
 def _changing(state: trainer_lib.TrainState) -> dict[str, PyTree]:

@@ -15,7 +15,9 @@ from absl import logging
 from clu import asynclib
 from clu import metric_writers
 import numpy as np
+from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.histogram import metadata as histograms
+import tensorflow as tf
 import tqdm
 
 from dst_t5x import metrics_file
@@ -37,7 +39,8 @@ class Summaries:
     Args:
       folder: MODEL_DIR.
       first_step: the step that a resumed run starts at; what an interrupted
-        run wrote beyond it is dropped, since it will be written again.
+        run wrote beyond it is dropped, since it will be written again; of
+        TensorBoard's files too.
     """
     self._folder = folder
     self._tensorboard: metric_writers.AsyncWriter | None = None
@@ -45,9 +48,9 @@ class Summaries:
       return
     metrics_file.drop_after(folder, first_step)
     self._events = object_stores.Mirror(folder)
-    self._tensorboard = metric_writers.AsyncWriter(
-      metric_writers.SummaryWriter(self._events.folder)
-    )
+    writer = metric_writers.SummaryWriter(self._events.folder)
+    _purge_after(writer, first_step)
+    self._tensorboard = metric_writers.AsyncWriter(writer)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes numbers; those that are NaN were not measured.
@@ -101,6 +104,21 @@ class Summaries:
     with _as_os_error():
       self._tensorboard.close()
     self._events.upload()
+
+
+def _purge_after(writer: metric_writers.SummaryWriter, step: int) -> None:
+  """Has TensorBoard drop what earlier files of the folder have beyond a step.
+
+  It does so where a file says that a session starts; neither CLU nor
+  TensorFlow has a name of its own for that.
+  """
+  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  event = event_pb2.Event(
+    wall_time=time.time(), step=step + 1, session_log=start
+  )
+  tf.raw_ops.ImportEvent(
+    writer=writer._summary_writer._resource, event=event.SerializeToString()
+  )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 import os
+from typing import Any
 
 from dst_t5x import quiet_tensorflow  # noqa: F401
 
 # isort: split
+from etils import epath
 import seqio
 import tensorflow_datasets as tfds
 
@@ -139,6 +141,30 @@ def check_source(task: seqio.Task, split: str) -> None:
     UserError: the data is missing or damaged.
   """
   getattr(task.source, 'check', lambda split: None)(split)
+
+
+def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
+  """Returns what tells a split's rows from others, where that can be known.
+
+  Args:
+    task: a checked task or mixture.
+    split: one of its splits.
+
+  Returns:
+    Task -> what its source's `rows_of` returns, if it has such a method; or of
+    plain files their names and sizes in bytes. JSON.
+  """
+  found: dict[str, Any] = {}
+  for member in task_examples.tasks_of(task):
+    source = member.source
+    if split not in member.splits:
+      continue
+    if hasattr(source, 'rows_of'):
+      found[member.name] = source.rows_of(split)
+    elif isinstance(source, seqio.FileDataSource):
+      files = [epath.Path(path) for path in source.list_shards(split)]
+      found[member.name] = {file.name: file.stat().length for file in files}
+  return found
 
 
 def _check_first_example(

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from dst_t5x import adapters
-from dst_t5x import best
 from dst_t5x import data
 from dst_t5x import evaluation as evaluation_lib
 from dst_t5x import monitor as monitor_lib
@@ -151,15 +150,20 @@ def train(
     trainer.network, partitioner, partitioning.IN_TRAINING
   )
   space = parameters.ParameterSpace(trainer.network, partitioner)
-  path = None if from_scratch else initial_checkpoint_path
   preflight.check_training(
     model_dir,
     preflight.Training(
-      trainer, train_data, evaluation, plan, partitioner, space, train
+      trainer,
+      train_data,
+      evaluation,
+      plan,
+      partitioner,
+      space,
+      train,
+      initial_checkpoint_path,
+      from_scratch,
     ),
-    # Training itself loads the seed, and compares it.
-    more=[('seed', lambda: preflight.seed(path, space))] if only_check else (),
-    show=only_check,
+    with_seed=only_check,
   )
   if only_check:
     return {}
@@ -177,16 +181,17 @@ def train(
       plan.keep_subsets,
     ) as run,
   ):
-    run.claim(train)
+    run.claim(train, task_checks.rows_of(task, 'train'))
     run.load_seed(initial_checkpoint_path, from_scratch, random_seed)
     state, position = run.resume() or run.begin(
       random_seed, task.output_features['inputs'].vocabulary.encode
     )
     step = int(state.step)
-    if step >= plan.train_steps:
+    is_due = plan.evaluates(step) and run.lacks_evaluation(step)
+    if step >= plan.train_steps and not is_due:
       logging.info('nothing left to train: step %d is done', step)
       return run.finish(step, state)
-    evaluate = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
+    evaluator = evaluation.prepare(trainer.network, partitioner, run.eval_dir)
     train_step = jax.jit(
       trainer_lib.Trainer.train_step,
       donate_argnames='state',
@@ -202,6 +207,15 @@ def train(
       plan.max_refused_steps,
       run.budget,
     )
+
+    def evaluate() -> None:
+      with monitor.paused():
+        params = parts.join(state.params, run.fixed.frozen)
+        results = evaluator(params, step)
+      monitor.evaluated(step, results)
+      run.evaluated(step, results)
+      plan.check_results(results)
+
     logging.info('the first step is compiled first, which takes a while')
     with (
       preemption.Notice() as notice,
@@ -221,6 +235,8 @@ def train(
         rows=partitioner.rows_here(train_data.batch_size),
       ) as batches,
     ):
+      if is_due:  # The step was saved, and then the run was ended.
+        evaluate()
       while step < plan.train_steps and step != notice.step:
         step, batch, position = next(batches)
         state, metrics = train_step(
@@ -234,19 +250,15 @@ def train(
         monitor.record(step, metrics)
         if plan.logs(step):
           monitor.log(step, state)
-        results: dict[str, float] = {}
-        if plan.evaluates(step):
-          with monitor.paused():
-            results = evaluate(parts.join(state.params, run.fixed.frozen), step)
-          monitor.evaluated(step, results)
-          plan.check_results(results)
-          if processes.is_first():
-            best.write(run.path, plan.keep_best_by)
+        # Before the evaluation: should that fail, no step is lost.
         if position is not None:
           with monitor.paused():
             # What a refused step leaves was good, or never was: not known yet.
             if not monitor.is_refused:
-              monitor.saved(step, run.save(step, state, position, results))
+              monitor.saved(step, run.save(step, state, position))
+        if plan.evaluates(step):
+          with run.kept_whole():
+            evaluate()
     if step < plan.train_steps:
       run.stop(step)
     return run.finish(step, state)

@@ -91,7 +91,7 @@ class Trainer:
   """
 
   network: nn.Module
-  optimizer: optimizers.Adafactor | optimizers.Optimizer
+  optimizer: optimizers.Optimizer
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: values.Positive = 1
@@ -117,6 +117,33 @@ class Trainer:
       params,
       trained_lib.expressions(self.network, self.projection, self.trained),
     )
+
+  def seed_path(
+    self, shapes: PyTree, path: str | None, from_scratch: bool
+  ) -> str | None:
+    """Returns where the seed is, None for random parameters.
+
+    Args:
+      shapes: of all parameters.
+      path: INITIAL_CHECKPOINT_PATH.
+      from_scratch: whether there is no seed, on purpose.
+
+    Raises:
+      UserError: this method needs a seed, or none is named.
+    """
+    if not from_scratch:
+      if not path:
+        raise UserError(
+          'no seed: set INITIAL_CHECKPOINT_PATH, or use gin/runs/pretrain.gin '
+          'to train from random parameters'
+        )
+      return path
+    if self.projection.constrains or self.split(shapes)[1]:
+      raise UserError(
+        'this method tunes a pretrained seed: use gin/runs/finetune.gin and '
+        'set INITIAL_CHECKPOINT_PATH'
+      )
+    return None
 
   def program(self, params: PyTree) -> tuple['Trainer', PyTree]:
     """Returns what is compiled, and the projection's numbers for `Fixed`.
@@ -144,7 +171,7 @@ class Trainer:
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.transformation.init(params),
+      opt_state=self.optimizer.init(params),
       projection_state=self.projection.init(params),
       refused_steps=jnp.zeros((), jnp.int32),
       refused_in_row=jnp.zeros((), jnp.int32),
@@ -161,8 +188,8 @@ class Trainer:
     """One step of the paper's Algorithm 1.
 
     A step whose loss, update or optimizer state is not finite is refused:
-    everything stays as it was, but for the count of steps. A NaN would win
-    the subset else, or an infinity empty it.
+    everything stays as it was, but for the count of steps, which the learning
+    rate follows. A NaN would win the subset else, or an infinity empty it.
 
     Args:
       state: where training stands.
@@ -187,8 +214,8 @@ class Trainer:
       fixed.seed,
       state.projection_state,
     )
-    updates, opt_state = self.optimizer.transformation.update(
-      gradients, state.opt_state, state.params
+    updates, opt_state = self.optimizer.update(
+      gradients, state.opt_state, state.params, state.step
     )
 
     def accepted() -> tuple[PyTree, PyTree, PyTree]:

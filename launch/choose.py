@@ -6,24 +6,24 @@ r"""Makes a sweep of the best of another's runs: learning rates, say.
     python -m launch.sweep final.yaml
 
 Runs that differ in nothing but `--over` (LEARNING_RATE by default) and
-RANDOM_SEED are a cell. Of each cell the value is taken whose mean score over
-random seeds is the highest (a run that failed, as those do that diverge, has
-none: the value is out), and stands in the new file with all other settings
-of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
-comment beside each value has all scores that it was chosen by.
+RANDOM_SEED are a cell. Of each cell one value is taken, by the rule by which
+the report chooses, too (see `dst_t5x/selection.py`): the best mean score over
+random seeds, the lowest of a loss; a value of which a run failed is out, as
+long as there is another. It stands in the new file with all other settings of
+the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
+comment beside each value has all means that it was chosen by.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import fnmatch
-import math
 import pathlib
-import statistics
 import sys
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
 from dst_t5x import command_line
+from dst_t5x import selection
 from dst_t5x.errors import UserError, first_line, nearest
 from launch import grid
 from launch import states
@@ -37,12 +37,18 @@ class Cell(NamedTuple):
   Attributes:
     settings: those that they share.
     told: the ones that names tell.
-    scores: value of what is searched -> scores.
+    scores: value of what is searched -> random seed -> score.
+    failed: the values of which a run failed.
   """
 
   settings: grid.Settings
   told: frozenset[str]
-  scores: dict[str, list[float]]
+  scores: dict[str, dict[str, float]]
+  failed: set[str]
+
+
+# A run, where it stands, and the metrics of the checkpoint that counts.
+Ended = tuple[grid.Run, states.State, dict[str, float]]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -61,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('sweeps', metavar='SWEEP.yaml', nargs='+')
   parser.add_argument(
-    '--by', required=True, help='metric, the higher the better'
+    '--by',
+    required=True,
+    help='metric; the higher the better, but for a loss',
   )
   parser.add_argument('--over', default='LEARNING_RATE', help='what is chosen')
   parser.add_argument(
@@ -77,25 +85,29 @@ def main(argv: Sequence[str] | None = None) -> int:
   options = parser.parse_args([a for a in argv if a not in flags])
   try:
     found = [
-      both
+      ended
       for sweep in options.sweeps
-      for both in _runs(sweep, options.output)
-      if any(fnmatch.fnmatch(both[0].name, p) for p in options.only or '*')
+      for ended in _runs(sweep, options.output)
+      if any(fnmatch.fnmatch(ended[0].name, p) for p in options.only or '*')
     ]
     cells = _cells(found, options.by, options.over)
     print('# Made by: python -m launch.choose', *argv)
-    print(_sweep(cells, options.over, dict(map(_setting, flags))), end='')
+    added = dict(map(_setting, flags))
+    print(_sweep(cells, options.by, options.over, added), end='')
   except UserError as error:
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1
   return 0
 
 
-def _runs(name: str, output: str | None) -> list[tuple[grid.Run, states.State]]:
-  """Returns the runs of a sweep, and where they stand."""
+def _runs(name: str, output: str | None) -> list[Ended]:
+  """Returns the runs of a sweep, where they stand, and their metrics."""
   output = output or f'runs/{pathlib.PurePath(name).stem}'
   sweep = states.Sweep(grid.read(name), output)
-  return [(sweep.runs[key], state) for key, state in sweep.states().items()]
+  return [
+    (sweep.runs[key], state, sweep.results(key))
+    for key, state in sweep.states().items()
+  ]
 
 
 def _setting(flag: str) -> tuple[str, list[str]]:
@@ -105,42 +117,57 @@ def _setting(flag: str) -> tuple[str, list[str]]:
   return name, value.split(',')
 
 
-def _cells(
-  found: Iterable[tuple[grid.Run, states.State]], by: str, over: str
-) -> list[Cell]:
+def _cells(found: Iterable[Ended], by: str, over: str) -> list[Cell]:
   """Returns the cells, in the order of the sweep.
 
   Raises:
     UserError: a run has not ended, or nothing has such a score.
   """
   cells: dict[tuple[tuple[str, str], ...], Cell] = {}
-  for run, state in found:
+  for run, state, results in found:
     if state.state not in (states.FINISHED, states.FAILED):
       raise UserError(
         f'{state.name} is {state.state}: finish the sweep first, or pick others'
       )
     is_failed = state.state == states.FAILED
-    if not is_failed and by not in state.scores:
+    if not is_failed and by not in results:
       raise UserError(
-        f'{state.name} has no {by!r}{nearest(by, state.scores)} (known: '
-        f'{sorted(state.scores)})'
+        f'{state.name} has no {by!r}{nearest(by, results)} (known: '
+        f'{sorted(results)})'
       )
     if over not in state.settings:
       raise UserError(f'{state.name} does not set {over}')
     rest = {k: v for k, v in state.settings.items() if k not in (over, _SEED)}
-    cell = Cell(rest, frozenset(run.told), {})
+    cell = Cell(rest, frozenset(run.told), {}, set())
     cell = cells.setdefault(tuple(sorted(rest.items())), cell)
-    of_value = cell.scores.setdefault(state.settings[over], [])
-    of_value.append(-math.inf if is_failed else state.scores[by])
+    value = state.settings[over]
+    of_value = cell.scores.setdefault(value, {})
+    if is_failed:
+      cell.failed.add(value)
+    else:
+      # Runs of several sweeps may have the same random seed.
+      seed = state.settings.get(_SEED, '')
+      of_value[_new(seed, of_value)] = results[by]
   if not cells:
     raise UserError('there is no such run')
   return list(cells.values())
 
 
+def _new(seed: str, known: Mapping[str, float]) -> str:
+  """Returns a random seed, told from one that is known already."""
+  while seed in known:
+    seed += ' again'
+  return seed
+
+
 def _sweep(
-  cells: Sequence[Cell], over: str, added: Mapping[str, list[str]]
+  cells: Sequence[Cell], by: str, over: str, added: Mapping[str, list[str]]
 ) -> str:
-  """Returns the text of the new sweep."""
+  """Returns the text of the new sweep.
+
+  Raises:
+    UserError: of a cell no run has ended well.
+  """
   told = {key for cell in cells for key in cell.told}
   common = {
     key: value
@@ -153,18 +180,21 @@ def _sweep(
   # In each cell: runs that share a program follow each other.
   axes = [_line(k, v) for k, v in added.items() if len(v) > 1]
   lines.append('grids:')
-  for settings, told_here, scores in cells:
-    means = {value: statistics.fmean(of) for value, of in scores.items()}
+  for settings, told_here, scores, failed in cells:
+    trials = [selection.Trial(of, v in failed) for v, of in scores.items()]
+    found = selection.choose(trials, by)
+    if found.chosen is None:
+      raise UserError(f'no run ended well of those with {settings}')
     own = [
       _line(key, [value] if key in told_here else value)
       for key, value in settings.items()
       if key not in common and key not in added
     ]
     shown = ', '.join(
-      f'{value}: {"failed" if math.isinf(mean) else f"{mean:.4g}"}'
-      for value, mean in means.items()
+      f'{value}: {"failed" if value in failed else f"{mean:.4g}"}'
+      for value, mean in zip(scores, found.means, strict=True)
     )
-    own.append(f'{_line(over, [max(means, key=means.__getitem__)])}  # {shown}')
+    own.append(f'{_line(over, [list(scores)[found.chosen]])}  # {shown}')
     own += axes
     lines += [f'{"  " if i else "- "}{line}' for i, line in enumerate(own)]
   return '\n'.join(lines) + '\n'

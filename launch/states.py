@@ -119,6 +119,14 @@ class Sweep:
     except (OSError, ValueError, KeyError, TypeError):
       return {}
 
+  def results(self, name: str) -> dict[str, float]:
+    """Returns all metrics of the checkpoint that counts, of a finished run."""
+    folder = self.folder(name)
+    step = (best.read(folder) or {}).get('step')
+    last = _json(folder / 'report.json').get('results', {})
+    found = best.results_of(metrics_file.read(folder), step, last)
+    return {name: value for name, value in found.items() if '/' in name}
+
   def _state(
     self, run: grid.Run, known: Mapping[str, Any], believe: Container[str]
   ) -> State:
@@ -130,8 +138,7 @@ class Sweep:
     state.step = int(rows[-1]['step']) if rows else 0
     if report and report['step'] >= (run.train_steps or 0):
       state.state, state.step = FINISHED, int(report['step'])
-      scores = (best.read(folder) or {}).get('scores') or report['results']
-      state.scores = _of_tasks(scores)
+      state.scores = _of_tasks(self.results(run.name))
     elif error := self.error(run.name):
       state.state, state.error = FAILED, error
     elif known.get('state') in believe:

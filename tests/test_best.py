@@ -25,10 +25,11 @@ ROWS = [
   _row(30, 70.0, 70.0, 70.0),
   _row(40, 40.0, 80.0, 40.0),
 ]
+STEPS = [10, 20, 30, 40]
 
 
 def test_the_best_average_counts_and_the_latest_of_equal_ones():
-  found = best.find_best(ROWS, 'glue/average')
+  found = best.find_best(ROWS, 'glue/average', STEPS)
   assert (found['step'], found['by'], found['value']) == (
     *(30, 'glue/average'),
     70.0,
@@ -42,7 +43,7 @@ def test_the_best_average_counts_and_the_latest_of_equal_ones():
 
 
 def test_the_best_of_each_task_stands_beside_it():
-  found = best.find_best(ROWS, 'glue/average')
+  found = best.find_best(ROWS, 'glue/average', STEPS)
   assert found['best_of_each_task'] == {
     'glue_rte': {'step': 20, 'value': 80.0},
     'glue_cb': {'step': 10, 'value': 80.0},
@@ -50,12 +51,12 @@ def test_the_best_of_each_task_stands_beside_it():
 
 
 def test_a_loss_is_best_where_it_is_lowest():
-  assert best.find_best(ROWS, 'eval/loss')['step'] == 10
+  assert best.find_best(ROWS, 'eval/loss', STEPS)['step'] == 10
 
 
 def test_before_the_first_evaluation_nothing_is_best(tmp_path):
-  assert best.find_best(ROWS[:1], 'glue/average') is None
-  best.write(tmp_path, 'glue/average')
+  assert best.find_best(ROWS[:1], 'glue/average', STEPS) is None
+  best.write(tmp_path, 'glue/average', STEPS)
   assert not list(tmp_path.iterdir())
 
 
@@ -64,8 +65,18 @@ def test_the_file_is_of_the_metrics_that_were_written(tmp_path):
   for row in ROWS:
     written.scalars(row['step'], {k: v for k, v in row.items() if k != 'step'})
   written.close()
-  best.write(tmp_path, 'glue_rte/accuracy')
+  best.write(tmp_path, 'glue_rte/accuracy', STEPS)
   found = json.loads((tmp_path / 'best.json').read_text())
   assert (found['step'], found['value']) == (20, 80.0)
-  best.write(tmp_path, None)  # Nothing to go by: what is there stays.
+  best.write(tmp_path, None, STEPS)  # Nothing to go by: what is there stays,
   assert json.loads((tmp_path / 'best.json').read_text()) == found
+  best.write(tmp_path, None, [30, 40])  # as long as there is its checkpoint.
+  assert not (tmp_path / 'best.json').exists()
+
+
+def test_a_step_without_a_checkpoint_does_not_count():
+  found = best.find_best(ROWS, 'glue/average', [10, 40])
+  assert (found['step'], found['value']) == (10, 65.0)
+  assert best.find_best(ROWS, 'glue/average', []) is None
+  # What a task alone would reach is told of all evaluations.
+  assert found['best_of_each_task']['glue_rte'] == {'step': 20, 'value': 80.0}

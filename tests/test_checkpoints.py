@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_t5
 
+from dst_t5x import best as best_lib
 from dst_t5x import checkpoints
 from dst_t5x import network
 from dst_t5x import optimizers
@@ -17,14 +18,13 @@ from dst_t5x import trainer
 from dst_t5x.errors import UserError
 
 
-def _save(folder, step, metrics=(), value=1.0):
+def _save(folder, step, value=1.0):
   folder.save(
     step,
     {'dense': {'a': np.full((2, 3), value, np.float32)}},
     {'count': np.int32(step)},
     b'position %d' % step,
     {'step': step},
-    dict(metrics),
   )
 
 
@@ -70,18 +70,41 @@ def test_the_latest_are_kept(tmp_path, keep):
 
 
 @pytest.mark.parametrize(
-  ('name', 'best'), [('toy/exact_match', 20), ('eval/loss', 10)]
+  ('by', 'best'), [('toy/exact_match', 20), ('eval/loss', 10)]
 )
-def test_the_best_is_kept_too(tmp_path, name, best):
+def test_the_best_is_kept_too(tmp_path, by, best):
   values = {10: 1.0, 20: 3.0, 30: 2.0, 40: float('nan')}
+  known = {}
+
+  def best_of(steps):
+    here = {step: known[step] for step in steps if step in known}
+    return best_lib.best_step(here, by)
+
   for step, value in values.items():
-    # Every one by another process: what was best is remembered.
-    folder = checkpoints.RunFolder(tmp_path, keep=1, keep_best_by=name)
-    _save(folder, step, {name: value, 'other': -value})
+    # Every one by another process, and evaluated after it was saved.
+    folder = checkpoints.RunFolder(tmp_path, 1, best_of)
+    _save(folder, step)
+    known[step] = value
     if step == 30:  # One that was not evaluated.
       _save(folder, 35)
     folder.close()
+  folder = checkpoints.RunFolder(tmp_path, 1, best_of)
+  folder.tidy()
+  folder.close()
   assert _kept(tmp_path) == [best, 40]
+
+
+def test_what_is_no_more_the_best_goes_when_all_is_written(tmp_path):
+  best = 10
+  folder = checkpoints.RunFolder(tmp_path, 1, lambda steps: best)
+  _save(folder, 10)
+  _save(folder, 20)
+  folder.wait()
+  best = 20
+  assert folder.steps == [10, 20]
+  folder.tidy()
+  folder.close()
+  assert _kept(tmp_path) == [20]
 
 
 def test_a_reader_changes_nothing(tmp_path):
@@ -131,8 +154,8 @@ def _small_states(epsilon):
   )
   state = method.init(seed)
   gradients = jax.tree.map(lambda x: x[::-1] * 0.01, seed)
-  updates, opt_state = method.optimizer.transformation.update(
-    gradients, state.opt_state, seed
+  updates, opt_state = method.optimizer.update(
+    gradients, state.opt_state, seed, 0
   )
   return seed, state._replace(opt_state=opt_state), updates
 
@@ -165,7 +188,7 @@ def test_a_subset_takes_under_two_per_cent_of_the_dense_checkpoint(tmp_path):
     ('dense', {'dense': tuned}),
   ):
     folder = checkpoints.RunFolder(tmp_path / name)
-    folder.save(1, parameters, changing, position, {'step': 1}, {})
+    folder.save(1, parameters, changing, position, {'step': 1})
     folder.close()
     sizes[name] = _bytes(tmp_path / name)
   assert sizes['subset'] < 0.02 * sizes['dense'], sizes

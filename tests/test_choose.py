@@ -123,3 +123,27 @@ def test_the_metric_has_to_be_said(capsys):
   with pytest.raises(SystemExit):
     _choose('search.yaml')
   assert '--by' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('by', ['eval/loss', 'gsm8k/loss'])
+def test_of_a_loss_the_lowest_is_chosen(tmp_path, capsys, by):
+  path, output = _search(tmp_path)
+  losses = {'0.1': 2.0, '1.0': 1.0, '0.01': 0.5, '0.02': 0.75}
+  for folder in output.iterdir():
+    rate = folder.name.rpartition('learning_rate=')[2]
+    report = {'step': 10, 'results': {'step': 10, by: losses[rate]}}
+    (folder / 'report.json').write_text(json.dumps(report))
+  assert _choose(path, f'--output={output}', f'--by={by}') == 0
+  final = tmp_path / 'final.yaml'
+  final.write_text(capsys.readouterr().out)
+  chosen = {run.settings['LEARNING_RATE'] for run in grid.read(str(final))}
+  assert chosen == {'1.0', '0.01'}
+
+
+def test_a_cell_whose_runs_all_failed_is_one_line(tmp_path, capsys):
+  path, output = _search(tmp_path)
+  for lost in output.glob('*_full_*'):
+    (lost / 'report.json').unlink()
+    (lost / 'log.txt').write_text('error: the loss is nan\n')
+  assert _choose(path, f'--output={output}', f'--by={_SCORE}') == 1
+  assert 'no run ended well of those with' in capsys.readouterr().err

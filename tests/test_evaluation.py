@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqio
 
-from dst_t5x import evaluation
+from dst_t5x import task_scores
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -46,7 +46,7 @@ def test_the_average_is_of_tasks_not_of_metrics(whole):
   a, b = (7 + 7 + 100) / 3, (5 + 5 + 100) / 3
   assert whole['echo/average'] == pytest.approx((a + b) / 2)
   scores = {'x': {'f1': 10.0, 'em': 30.0}, 'y': {'accuracy': 60.0}}
-  assert evaluation.average(scores) == 40.0
+  assert task_scores.average(scores) == 40.0
 
 
 @pytest.mark.parametrize('batch_size', evaluate_echo.BATCH_SIZES)

@@ -130,3 +130,47 @@ def test_eval_needs_no_word_of_the_method(run, tmp_path):
   assert results['eval/loss'] == pytest.approx(
     report['results']['eval/loss'], abs=1e-6
   )
+
+
+def test_no_churn_with_a_warm_up_trains(toy_seed, tmp_path, caplog):
+  commands.call(
+    'train',
+    *commands.finetune(toy_seed, 'dst_no_churn'),
+    *commands.flags(
+      MODEL_DIR=tmp_path,
+      EPSILON=0.01,
+      TRAIN_STEPS=6,
+      LOG_PERIOD=1,
+      LEARNING_RATE_WARMUP_STEPS=4,
+      EVAL_EXAMPLES=4,
+    ),
+  )
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  free = [
+    row['free/total'] for row in map(json.loads, lines) if 'free/total' in row
+  ]
+  assert free == [0] + [393] * 5  # The first step's learning rate is 0.
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['free'] == report['budget'] == 393
+  assert report['fraction'] == 393 / 39_328
+  assert 'NOTHING IS TRAINED' not in caplog.text
+
+
+def test_what_trains_nothing_says_so(toy_seed, tmp_path, caplog):
+  """Here the updates are lost in the parameters' roundings."""
+  commands.call(
+    'train',
+    *commands.finetune(toy_seed, 'dst_no_churn'),
+    *commands.flags(
+      MODEL_DIR=tmp_path,
+      EPSILON=0.01,
+      TRAIN_STEPS=4,
+      LOG_PERIOD=1,
+      LEARNING_RATE=1e-30,
+      EVAL_EXAMPLES=4,
+    ),
+  )
+  assert caplog.text.count('NOTHING IS TRAINED: step 1 moved no free') == 1
+  assert 'the subset is empty' in caplog.text
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert (report['free'], report['fraction'], report['budget']) == (0, 0, 393)

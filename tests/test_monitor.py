@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.util import tensor_util
 import tiny_t5
 
@@ -37,6 +38,26 @@ def test_a_resumed_run_writes_rows_beyond_its_step_anew(tmp_path):
   resumed.close()
   assert _rows(tmp_path)[-1] == {'step': 30, 'train/loss': 7.0}
   assert len(list(tmp_path.glob('events.out.tfevents.*'))) >= 1
+
+
+def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
+  # Three lives; each step's value says in which it was written.
+  for life, (first, last) in enumerate([(0, 50), (20, 40), (30, 60)]):
+    writer = summaries.Summaries(tmp_path, first_step=first)
+    for step in range(first + 10, last + 10, 10):
+      writer.scalars(step, {'train/loss': float(life)})
+      writer.histogram(step, 'far', np.array([[0.0, 1.0, life]]), '')
+    writer.close()
+  events = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+  events.Reload()
+  expected = {10: 0, 20: 0, 30: 1, 40: 2, 50: 2, 60: 2}
+  for tag, where in (('train/loss', ()), ('far', (0, 2))):
+    seen = [
+      (event.step, int(tensor_util.make_ndarray(event.tensor_proto)[where]))
+      for event in events.Tensors(tag)
+    ]
+    assert seen == list(expected.items())
+  assert [row['train/loss'] for row in _rows(tmp_path)] == [*expected.values()]
 
 
 def test_what_is_not_a_number_is_left_out(tmp_path):

@@ -78,16 +78,15 @@ def _trees(count):
 
 def _steps(optimizer, params, gradients):
   """Returns parameters and state after some steps."""
-  init, update = optimizer.transformation
-  state = jax.jit(init)(params)
-  step = jax.jit(lambda g, s, p: _apply(update, g, s, p))
-  for gradient in gradients:
-    params, state = step(gradient, state, params)
+  state = jax.jit(optimizer.init)(params)
+  step = jax.jit(lambda *arguments: _apply(optimizer.update, *arguments))
+  for i, gradient in enumerate(gradients):
+    params, state = step(gradient, state, params, i)
   return params, state
 
 
-def _apply(update, gradient, state, params):
-  updates, state = update(gradient, state, params)
+def _apply(update, gradient, state, params, step):
+  updates, state = update(gradient, state, params, step)
   return optax.apply_updates(params, updates), state
 
 
@@ -115,7 +114,7 @@ def test_stacked_layers_are_treated_one_by_one(arguments):
 
 def test_unstacked_layers_get_plain_adafactor():
   params, gradient = _trees(2)
-  ours = _adafactor().transformation
+  ours = _adafactor().make(0.01)
   plain = optax.adafactor(0.01, min_dim_size_to_factor=8)
   one, other = (
     jax.jit(update)(gradient, jax.jit(init)(params), params)[0]
@@ -128,7 +127,7 @@ def test_unstacked_layers_get_plain_adafactor():
 def test_second_moments_do_not_depend_on_the_projection():
   """Given the same gradients, they are those of a run without it."""
   params, *gradients = _trees(4)
-  init, update = _adafactor().transformation
+  init, update = _adafactor().make(0.01)
   free, bound = init(params), init(params)
   projected = params
   for gradient in gradients:

@@ -51,6 +51,56 @@ def test_what_is_wrong_comes_before_what_takes_long(toy_seed, tmp_path, capsys):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (
+      {'KEEP_BEST_BY': 'toy/exact_mach'},
+      r"KEEP_BEST_BY: no metric 'toy/exact_mach'; did you mean 'toy/exact_m",
+    ),
+    ({'DECODER': 'greedy'}, r"DECODER 'greedy' cannot decode: .*GreedyDecoder"),
+    ({'DECODER': '@decoding.GreedyDecoder'}, r'DECODER .* cannot decode: '),
+    ({'BEAMS': 0}, r'BeamSearch.num_beams must be .* it is 0'),
+    ({'BEAMS': -4}, r'BeamSearch.num_beams must be .* it is -4'),
+    ({'EVAL_SPLIT': None}, r'EVAL_SPLIT .* None'),
+    (
+      {'MIXTURE_OR_TASK_NAME': 'toy_broken'},
+      r"split of task 'toy_broken' cannot be scored: .*no such scores",
+    ),
+    ({'INITIAL_CHECKPOINT_PATH': ''}, r'no seed: set INITIAL_CHECKPOINT_PATH'),
+    (
+      {'train.train.from_scratch': True},
+      r'this method tunes a pretrained seed',
+    ),
+  ],
+)
+@pytest.mark.parametrize('binary', ['preflight', 'train'])
+def test_neither_says_yes_where_the_other_says_no(
+  toy_seed, tmp_path, binary, flags, message
+):
+  flags = dict(flags)
+  decoder = flags.get('DECODER', '')
+  texts = []
+  if 'BEAMS' in flags:
+    beams = flags.pop('BEAMS')
+    texts = [
+      '--gin.DECODER=@decoding.BeamSearch()',
+      f'--gin.decoding.BeamSearch.num_beams={beams}',
+    ]
+  elif decoder.startswith('@'):
+    texts = [f'--gin.DECODER={flags.pop("DECODER")}']
+  with pytest.raises(UserError, match=message):
+    commands.call(
+      'train',
+      *commands.dst(toy_seed),
+      *commands.flags(MODEL_DIR=tmp_path / 'run', **flags),
+      f'--gin.train.train.only_check={binary == "preflight"}',
+      *texts,
+    )
+  # Neither has begun anything.
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_folder_of_another_run(toy_seed, toy_run):
   before = sorted(p.name for p in toy_run.iterdir())
   with pytest.raises(UserError, match=r'has .*epsilon = 0.01, not 0.02'):

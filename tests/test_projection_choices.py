@@ -190,6 +190,26 @@ def test_without_churn_the_first_subset_stays(distance):
     assert_same_bits(params, expected)
 
 
+@pytest.mark.parametrize('idle', [1, 3])
+def test_without_churn_a_step_that_moves_nothing_chooses_nothing(idle):
+  """Such as the first of a warm-up, whose learning rate is 0."""
+  seed, new = _tree(4), _tree(5)
+  choices = {'epsilon': 0.25, 'churn': False}
+  _, init, apply = _jitted(**choices)
+  state = init(seed)
+  for _ in range(idle):
+    params, state = apply(seed, seed, state)
+    assert sum(_free(reference.flatten(params), seed).values()) == 0
+  params, state = apply(new, seed, state)
+  _, expected, _ = _step(new, seed, **choices)
+  assert_same_bits(reference.flatten(jax.device_get(params)), expected)
+  # From now on it stays, also over a step that moves nothing.
+  _, state = apply(seed, seed, state)
+  again, state = apply(new, seed, state)
+  assert int(state.passes) == 0
+  assert_same_bits(reference.flatten(jax.device_get(again)), expected)
+
+
 def test_rules_of_ones_own():
   rules = [
     (r'.*/layers_(\d)/attention/.*', r'attention \1'),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import seqio
 
-from dst_t5x import evaluation
 from dst_t5x import task_checks
+from dst_t5x import task_scores
 from dst_t5x.errors import UserError
 from dst_t5x.tasks import super_glue
 from dst_t5x.tasks import vocabulary
@@ -226,7 +226,7 @@ def test_tiny_model_trains_and_evaluates(data_dir, tmp_path):
     if task.startswith('super_glue_'):
       scores.setdefault(task.removeprefix('super_glue_'), {})[metric] = value
   assert sorted(scores) == sorted(_SCORED)
-  assert row['super_glue/average'] == pytest.approx(evaluation.average(scores))
+  assert row['super_glue/average'] == pytest.approx(task_scores.average(scores))
   best = json.loads((tmp_path / 'best.json').read_text())
   assert best['step'] == 20
   assert best['value'] == row['super_glue/average']

@@ -271,6 +271,53 @@ def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
   assert int(state.step) == 5
 
 
+def _moves_by_the_rate(rate):
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(lambda x: jnp.full_like(x, rate), updates)
+  )
+
+
+@pytest.mark.parametrize('make', [_moves_by_the_rate, None])
+def test_the_reported_learning_rate_is_the_one_that_was_used(seed, batch, make):
+  step = jax.jit(_decaying(make).train_step)
+  weights = batch['decoder_loss_weights'].astype(np.float32)
+  for refused in set(), {0}, {2, 3}, {1, 4, 7}:
+    state = _decaying(make).init(jax.tree.map(jnp.asarray, seed))
+    for i in range(8):
+      before = _kernel(state)
+      scale = np.float32(np.nan if i in refused else 1)
+      state, metrics = step(
+        state,
+        trainer_lib.Fixed(seed),
+        batch | {'decoder_loss_weights': weights * scale},
+        jax.random.key(0),
+        jnp.asarray(False),
+      )
+      # A decay over six steps ends after six, whatever was refused.
+      rate = float(metrics['learning_rate'])
+      assert rate == pytest.approx(max(0, 1 - i / 6), abs=1e-6)
+      moved = _kernel(state) - before
+      rate = 0 if i in refused else rate
+      # At the decay's end, the last bits of its numbers are left.
+      assert (abs(moved).max() > 1e-6) == (rate > 1e-6)
+      if make is not None:
+        np.testing.assert_allclose(moved, rate, atol=1e-5)
+
+
+def _kernel(state):
+  return np.array(state.params['decoder']['logits_dense']['kernel'])
+
+
+def _decaying(make):
+  schedule = optimizers.schedule(1.0, decay='linear', decay_steps=6)
+  return dataclasses.replace(
+    _trainer(projection.NoProjection()),
+    optimizer=optimizers.Optimizer(make, schedule)
+    if make
+    else optimizers.adafactor(schedule),
+  )
+
+
 @pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize('projection_of', [DST, projection.NoProjection()])
 def test_an_update_that_is_not_finite_is_refused(
@@ -287,7 +334,7 @@ def test_an_update_that_is_not_finite_is_refused(
   trainer = dataclasses.replace(
     _trainer(projection_of),
     optimizer=optimizers.Optimizer(
-      optax.stateless(poisoned), lambda step: jnp.float32(1)
+      lambda rate: optax.stateless(poisoned), lambda step: jnp.float32(1)
     ),
   )
   state = trainer.init(jax.tree.map(jnp.asarray, seed))

@@ -2,6 +2,7 @@
 
 import random
 
+import jax.numpy as jnp
 import seqio
 import tensorflow as tf
 
@@ -27,7 +28,7 @@ def exact_match(targets, predictions):
   return {'exact_match': 100 * sum(equal) / len(equal)}
 
 
-def add(name, read):
+def add(name, read, metric=exact_match):
   """Registers a task that reads its rows by a function."""
   seqio.TaskRegistry.add(
     name,
@@ -37,7 +38,7 @@ def add(name, read):
       seqio.preprocessors.append_eos,
     ],
     output_features={'inputs': _FEATURE, 'targets': _FEATURE},
-    metric_fns=[exact_match],
+    metric_fns=[metric],
   )
 
 
@@ -52,3 +53,32 @@ def _read_with_generator(split, shuffle_files, seed=None):
 add(NAME, _read)
 # TensorFlow cannot save the state of what reads from a Python generator.
 add('toy_generator', _read_with_generator)
+
+
+def spiked():
+  """A learning rate that is infinite in the tenth step, and then too high."""
+  return lambda step: jnp.where(
+    step == 9, jnp.inf, jnp.where(step < 9, 0.01, 2.0)
+  )
+
+
+# Whether the metric of `toy_fragile` fails as soon as a prediction is wrong.
+BREAKS = {'now': False}
+
+
+def fragile(targets, predictions):
+  """Per cent that are right, or an error that no right prediction brings."""
+  if BREAKS['now'] and list(targets) != list(predictions):
+    raise KeyError('a wrong prediction')
+  return exact_match(targets, predictions)
+
+
+add('toy_fragile', _read, fragile)
+
+
+def broken(targets, predictions):
+  """Fails whatever the predictions are."""
+  raise LookupError('no such scores')
+
+
+add('toy_broken', _read, broken)

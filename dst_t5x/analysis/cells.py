@@ -1,14 +1,12 @@
 """Scores of what was tried: tuned on one split, averaged over random seeds.
 
 A cell is one setup: a method with one budget, whatever its learning rate. Of
-what was tried in it, the trial with the best mean on the development split
-counts, and the report shows the scores of this one over its random seeds: those
-of the test split where there are any. Trials are compared over the random seeds
-that all of them have, so that one with a lucky seed alone does not win; one of
-which a run failed counts only if that happened to all.
+what was tried in it, one trial counts by its scores on the development split,
+see `selection`, and the report shows the scores of this one over its random
+seeds: those of the test split where there are any.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dst_t5x import best
+from dst_t5x import selection
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.analysis import setups
 from dst_t5x.errors import UserError, nearest
@@ -162,39 +161,30 @@ def _cell(setup: setups.Setup, runs: Sequence[Run], metric: str) -> Cell:
       trials.setdefault(key, {})[run.trial.random_seed] = run
     elif run.state == runs_lib.FAILED:
       failed.add(run.trial.learning_rate)
-  means = _means(list(trials.values()), lambda run: run.dev.get(metric))
+  found = selection.choose(
+    [
+      selection.Trial(
+        {seed: run.dev.get(metric) for seed, run in sorted(of_seeds.items())},
+        key[0] in failed,
+      )
+      for key, of_seeds in trials.items()
+    ],
+    metric,
+  )
   tried: dict[float, float] = {}
   sign = -1 if best.is_lower_better(metric) else 1
-  ranked = []
-  for (key, of_seeds), mean in zip(trials.items(), means, strict=True):
-    rate = of_seeds[min(of_seeds)].trial.learning_rate
+  for (rate, *_), mean in zip(trials, found.means, strict=True):
     if rate is not None:
       tried[rate] = sign * max(sign * mean, sign * tried.get(rate, mean))
-    value = -math.inf if math.isnan(mean) else sign * mean
-    ranked.append((rate not in failed, value, len(of_seeds), key))
   chosen: tuple[Run, ...] = ()
-  if ranked:
-    key = max(ranked, key=lambda rank: rank[:3])[3]
-    chosen = tuple(run for _, run in sorted(trials[key].items()))
+  if found.chosen is not None:
+    of_seeds = list(trials.values())[found.chosen]
+    chosen = tuple(run for _, run in sorted(of_seeds.items()))
   missing = sum(run.state != runs_lib.FINISHED for run in runs)
   rate = chosen[0].trial.learning_rate if chosen else None
   return Cell(
     setup, chosen, rate, dict(sorted(tried.items())), missing, len(runs)
   )
-
-
-def _means(
-  trials: Sequence[Mapping[int, Run]],
-  value_of: Callable[[Run], float | None],
-) -> list[float]:
-  """Returns the mean of each trial, over what all of them have if anything."""
-  common = set.intersection(*(set(trial) for trial in trials)) if trials else ()
-  means = []
-  for trial in trials:
-    values = [value_of(trial[seed]) for seed in sorted(common or trial)]
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    means.append(float(np.mean(known)) if known else math.nan)
-  return means
 
 
 def split_of(cells: Sequence[Cell], metric: str, wanted: str = '') -> str:

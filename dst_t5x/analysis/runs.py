@@ -173,10 +173,7 @@ def _dev_scores(
   except (OSError, ValueError, AttributeError) as e:
     tell(f'{folder / best.BEST_FILE} is damaged: {first_line(e)}')
     counts = None
-  evaluated = [row for row in rows if 'eval/loss' in row]
-  of_best = [row for row in evaluated if row['step'] == counts]
-  found = of_best[-1] if of_best else report.get('results', {})
-  return _numbers(found)
+  return _numbers(best.results_of(rows, counts, report.get('results', {})))
 
 
 def _test_scores(
