@@ -27,15 +27,15 @@ from t5x import checkpoints as t5x_checkpoints
 import tables
 import train_step
 
-from dst_t5x import checkpoints
-from dst_t5x import decoding
-from dst_t5x import network as network_lib
-from dst_t5x import optimizers
-from dst_t5x import projection as projection_lib
-from dst_t5x import seeds
-from dst_t5x import subset
-from dst_t5x import t5x_checkpoint
-from dst_t5x import trainer as trainer_lib
+from dst_t5x import subsets
+from dst_t5x.checkpoints import run_folder
+from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import t5x_checkpoint
+from dst_t5x.engine import optimizers
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import decoding
+from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import loop
 from dst_t5x.t5x import model as model_lib
 
@@ -94,7 +94,7 @@ class Ours:
       )[0],
       static_argnums=2,
     )
-    self._folder = checkpoints.RunFolder(folder)
+    self._folder = run_folder.RunFolder(folder)
     self._path = folder
     self._steps = 0
 
@@ -120,8 +120,8 @@ class Ours:
     """Does what `run.Run.save` does; returns the bytes."""
     self._steps += 1
     if self._projection.constrains:
-      found = subset.extract(self._state.params, self._seed, self._identity)
-      saved = subset.to_arrays(found)
+      found = subsets.extract(self._state.params, self._seed, self._identity)
+      saved = subsets.to_arrays(found)
     else:
       saved = {'dense': self._state.params}
     changing = {
@@ -129,7 +129,7 @@ class Ours:
       'projection_state': self._state.projection_state,
     }
     about = {'adapter': {'kind': 'Adapter'}, 'is_partial': False}
-    state = checkpoints.flatten(changing)
+    state = run_folder.flatten(changing)
     self._folder.save(self._steps, saved, state, b'0', about, {})
     self._folder.wait()
     return _bytes(self._path)

@@ -9,10 +9,10 @@ import peft
 import torch
 import transformers
 
-from dst_t5x import hf_names
-from dst_t5x import network
-from dst_t5x import parts
-from dst_t5x import trainer as trainer_lib
+from dst_t5x.core import parts
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.models.t5 import hf_names
+from dst_t5x.models.t5 import network
 
 
 class PeftLora:

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import tables
 
-from dst_t5x import distances
-from dst_t5x import projection
-from dst_t5x import reports
+from dst_t5x.method import distances
+from dst_t5x.method import projection
+from dst_t5x.method import reports
 
 PyTree = Any
 

@@ -26,14 +26,14 @@ import jax
 import numpy as np
 import tables
 
-from dst_t5x import collectives
-from dst_t5x import json_text
-from dst_t5x import network
-from dst_t5x import optimizers
-from dst_t5x import parameters
-from dst_t5x import partitioning
-from dst_t5x import projection
-from dst_t5x import trainer as trainer_lib
+from dst_t5x.core import json_text
+from dst_t5x.engine import optimizers
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import projection
+from dst_t5x.models.t5 import network
+from dst_t5x.planning import collectives
 
 PyTree = Any
 _METHODS = ('full', 'dst')

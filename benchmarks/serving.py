@@ -47,12 +47,12 @@ import subset_file
 import tables
 from train_step import SMALL
 
-from dst_t5x import convert
-from dst_t5x import json_text
-from dst_t5x import network
-from dst_t5x import seeds
-from dst_t5x import subset
+from dst_t5x import subsets as subset
 from dst_t5x.analysis import style
+from dst_t5x.checkpoints import conversion
+from dst_t5x.checkpoints import seeds
+from dst_t5x.core import json_text
+from dst_t5x.models.t5 import network
 from dst_t5x.serving import model as model_lib
 
 MODELS = {'small': SMALL, 'base': subset_file.BASE}
@@ -239,8 +239,8 @@ def inputs_of(kind: str, options: argparse.Namespace) -> list[np.ndarray]:
   """
   if kind == 'heute' and not options.vocabulary:
     return [np.array(_HEUTE, np.int32)]
+  from dst_t5x.data import vocabulary
   from dst_t5x.serving import texts as texts_lib
-  from dst_t5x.tasks import vocabulary
 
   texts = texts_lib.Texts(vocabulary.chosen(options.vocabulary), 512)
   if kind == 'heute':
@@ -256,7 +256,7 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
   for name in options.models:
     if options.seed:
       seed = seeds.load_seed(options.seed).params
-      config = convert.config_of_params(seed)
+      config = conversion.config_of_params(seed)
     else:
       config = MODELS[name]
       seed = subset_file.random_seed(config, np.random.default_rng(0))

@@ -23,8 +23,8 @@ import numpy as np
 import seqio
 import uvicorn
 
-from dst_t5x import network
-from dst_t5x import subset as subset_lib
+from dst_t5x import subsets as subset_lib
+from dst_t5x.models.t5 import network
 from dst_t5x.serving import app as app_lib
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import model as model_lib

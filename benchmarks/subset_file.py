@@ -32,10 +32,10 @@ from safetensors import numpy as safetensors_numpy
 import tables
 from train_step import SMALL
 
-from dst_t5x import convert
-from dst_t5x import hf_checkpoint
-from dst_t5x import network
-from dst_t5x import subset
+from dst_t5x import subsets
+from dst_t5x.checkpoints import conversion
+from dst_t5x.checkpoints import hf_checkpoint
+from dst_t5x.models.t5 import network
 
 PyTree = Any
 
@@ -72,9 +72,9 @@ def random_seed(
 
 def random_subset(
   seed: PyTree, epsilon: float, random: np.random.Generator
-) -> subset.Subset:
+) -> subsets.Subset:
   """Returns a subset of a share ε of each tensor."""
-  nothing = subset.extract(seed, seed, _FINGERPRINT)
+  nothing = subsets.extract(seed, seed, _FINGERPRINT)
   positions, values = {}, {}
   for path, tensor in nothing.tensors.items():
     size = tensor.size
@@ -83,10 +83,10 @@ def random_subset(
       chosen = random.choice(size, count, replace=False, shuffle=False)
       positions[path] = np.sort(chosen).astype(np.int64)
       values[path] = random.standard_normal(count, np.float32)
-  return subset.Subset(nothing.tensors, positions, values, _FINGERPRINT)
+  return subsets.Subset(nothing.tensors, positions, values, _FINGERPRINT)
 
 
-def flat_bytes(found: subset.Subset) -> int:
+def flat_bytes(found: subsets.Subset) -> int:
   """Returns the size of a file of int32 positions and values a tensor."""
   arrays = {}
   for path, positions in found.positions.items():
@@ -95,7 +95,7 @@ def flat_bytes(found: subset.Subset) -> int:
   return len(safetensors_numpy.save(arrays))
 
 
-def lora_bytes(found: subset.Subset, rank: int) -> int:
+def lora_bytes(found: subsets.Subset, rank: int) -> int:
   """Returns the size of LoRA's matrices on query, key, value and output."""
   arrays = {}
   for path, tensor in found.tensors.items():
@@ -107,15 +107,15 @@ def lora_bytes(found: subset.Subset, rank: int) -> int:
 
 
 def sizes(
-  found: subset.Subset, seed: PyTree, epsilon: float, file: pathlib.Path
+  found: subsets.Subset, seed: PyTree, epsilon: float, file: pathlib.Path
 ) -> Iterator[tuple[str, float, str]]:
   """Yields metric, value and unit of what is stored; writes the file."""
   about = {'epsilon': epsilon, 'silos': 'per_module_and_layer'}
-  size = subset.save(file, found, about)
+  size = subsets.save(file, found, about)
   arrays = safetensors_numpy.load(file.read_bytes())
   codes = arrays['quotients'].nbytes + arrays['remainders'].nbytes
   entropy = -epsilon * np.log2(epsilon) - (1 - epsilon) * np.log2(1 - epsilon)
-  predicted = subset.predicted_bytes(seed, found.size, about)
+  predicted = subsets.predicted_bytes(seed, found.size, about)
   yield 'entries', found.size, ''
   yield 'file_bytes', size, 'bytes'
   yield 'file_bytes_predicted', predicted, 'bytes'
@@ -129,7 +129,7 @@ def sizes(
 
 
 def times_of_subset(
-  found: subset.Subset, params: PyTree, file: pathlib.Path, repeats: int
+  found: subsets.Subset, params: PyTree, file: pathlib.Path, repeats: int
 ) -> tuple[dict[str, float], PyTree]:
   """Returns the times of a subset, and the parameters, which are donated."""
   times: dict[str, list[float]] = defaultdict(list)
@@ -139,15 +139,15 @@ def times_of_subset(
     times[name].append(seconds)
     return result
 
-  slots = subset.Slots(params, _FINGERPRINT, found.size)
+  slots = subsets.Slots(params, _FINGERPRINT, found.size)
   # Apart: writing to the disk goes on for a while.
   for _ in range(repeats + 1):
-    timed('save_s', subset.save, file, found, {})
+    timed('save_s', subsets.save, file, found, {})
   for _ in range(repeats + 1):
-    loaded, _ = timed('load_s', subset.load, file)
+    loaded, _ = timed('load_s', subsets.load, file)
     patch = timed('place_s', slots.place, loaded)
-    params, undo = timed('apply_s', subset.apply_in_place, params, patch)
-    params = timed('revert_s', subset.revert, params, undo)
+    params, undo = timed('apply_s', subsets.apply_in_place, params, patch)
+    params = timed('revert_s', subsets.revert, params, undo)
   # The first ones compile.
   return tables.medians({n: s[1:] for n, s in times.items()}), params
 
@@ -156,7 +156,7 @@ def times_of_dense(
   seed: PyTree, folder: pathlib.Path, repeats: int
 ) -> dict[str, float]:
   """Returns how long it takes to load the dense model, and to copy it."""
-  hf_checkpoint.save(folder / 'hf', seed, convert.config_of_params(seed))
+  hf_checkpoint.save(folder / 'hf', seed, conversion.config_of_params(seed))
   file = folder / 'dense.safetensors'
   leaves = jax.tree_util.tree_leaves_with_path(seed)
   safetensors_numpy.save_file(

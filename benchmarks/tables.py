@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from dst_t5x import json_text
+from dst_t5x.core import json_text
 
 Row = dict[str, Any]
 

@@ -24,16 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 import tables
 
-from dst_t5x import adapters
-from dst_t5x import budget
-from dst_t5x import ia3
-from dst_t5x import lora
-from dst_t5x import network
-from dst_t5x import optimizers
-from dst_t5x import parts
-from dst_t5x import projection
-from dst_t5x import prompts
-from dst_t5x import trainer as trainer_lib
+from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import ia3
+from dst_t5x.adapters import lora
+from dst_t5x.adapters import prompts
+from dst_t5x.core import parts
+from dst_t5x.engine import budget
+from dst_t5x.engine import optimizers
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import projection
+from dst_t5x.models.t5 import network
 
 PyTree = Any
 

@@ -2,8 +2,8 @@
 
 import os
 
-from dst_t5x import data_folders  # noqa: F401
-from dst_t5x import printed
+from dst_t5x.core import data_folders  # noqa: F401
+from dst_t5x.core import printed
 
 # Before etils asks: TensorFlow knows no s3://, see `object_stores`.
 os.environ.setdefault('EPATH_USE_TF', 'false')

@@ -3,86 +3,9 @@
 Takes a checkpoint of a run, or a seed as it is, which is the zero-shot score.
 """
 
-import os
-
-from absl import logging
-from etils import epath
-from flax import linen as nn
-
-from dst_t5x import evaluation as evaluation_lib
-from dst_t5x import json_text
-from dst_t5x import object_stores
-from dst_t5x import parameters
-from dst_t5x import partitioning
-from dst_t5x import processes
-from dst_t5x import values
-from dst_t5x import whole_files
-from dst_t5x.errors import writing
-
-
-def evaluate(
-  network: nn.Module,
-  checkpoint_path: values.Path,
-  output_dir: values.Path,
-  evaluation: evaluation_lib.Evaluation,
-  partitioner: partitioning.Partitioner,
-  checkpoint_step: values.Count | None = None,
-  initial_checkpoint_path: values.Path | None = None,
-) -> dict[str, float]:
-  """Evaluates a checkpoint once.
-
-  Args:
-    network: the model.
-    checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
-    output_dir: where `results.json` and the predictions go; the first process
-      writes them.
-    evaluation: what is evaluated.
-    partitioner: how devices share the work.
-    checkpoint_step: which checkpoint of a run; the last by default.
-    initial_checkpoint_path: where the run's seed is; by default where it was.
-
-  Returns:
-    The metrics.
-
-  Raises:
-    UserError: the checkpoint, the task or the data are not there, or the
-      folder cannot be written to.
-  """
-  evaluation.check(network)
-  folder = epath.Path(output_dir)
-  object_stores.check_writable('EVAL_OUTPUT_DIR', folder)
-  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
-  with partitioner.activate():
-    loaded = parameters.load(
-      network,
-      partitioner,
-      checkpoint_path,
-      checkpoint_step,
-      initial_checkpoint_path,
-    )
-    evaluate_params = evaluation.prepare(
-      loaded.network, partitioner, output_dir
-    )
-    with writing(f'EVAL_OUTPUT_DIR {folder}'):
-      results = evaluate_params(loaded.params, loaded.step)
-  for name, value in results.items():
-    logging.info('%s: %.6g', name, value)
-  report: dict[str, object] = {
-    'checkpoint': os.fspath(checkpoint_path),
-    'step': loaded.step,
-    'split': evaluation.split,
-    **results,
-    **evaluate_params.texts,
-  }
-  if processes.is_first():
-    with writing(f'EVAL_OUTPUT_DIR {folder}'):
-      text = json_text.dumps(report, indent=2) + '\n'
-      whole_files.write_text(folder / 'results.json', text)
-  return results
-
+from dst_t5x.config import binaries
+from dst_t5x.runs import evaluating
+from dst_t5x.runtime import processes
 
 if __name__ == '__main__':
-  from dst_t5x import config
-  from dst_t5x import eval as this
-
-  config.run(this.evaluate, joined=processes.joined)
+  binaries.run(evaluating.evaluate, joined=processes.joined)

@@ -6,77 +6,14 @@ prints one line, the step and the fingerprint of a run's last checkpoint; DIR
 may as well be a T5X checkpoint or a Hugging Face folder.
 """
 
-from collections.abc import Iterator
-from concurrent import futures
-import hashlib
-import os
 import sys
-from typing import Any
 
-import jax
-import numpy as np
-
-from dst_t5x import errors
-from dst_t5x import silos
-
-PyTree = Any
-
-
-def tensors(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields unstacked path and tensor, on the host, in the order of the tree.
-
-  Args:
-    params: tree of NumPy or fully addressable JAX arrays, stacked or not.
-  """
-  for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path, array = silos.path_of(key_path), np.asarray(leaf)
-    stacked, paths = silos.slice_paths(path, array.shape)
-    yield from zip(paths, array if stacked else [array], strict=True)
-
-
-def fingerprint(params: PyTree) -> str:
-  """Returns the SHA-256 of all parameters, 64 hexadecimal digits.
-
-  Hashed is the UTF-8 text of one line a tensor, ended by a newline each, in
-  ascending order of the paths by code point (so `layers_10` comes before
-  `layers_2`):
-
-      <path> <dtype> <shape> <hash>
-
-  path: the keys of the unstacked tree joined by `/`, as in
-    `encoder/layers_0/attention/query/kernel`.
-  dtype: NumPy's name, as in `float32`.
-  shape: the sizes in decimal, joined by `,`; empty for a scalar.
-  hash: SHA-256 of the elements' bytes in C order, each element little-endian,
-    64 lower-case hexadecimal digits.
-
-  Equal fingerprints mean equal bits: -0.0 and 0.0 differ. A stacked tree has
-  the fingerprint of its unstacked form.
-
-  Args:
-    params: nested dict of NumPy or fully addressable JAX arrays of any shape.
-  """
-  in_order = sorted(tensors(params), key=lambda tensor: tensor[0])
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    lines = pool.map(lambda tensor: _line(*tensor), in_order)
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()
-
-
-def _line(path: str, array: np.ndarray) -> str:
-  """Returns the line that stands for one tensor."""
-  little_endian = array.astype(array.dtype.newbyteorder('<'), copy=False)
-  # Through bytes: bfloat16 does not lend its buffer.
-  content = np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
-  shape = ','.join(map(str, array.shape))
-  digest = hashlib.sha256(content.data).hexdigest()
-  return f'{path} {array.dtype.newbyteorder("=").name} {shape} {digest}\n'
+from dst_t5x.checkpoints import seeds
+from dst_t5x.core import errors
 
 
 def main(arguments: list[str]) -> int:
   """Prints the step and the fingerprint of what is at a path."""
-  # Reading formats needs far more than hashing does, and hashes by itself.
-  from dst_t5x import seeds
-
   if len(arguments) != 1 or arguments[0].startswith('-'):
     print('usage: python -m dst_t5x.fingerprint DIR', file=sys.stderr)
     return 2

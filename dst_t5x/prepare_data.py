@@ -8,114 +8,12 @@ gin file's name in `gin/tasks`, or a task that such a file registers;
 `--gin_file` takes files of one's own.
 """
 
-import os
-import pathlib
-import stat
-import sys
-from typing import Any
-
-from dst_t5x import data_folders
-from dst_t5x import quiet_tensorflow  # noqa: F401
-
-# isort: split
-from absl import logging
-import seqio
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import downloader
-import tqdm
-
-from dst_t5x import task_checks
-from dst_t5x import task_examples
-from dst_t5x.errors import UserError, first_line
-from dst_t5x.tasks import vocabulary
-
-# TFDS's ten take minutes where there is no network.
-_TRIES = 4
-
-
-def prepare_data(task: str) -> None:
-  """Fetches and prepares the data of a task, or of a mixture's tasks.
-
-  What is there already is left as it is.
-
-  Args:
-    task: a registered seqio task or mixture.
-
-  Raises:
-    UserError: there is no such task, or something could not be fetched, made
-      or written.
-  """
-  members = task_examples.tasks_of(task_checks.find(task))
-  downloader.MAX_RETRIES = _TRIES
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
-  for member in (bar := tqdm.tqdm(members, 'tasks', disable=None)):
-    bar.set_postfix_str(member.name)
-    _prepare(member)
-    counts = ', '.join(f'{s} {_count(member, s)}' for s in member.splits)
-    logging.info('%s: %s', member.name, counts)
-  place = vocabulary.fetch()
-  logging.info('vocabulary: %s', place)
-  if place == vocabulary.PUBLIC_PATH:
-    logging.warning(
-      'it is read there at every start: set %s or %s to keep a copy',
-      data_folders.DATA_DIR_VARIABLE,
-      vocabulary.VOCABULARY_VARIABLE,
-    )
-  if folder := data_folders.shared_folder():
-    if not data_folders.is_remote(folder):
-      _let_others_read(pathlib.Path(folder))
-    logging.info(
-      'anyone may use it with %s=%s', data_folders.DATA_DIR_VARIABLE, folder
-    )
-
-
-def _prepare(task: seqio.Task) -> None:
-  """Prepares the data of one task through TFDS, or through its own source."""
-  builder = task_checks.tfds_builder(task)
-  try:
-    if builder is not None:
-      # Looking for ready-made data there takes minutes without a network.
-      builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-      )
-    getattr(task.source, 'prepare', lambda: None)()
-  except UserError:
-    raise
-  except Exception as error:  # Of the network, of TFDS, of the disk.
-    where = f' into {os.fspath(builder.data_path)!r}' if builder else ''
-    raise UserError(
-      f'cannot prepare the data of task {task.name!r}{where}:'
-      f' {first_line(error)}'
-    ) from error
-
-
-def _count(task: seqio.Task, split: str) -> Any:
-  """Returns how many examples there are before preprocessing."""
-  count = task.num_input_examples(split)
-  return '?' if count is None else f'{count:,}'
-
-
-def _let_others_read(folder: pathlib.Path) -> None:
-  """Lets everyone read a folder's content, whatever the umask was."""
-  for path in (folder, *folder.rglob('*')):
-    mode = path.stat().st_mode
-    readable = stat.S_IRGRP | stat.S_IROTH
-    if path.is_dir():
-      readable |= stat.S_IXGRP | stat.S_IXOTH
-    if mode & readable != readable:
-      try:
-        path.chmod(mode | readable)
-      except PermissionError:  # Another user's file.
-        logging.warning('%s is not ours: its mode stays %o', path, mode)
-
+from dst_t5x.config import binaries
+from dst_t5x.config import task_names
+from dst_t5x.data import preparation
 
 if __name__ == '__main__':
-  from dst_t5x import config
-  from dst_t5x import prepare_data as this
-  from dst_t5x import task_names
-
-  config.run(
-    this.prepare_data,
+  binaries.run(
+    preparation.prepare_data,
     lambda argv: task_names.to_flags(argv, 'gin/runs/prepare_data.gin'),
   )

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
-from dst_t5x import command_line
-from dst_t5x import selection
-from dst_t5x.errors import UserError, first_line, nearest
-from launch import grid
-from launch import states
+from dst_t5x.checkpoints import selection
+from dst_t5x.core import command_line
+from dst_t5x.core.errors import UserError, first_line, nearest
+from dst_t5x.launch import grid
+from dst_t5x.launch import states
 
 _SEED = 'RANDOM_SEED'
 

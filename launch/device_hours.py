@@ -6,9 +6,9 @@ import statistics
 import timeit
 from typing import Any
 
-from dst_t5x import topologies
-from launch import grid
-from launch import states
+from dst_t5x.launch import grid
+from dst_t5x.launch import states
+from dst_t5x.planning import topologies
 
 # Share of the peak that training reaches: an assumption, and a middling one.
 _UTILIZATION = 0.4

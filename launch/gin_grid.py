@@ -21,8 +21,8 @@ from typing import Any
 
 from gin import config_parser
 
-from dst_t5x import gin_files
-from dst_t5x.errors import UserError
+from dst_t5x.config import gin_files
+from dst_t5x.core.errors import UserError
 
 
 class _Text(str):

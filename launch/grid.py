@@ -30,8 +30,8 @@ from typing import Any
 from etils import epath
 import yaml
 
-from dst_t5x.errors import UserError, nearest
-from launch import gin_grid
+from dst_t5x.core.errors import UserError, nearest
+from dst_t5x.launch import gin_grid
 
 # In the order in which training reads them.
 FILES = {

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Any
 
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
 
 # Libraries may leak: a process is replaced after so many runs. Starting one
 # takes some ten seconds.

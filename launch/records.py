@@ -16,11 +16,11 @@ import statistics
 import sys
 from typing import Any
 
-from dst_t5x import command_line
-from dst_t5x import json_text
-from dst_t5x import metrics_file
-from dst_t5x.errors import UserError, first_line
-from launch import states
+from dst_t5x.core import command_line
+from dst_t5x.core import json_text
+from dst_t5x.core import metrics_file
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.launch import states
 
 _OF_REPORT = ('free', 'parameters', 'file_bytes', 'devices')
 

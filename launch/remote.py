@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
 _SCRIPTS = {'tpu': _HERE / 'tpu_pod.sh', 'gke': _HERE / 'gke.sh'}

@@ -7,7 +7,7 @@ import re
 import shutil
 from typing import Any
 
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
 
 # Words of Slurm for a job that has not ended.
 _ALIVE = (
@@ -35,7 +35,7 @@ class Training:
 
   def __call__(self) -> dict[str, Any]:
     """Trains; returns what `worker.train_run` does."""
-    from launch import worker
+    from dst_t5x.launch import worker
 
     return worker.train_run(self.flags, self.log)
 

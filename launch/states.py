@@ -13,13 +13,13 @@ from typing import Any
 
 from etils import epath
 
-from dst_t5x import best
-from dst_t5x import json_text
-from dst_t5x import metrics_file
-from dst_t5x import object_stores
-from dst_t5x import whole_files
-from dst_t5x.errors import error_of_log
-from launch import grid
+from dst_t5x.checkpoints import best
+from dst_t5x.core import json_text
+from dst_t5x.core import metrics_file
+from dst_t5x.core import object_stores
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import error_of_log
+from dst_t5x.launch import grid
 
 FINISHED = 'finished'
 RUNNING = 'running'

@@ -18,15 +18,15 @@ import sys
 import threading
 from typing import Any
 
-from dst_t5x import closed_pipe
-from dst_t5x import command_line
-from dst_t5x.errors import UserError, first_line
-from launch import device_hours
-from launch import grid
-from launch import local
-from launch import remote
-from launch import slurm
-from launch import states
+from dst_t5x.core import closed_pipe
+from dst_t5x.core import command_line
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.launch import device_hours
+from dst_t5x.launch import grid
+from dst_t5x.launch import local
+from dst_t5x.launch import remote
+from dst_t5x.launch import slurm
+from dst_t5x.launch import states
 
 _WHERE = ('local', 'slurm', 'tpu', 'gke')
 _MOST_AT_A_TIME = 1000  # As many jobs as Slurm has in an array by default.

@@ -20,10 +20,10 @@ import time
 import traceback
 from typing import Any, TextIO
 
-from dst_t5x import config
-from dst_t5x import interrupts
-from dst_t5x import preemption
-from dst_t5x.errors import UserError, first_line
+from dst_t5x.config import binaries
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.runtime import interrupts
+from dst_t5x.runtime import preemption
 
 # What does not change the programs of a run.
 _NUMBERS = tuple(
@@ -41,9 +41,9 @@ def main() -> None:
   interrupts.listen()
   is_busy = threading.Event()
   requests = _requests(is_busy)
-  from dst_t5x import train  # Ten seconds.
+  from dst_t5x.runs import training  # Ten seconds.
 
-  del train
+  del training
   _answer(answers, {'ready': True})
   commands: dict[str, Callable[..., dict[str, Any]]] = {
     'train': train_run,
@@ -70,15 +70,15 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
   Returns:
     `seconds`; and `error`, one line, if it failed.
   """
-  from dst_t5x import train
+  from dst_t5x.runs import training
 
   _forget_other_programs(flags)
   started, error = time.monotonic(), ''
   with _output_to(log):
-    config.log_quietly()
+    binaries.log_quietly()
     print('$ python -m dst_t5x.train', *flags, flush=True)
     try:
-      config.parse(flags, train.train)()
+      binaries.parse(flags, training.train)()
       print('finished', flush=True)
     except (UserError, preemption.Stopped) as e:
       error = first_line(e)
@@ -123,13 +123,13 @@ def check_run(
   Returns:
     `error`, one line, if it would fail; and `work`, if wanted.
   """
-  from dst_t5x import identity
-  from dst_t5x import train
-  from dst_t5x import work
+  from dst_t5x.planning import work
+  from dst_t5x.runs import identity
+  from dst_t5x.runs import training
 
   try:
-    config.parse(flags, train.train)
-    identity.check(folder, identity.of(train.train))
+    binaries.parse(flags, training.train)
+    identity.check(folder, identity.of(training.train))
     return {'error': '', 'work': work.of_flags(flags) if with_work else {}}
   except UserError as e:
     return {'error': first_line(e)}

@@ -1,3 +1,3 @@
 """seqio tasks and mixtures, one file a benchmark."""
 
-from dst_t5x import quiet_tensorflow  # noqa: F401
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401

@@ -27,8 +27,8 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from dst_t5x.data import vocabulary
 from dst_t5x.tasks import numerals
-from dst_t5x.tasks import vocabulary
 
 NAME = 'gsm8k'
 NOTES_NAME = 'gsm8k_notes'

@@ -22,11 +22,11 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from dst_t5x import text_files
-from dst_t5x import text_scores
-from dst_t5x import values
-from dst_t5x.errors import UserError, nearest
-from dst_t5x.tasks import vocabulary
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError, nearest
+from dst_t5x.data import text_files
+from dst_t5x.data import text_scores
+from dst_t5x.data import vocabulary
 
 NAME = 'jsonl'
 _SHOWN = 5  # Malformed rows that are told one by one.

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from sacrebleu import dataset as sacrebleu_dataset
 from sacrebleu.dataset import plain_text
 
-from dst_t5x import text_files
-from dst_t5x.errors import UserError, first_line, nearest
+from dst_t5x.core.errors import UserError, first_line, nearest
+from dst_t5x.data import text_files
 
 FOLDER_VARIABLE = 'SACREBLEU'
 # Not a set of SacreBLEU's, but in an archive that it downloads for another.

@@ -26,7 +26,7 @@ import dataclasses
 import seqio
 import t5.data.mixtures
 
-from dst_t5x.tasks import vocabulary
+from dst_t5x.data import vocabulary
 
 NAME = 'super_glue'
 T5_NAME = 'super_glue_v102_proportional'

@@ -21,7 +21,7 @@ import seqio
 from t5.evaluation import metrics
 import tensorflow as tf
 
-from dst_t5x.tasks import vocabulary
+from dst_t5x.data import vocabulary
 
 NAME = 'trivia_qa_closed_book'
 FULL_NAME = 'trivia_qa_closed_book_full'

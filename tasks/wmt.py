@@ -20,11 +20,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from dst_t5x import values
-from dst_t5x.errors import UserError, check_positive
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError, check_positive
+from dst_t5x.data import vocabulary
+from dst_t5x.data.text_scores import translation_metric
 from dst_t5x.tasks import sacrebleu_data
-from dst_t5x.tasks import vocabulary
-from dst_t5x.text_scores import translation_metric
 
 NAME = 'wmt22_de_en'
 PAIR = 'de-en'

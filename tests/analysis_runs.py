@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from dst_t5x import subset
+from dst_t5x import subsets as subset
 
 FINGERPRINT = 'ab' * 32
 PARAMETERS = 6000
@@ -26,9 +26,9 @@ TENSORS = {
 def config(task, method, learning_rate, random_seed, **settings):
   """Returns what `run.json` says of a run."""
   found = {
-    'dst_t5x.train.TrainData.task': repr(task),
+    'dst_t5x.runs.training.TrainData.task': repr(task),
     'dst_t5x.optimizers.schedule.base': repr(learning_rate),
-    'dst_t5x.train.train.random_seed': repr(random_seed),
+    'dst_t5x.runs.training.train.random_seed': repr(random_seed),
     'dst_t5x.trainer.Trainer.projection': '@dst_t5x.projection.NoProjection()',
     'dst_t5x.trainer.Trainer.trained': 'None',
   }

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import subsets
 
-from dst_t5x import subset
-from dst_t5x.subset import on_device
+from dst_t5x import subsets as subset
+from dst_t5x.subsets import on_device
 
 # Shapes, and how they lie on the mesh.
 _TREE = {

@@ -21,9 +21,9 @@ TIMEOUT = 240  # Seconds; some twenty times what an idle machine takes.
 def call(module, *arguments):
   """Runs a binary in this process: TensorFlow need not be imported again."""
   # Not above: conftest imports this module before it sets JAX up.
-  from dst_t5x import config
+  from dst_t5x.config import binaries
 
-  config.parse(list(map(str, arguments)), binary(module))()
+  binaries.parse(list(map(str, arguments)), binary(module))()
 
 
 def binary(module):
@@ -114,14 +114,14 @@ def dst(seed):
 
 def checkpoint(folder):
   """Returns a run's checkpoints, for reading."""
-  from dst_t5x import checkpoints
+  from dst_t5x.checkpoints import run_folder
 
-  return checkpoints.RunFolder(folder, read_only=True)
+  return run_folder.RunFolder(folder, read_only=True)
 
 
 def fingerprint(folder):
   """Returns what `python -m dst_t5x.fingerprint` prints: step and hash."""
-  from dst_t5x import seeds
+  from dst_t5x.checkpoints import seeds
 
   seed = seeds.load_seed(folder)
   return seed.step, seed.fingerprint

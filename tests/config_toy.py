@@ -6,7 +6,7 @@ from typing import Any
 
 import gin
 
-from dst_t5x import values
+from dst_t5x.core import values
 
 LIMIT = 3
 

@@ -13,9 +13,9 @@ import networks
 import seqio
 import tensorflow as tf
 
-from dst_t5x import evaluation
-from dst_t5x import parameters
-from dst_t5x import partitioning
+from dst_t5x.engine import evaluation
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
 
 NAME = 'echo'
 SIZES = {'echo_a': 7, 'echo_b': 5}

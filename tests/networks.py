@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x import network
+from dst_t5x.models.t5 import network
 
 VOCAB = 48
 TINY = {

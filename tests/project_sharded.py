@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from dst_t5x import projection
+from dst_t5x.method import projection
 
 # Shapes and how they lie on the mesh: each axis divided, by one or both axes of
 # the mesh, or none; stacked, of one component a layer, of one component.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from dst_t5x import errors
+from dst_t5x.core import errors
 
 
 def refusal(function: Callable[..., Any], *arguments: Any) -> str | None:

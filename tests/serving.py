@@ -12,11 +12,11 @@ import seqio
 import subsets
 import uvicorn
 
-from dst_t5x import fingerprint as fingerprint_lib
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import model as model_lib
 from dst_t5x.serving import service as service_lib
 from dst_t5x.serving import texts as texts_lib
+from dst_t5x.subsets import fingerprint as fingerprint_lib
 
 LENGTH = 6
 BYTES = {'vocab_size': 264}  # A model of all 259 ids of bytes.

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from dst_t5x import object_stores  # noqa: F401
+from dst_t5x.core import object_stores  # noqa: F401
 
 BUCKET = 'bucket'
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import reference
 
-from dst_t5x import fingerprint
-from dst_t5x import subset
+from dst_t5x import subsets
+from dst_t5x.subsets import fingerprint
 
 
 def seed_tree(dtype=np.float32):
@@ -55,7 +55,7 @@ def random_subset(seed, share, random, clustered=False):
     else:
       chosen = random.choice(flat.size, count, replace=False)
     flat[chosen] += flat.dtype.type(1)
-  return subset.extract(tuned, seed, fingerprint.fingerprint(seed)), tuned
+  return subsets.extract(tuned, seed, fingerprint.fingerprint(seed)), tuned
 
 
 def one(positions, values=None, path='logits', tensors=None):
@@ -63,7 +63,7 @@ def one(positions, values=None, path='logits', tensors=None):
   if values is None:
     values = np.zeros(len(positions), np.float32)
   seed = seed_tree()
-  good = subset.extract(seed, seed)
+  good = subsets.extract(seed, seed)
   return dataclasses.replace(
     good,
     tensors=good.tensors if tensors is None else tensors,

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 import dst_t5x
-from dst_t5x import gin_files
+from dst_t5x.config import gin_files
 
 _METHOD_FILES = [
   'distances',
@@ -127,7 +127,7 @@ def test_metadata(built, repository):
 
 def test_gin_files_are_found_in_the_wheel_from_another_folder(built):
   code = (
-    'import dst_t5x; from dst_t5x import gin_files; print(dst_t5x.__file__); '
+    'import dst_t5x; from dst_t5x.config import gin_files; print(dst_t5x.__file__); '
     'print(*gin_files.shipped()); '
     "print(gin_files.find('gin/models/t5_1_1_tiny.gin'))"
   )

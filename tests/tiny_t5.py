@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x import network
+from dst_t5x.models.t5 import network
 
 CONFIG = network.T5Config(
   vocab_size=48,

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from dst_t5x import best
-from dst_t5x import selection
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.analysis import setups
-from dst_t5x.errors import UserError, nearest
+from dst_t5x.checkpoints import best
+from dst_t5x.checkpoints import selection
+from dst_t5x.core.errors import UserError, nearest
 
 Run = runs_lib.Run
 DEV, TEST = 'validation', 'test'

@@ -16,7 +16,7 @@ from etils import epath
 
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.analysis import setups
-from dst_t5x.errors import UserError, first_line, nearest
+from dst_t5x.core.errors import UserError, first_line, nearest
 
 Run = runs_lib.Run
 Tell = runs_lib.Tell
@@ -60,7 +60,7 @@ def read(
 
 def _rows_of(sweep: str) -> dict[str, Mapping[str, Any]]:
   """Returns what `runs.json` would have of a sweep's file."""
-  from launch import grid  # Few need it.
+  from dst_t5x.launch import grid  # Few need it.
 
   return {run.name: {'settings': run.settings} for run in grid.read(sweep)}
 

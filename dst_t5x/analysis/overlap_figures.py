@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dst_t5x import subset as subset_lib
+from dst_t5x import subsets as subset_lib
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import module_figures
 from dst_t5x.analysis import paper_tables

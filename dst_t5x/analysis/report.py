@@ -14,9 +14,6 @@ import sys
 from absl import logging
 from etils import epath
 
-from dst_t5x import closed_pipe
-from dst_t5x import command_line
-from dst_t5x import whole_files
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import folders as folders_lib
 from dst_t5x.analysis import header
@@ -31,7 +28,10 @@ from dst_t5x.analysis import style
 from dst_t5x.analysis import subsets as subsets_lib
 from dst_t5x.analysis import tables
 from dst_t5x.analysis import training_figures
-from dst_t5x.errors import UserError, first_line, writing
+from dst_t5x.core import closed_pipe
+from dst_t5x.core import command_line
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import UserError, first_line, writing
 
 _PAGE = 'report.html'
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from dst_t5x import best
-from dst_t5x import metrics_file
 from dst_t5x.analysis import setups
-from dst_t5x.errors import first_line
+from dst_t5x.checkpoints import best
+from dst_t5x.core import metrics_file
+from dst_t5x.core.errors import first_line
 
 FINISHED = 'finished'
 MISSING = 'missing'

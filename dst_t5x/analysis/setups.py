@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from dst_t5x import silos as silo_lib
+from dst_t5x.method import silos as silo_lib
 
 ZERO_SHOT = 'zero_shot'
 PRETRAINING = 'pretraining'

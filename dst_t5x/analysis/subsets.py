@@ -6,11 +6,11 @@ import math
 
 from etils import epath
 
-from dst_t5x import history
-from dst_t5x import silos
-from dst_t5x import subset as subset_lib
+from dst_t5x import subsets as subset_lib
 from dst_t5x.analysis import runs as runs_lib
-from dst_t5x.errors import UserError, first_line
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.method import silos
+from dst_t5x.runs import history
 
 Subset = subset_lib.Subset
 Tell = Callable[[str], None]
@@ -76,9 +76,9 @@ class Reader:
     if not steps or (len(steps) < 2 and not last):
       return {}
     # Orbax takes some seconds to import, and most runs keep subset files.
-    from dst_t5x import checkpoints
+    from dst_t5x.checkpoints import run_folder
 
-    opened = checkpoints.RunFolder(run.folder, read_only=True)
+    opened = run_folder.RunFolder(run.folder, read_only=True)
     found = {}
     try:
       for step in sorted(steps)[-1:] if last else sorted(steps):

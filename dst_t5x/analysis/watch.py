@@ -17,12 +17,12 @@ from absl import logging
 from etils import epath
 import tqdm
 
-from dst_t5x import best
-from dst_t5x import closed_pipe
-from dst_t5x import command_line
-from dst_t5x import metrics_file
 from dst_t5x.analysis import runs as runs_lib
-from dst_t5x.errors import UserError, error_of_log, first_line
+from dst_t5x.checkpoints import best
+from dst_t5x.core import closed_pipe
+from dst_t5x.core import command_line
+from dst_t5x.core import metrics_file
+from dst_t5x.core.errors import UserError, error_of_log, first_line
 
 _QUIET = 300.0  # Seconds without a report after which one may wonder.
 _BAR = 30

@@ -16,7 +16,7 @@ import pydantic
 from starlette import exceptions as http_exceptions
 
 import dst_t5x
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import presence
 from dst_t5x.serving import scheduler as scheduler_lib

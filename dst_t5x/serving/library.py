@@ -26,10 +26,10 @@ from absl import logging
 import cachetools
 import numpy as np
 
-from dst_t5x import errors
-from dst_t5x import subset as subset_lib
-from dst_t5x import whole_files
-from dst_t5x.errors import UserError
+from dst_t5x import subsets as subset_lib
+from dst_t5x.core import errors
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import UserError
 from dst_t5x.serving import contents
 from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import model as model_lib

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x import decoding
-from dst_t5x import network as network_lib
-from dst_t5x import subset as subset_lib
-from dst_t5x.errors import UserError, check_positive
+from dst_t5x import subsets as subset_lib
+from dst_t5x.core.errors import UserError, check_positive
+from dst_t5x.models import decoding
+from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.serving import corrections
 from dst_t5x.serving import integrity
 from dst_t5x.serving import placement

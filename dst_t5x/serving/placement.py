@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x import silos
-from dst_t5x import subset as subset_lib
-from dst_t5x.errors import UserError
-from dst_t5x.subset import extraction
+from dst_t5x import subsets as subset_lib
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import silos
+from dst_t5x.subsets import extraction
 
 Array = jax.Array
 PyTree = Any

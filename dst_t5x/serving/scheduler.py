@@ -14,7 +14,7 @@ import time
 
 from absl import logging
 
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
 from dst_t5x.serving import model as model_lib
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import anyio.to_thread
 
-from dst_t5x import decoding
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
+from dst_t5x.models import decoding
 from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import metrics as metrics_lib

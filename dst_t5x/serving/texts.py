@@ -5,9 +5,9 @@ import re
 import numpy as np
 import seqio
 
-from dst_t5x import network as network_lib
-from dst_t5x.errors import UserError
-from dst_t5x.tasks import vocabulary as vocabulary_lib
+from dst_t5x.core.errors import UserError
+from dst_t5x.data import vocabulary as vocabulary_lib
+from dst_t5x.models.t5 import network as network_lib
 
 # More for each piece than text of any language has: T5's longest has 16.
 _CHARACTERS = 64

@@ -19,13 +19,13 @@ import seqio
 from t5x import checkpoints
 from t5x import train_state as train_state_lib
 
-from dst_t5x import adapters
-from dst_t5x import parameters
-from dst_t5x import partitioning
-from dst_t5x import parts
-from dst_t5x import seeds
-from dst_t5x import stacking
-from dst_t5x.errors import UserError
+from dst_t5x.adapters import api as adapters
+from dst_t5x.checkpoints import seeds
+from dst_t5x.core import parts
+from dst_t5x.core import stacking
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
 from dst_t5x.t5x import optimizer as optimizer_lib
 
 PyTree = Any

@@ -11,7 +11,7 @@ from t5x import optimizers
 from t5x import partitioning
 from t5x import utils
 
-from dst_t5x import projection as projection_lib
+from dst_t5x.method import projection as projection_lib
 from dst_t5x.t5x import checkpointer
 from dst_t5x.t5x import model as model_lib
 from dst_t5x.t5x import optimizer as optimizer_lib

@@ -12,11 +12,11 @@ from t5x import models
 from t5x import optimizers
 from t5x.examples.t5 import network as t5x_network
 
-from dst_t5x import adapters
-from dst_t5x import decoding
-from dst_t5x import losses
-from dst_t5x import network as network_lib
-from dst_t5x import task_examples
+from dst_t5x.adapters import api as adapters
+from dst_t5x.data import task_examples
+from dst_t5x.engine import losses
+from dst_t5x.models import decoding
+from dst_t5x.models.t5 import network as network_lib
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):

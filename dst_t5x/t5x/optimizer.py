@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from t5x import adafactor
 from t5x import optimizers
 
-from dst_t5x import finite
-from dst_t5x import parts
-from dst_t5x import projection as projection_lib
-from dst_t5x import trained as trained_lib
+from dst_t5x.core import parts
+from dst_t5x.engine import finiteness
+from dst_t5x.engine import trained as trained_lib
+from dst_t5x.method import projection as projection_lib
 
 PyTree = Any
 # What an optimizer state of T5X consists of.
@@ -167,7 +167,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
         next_state.replace(param_states=inner.param_states),
       )
     else:
-      is_finite = finite.all_finite((new_params, inner.param_states))
+      is_finite = finiteness.all_finite((new_params, inner.param_states))
       after, param_states, projection = lax.cond(is_finite, accepted, refused)
       next_state = next_state.replace(
         param_states=param_states,

@@ -8,11 +8,11 @@ import numpy as np
 from t5x import train_state as train_state_lib
 from t5x import trainer
 
-from dst_t5x import masks
-from dst_t5x import monitor
-from dst_t5x import projection as projection_lib
-from dst_t5x import reports
-from dst_t5x.errors import UserError
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import masks
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import reports
+from dst_t5x.runs import monitor
 from dst_t5x.t5x import optimizer as optimizer_lib
 
 PyTree = Any

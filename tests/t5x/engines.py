@@ -15,14 +15,14 @@ import numpy as np
 from t5x import partitioning
 import toy_task
 
-from dst_t5x import data
-from dst_t5x import network as network_lib
-from dst_t5x import optimizers
-from dst_t5x import parts
-from dst_t5x import projection as projection_lib
-from dst_t5x import seeds
-from dst_t5x import task_checks
-from dst_t5x import trainer as trainer_lib
+from dst_t5x.checkpoints import seeds
+from dst_t5x.core import parts
+from dst_t5x.data import pipeline
+from dst_t5x.data import task_checks
+from dst_t5x.engine import optimizers
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import loop
 
 LENGTHS = {'inputs': 16, 'targets': 16}
@@ -80,7 +80,7 @@ class Partitioner(partitioning.PjitPartitioner):
 def batches():
   """Returns packed batches of the toy task, [batch, length] each."""
   task = task_checks.check(toy_task.NAME, LENGTHS, 16)
-  with data.TrainIterator(task, LENGTHS, 16, seed=0) as source:
+  with pipeline.TrainIterator(task, LENGTHS, 16, seed=0) as source:
     return [next(source).batch for _ in range(STEPS)]
 
 

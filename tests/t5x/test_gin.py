@@ -5,7 +5,7 @@ import commands
 import gin
 import pytest
 
-from dst_t5x import network as network_lib
+from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import model as model_lib
 
 _GIN = binaries.ROOT / 'gin'

@@ -11,10 +11,10 @@ import pytest
 from t5x import adafactor
 from t5x import optimizers
 
-from dst_t5x import lora
-from dst_t5x import network as network_lib
-from dst_t5x import projection as projection_lib
-from dst_t5x.errors import UserError
+from dst_t5x.adapters import lora
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import optimizer as optimizer_lib
 from dst_t5x.t5x import trainer as trainer_lib
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tiny_t5
 
-from dst_t5x import network as network_lib
-from dst_t5x import projection as projection_lib
-from dst_t5x import t5x_checkpoint
+from dst_t5x.checkpoints import t5x_checkpoint
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.models.t5 import network as network_lib
 
 _TESTS = pathlib.Path(__file__).resolve().parent.parent
 

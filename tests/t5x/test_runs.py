@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from dst_t5x import parts
-from dst_t5x import seeds
-from dst_t5x import subset
-from dst_t5x import t5x_checkpoint
-from dst_t5x.subset import command
+from dst_t5x import subsets
+from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import subset_command
+from dst_t5x.checkpoints import t5x_checkpoint
+from dst_t5x.core import parts
 
 
 def _changed(folder, seed):
@@ -48,9 +48,11 @@ def test_dst_changes_its_budget_and_nothing_else(dst_run, toy_seed):
 def test_the_subset_is_a_file(dst_run, toy_seed, tmp_path, capsys):
   arguments = 'extract', dst_run / 'checkpoint_20', '--seed', toy_seed
   output = tmp_path / 'a.dst'
-  assert not command.main([*map(str, arguments), '--output', str(output)])
+  assert not subset_command.main(
+    [*map(str, arguments), '--output', str(output)]
+  )
   capsys.readouterr()
-  found, about = subset.load(output)
+  found, about = subsets.load(output)
   assert found.size == sum(_changed(dst_run, toy_seed).values())
   assert about['step'] == 20
   # It is the same model for either engine, and for either reader.
@@ -72,7 +74,7 @@ def test_both_engines_decode_alike(kind, decoder, dst_run, toy_run, tmp_path):
   file = tmp_path / 'decoder.gin'
   file.write_text(f"""
     from __gin__ import dynamic_registration
-    from dst_t5x import decoding
+    from dst_t5x.models import decoding
     DECODER = @decoding.{decoder}()
   """)
   for folder, call, run in (

@@ -1,0 +1,1 @@
+"""LoRA, (IA)³ and prompts: what a method adds to a network."""

@@ -1,0 +1,57 @@
+"""(IA)³ (Liu et al., 2022): keys, values and hidden units are rescaled."""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import ClassVar
+
+from flax import linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dst_t5x.adapters import api as adapters
+
+# The linear maps whose outputs or whose inputs are rescaled.
+OUTPUTS = r'.*attention/(key|value)'
+INPUTS = r'.*mlp/wo'
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3(adapters.Adapter):
+  """Learned factors `ia3`, which start at one (Section 3.3 there).
+
+  [features] for the outputs of keys and values of all attention, [n] for the
+  inputs of the feed-forward block's last map.
+  """
+
+  added: ClassVar[str] = r'.*/ia3'
+
+  def linear(self, linear: adapters.Linear, x: jax.Array) -> jax.Array:
+    """Rescales the output or the input."""
+    if re.fullmatch(OUTPUTS, linear.path):
+      y = linear.apply(x)
+      return y * _factors(y, linear.axes[1], linear.dtype)
+    if re.fullmatch(INPUTS, linear.path):
+      return linear.apply(x * _factors(x, linear.axes[0], linear.dtype))
+    return linear.apply(x)
+
+  def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Multiplies the kernels' columns, or their rows."""
+    merged = self.without_added(params)
+    for path in params:
+      if re.fullmatch(self.added, path):
+        module = path.removesuffix('/ia3')
+        is_input = re.fullmatch(INPUTS, module)
+        factors = np.expand_dims(params[path], -1 if is_input else -2)
+        kernel = merged[f'{module}/kernel']
+        merged[f'{module}/kernel'] = (kernel * factors).astype(kernel.dtype)
+    return merged
+
+
+def _factors(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
+  factors = partitioning.param_with_axes(
+    'ia3', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=(axis,)
+  )
+  return factors.astype(dtype)

@@ -1,0 +1,93 @@
+"""LoRA (Hu et al., 2022): a low-rank map parallel to a frozen one."""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import ClassVar
+
+from flax import linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError
+
+# U(−1/√n, 1/√n), as Hugging Face PEFT initialises it.
+_INIT_A = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(adapters.Adapter):
+  """y = xW + (alpha / rank) · dropout(x)AB (Section 4.1 there).
+
+  A is `lora_a` [n, rank], B is `lora_b` [rank, features], which starts at zero,
+  so that the network starts as the seed. The product AB is never formed in
+  training.
+
+  Attributes:
+    rank: columns of A.
+    alpha: AB is multiplied by alpha / rank.
+    dropout_rate: of the low-rank path's input.
+    targets: regular expression over the paths of linear maps.
+  """
+
+  rank: values.Positive = 8
+  alpha: values.AboveZero = 8.0
+  dropout_rate: values.BelowOne = 0.0
+  targets: str = r'.*attention/(query|value)'
+
+  added: ClassVar[str] = r'.*/lora_[ab]'
+
+  def __post_init__(self) -> None:
+    values.check_fields(self, 'LORA_')
+    # As float32, too, in which the network multiplies by it.
+    if not 0 < self.alpha / self.rank <= float(np.finfo(np.float32).max):
+      raise UserError(
+        f'LORA_ALPHA must be above 0 and finite, it is {self.alpha!r}'
+      )
+    try:
+      re.compile(self.targets)
+    except re.error as e:
+      raise UserError(
+        f'LORA_TARGETS is no regular expression: {self.targets!r}: {e}'
+      ) from e
+
+  def linear(self, linear: adapters.Linear, x: jax.Array) -> jax.Array:
+    """Adds the low-rank map's output."""
+    y = linear.apply(x)
+    if not re.fullmatch(self.targets, linear.path):
+      return y
+    a = partitioning.param_with_axes(
+      'lora_a',
+      _INIT_A,
+      (x.shape[-1], self.rank),
+      jnp.float32,
+      axes=(linear.axes[0], 'lora_rank'),
+    )
+    b = partitioning.param_with_axes(
+      'lora_b',
+      nn.initializers.zeros,
+      (self.rank, linear.features),
+      jnp.float32,
+      axes=('lora_rank', linear.axes[1]),
+    )
+    if self.dropout_rate:
+      x = nn.Dropout(self.dropout_rate)(x, deterministic=linear.deterministic)
+    low = jnp.dot(x.astype(linear.dtype), a.astype(linear.dtype))
+    scale = jnp.asarray(self.alpha / self.rank, linear.dtype)
+    return y + jnp.dot(low, b.astype(linear.dtype)) * scale
+
+  def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds (alpha / rank) · AB to the kernels."""
+    merged = self.without_added(params)
+    for path in params:
+      if path.endswith('/lora_a'):
+        module = path.removesuffix('/lora_a')
+        product = np.matmul(params[path], params[f'{module}/lora_b'])
+        kernel = merged[f'{module}/kernel']
+        scaled = np.float32(self.alpha / self.rank) * product
+        merged[f'{module}/kernel'] = (kernel + scaled).astype(kernel.dtype)
+    return merged

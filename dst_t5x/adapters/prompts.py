@@ -1,0 +1,107 @@
+"""Prompt tuning (Lester et al., 2021): trained vectors before the inputs.
+
+The data puts placeholders before the inputs of every example, ids from the
+vocabulary's size on, which the encoder looks up in the prompt instead of the
+embedding. So each example of a packed row has the prompt right before it, and
+attention, positions and decoding need not know of prompts at all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import ClassVar, Literal
+
+from flax import linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError
+
+PATH = 'encoder/prompt'
+# Rows are drawn from the most frequent pieces, which come first, behind the
+# special ones (Section 3.2 there: the 5,000 most common tokens).
+_FIRST, _FREQUENT = 3, 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt(adapters.Adapter):
+  """A prompt `encoder/prompt` [length, embed] before the encoder's inputs.
+
+  Attributes:
+    length: how many vectors.
+    initialization: `vocabulary`: embeddings of random frequent pieces; or
+      `labels`: those of the labels, then as many random ones as are missing;
+      or `uniform`: U(−0.5, 0.5).
+    labels: texts that the task's answers consist of, such as `entailment`.
+  """
+
+  length: values.Positive = 10
+  initialization: Literal['vocabulary', 'labels', 'uniform'] = 'vocabulary'
+  labels: Sequence[str] = ()
+
+  added: ClassVar[str] = PATH
+
+  def __post_init__(self) -> None:
+    values.check_fields(self, 'PROMPT_')
+    # From gin it is a list; `jit` hashes us.
+    object.__setattr__(self, 'labels', tuple(self.labels))
+    if (self.initialization == 'labels') != bool(self.labels):
+      raise UserError(
+        "PROMPT_LABELS goes with PROMPT_INITIALIZATION = 'labels', which needs"
+        ' them'
+      )
+
+  def embed(
+    self,
+    apply: Callable[[jax.Array], jax.Array],
+    tokens: jax.Array,
+    vocab_size: int,
+  ) -> jax.Array:
+    """Looks placeholders up in the prompt, all else in the embedding."""
+    pieces = apply(jnp.where(tokens < vocab_size, tokens, 0))
+    prompt = partitioning.param_with_axes(
+      'prompt',
+      nn.initializers.uniform(1.0),
+      (self.length, pieces.shape[-1]),
+      jnp.float32,
+      axes=('prompt', 'embed'),
+    )
+    # An id beyond both is NaN, as one beyond the embedding is.
+    vectors = jnp.take(prompt, tokens - vocab_size, axis=0, mode='fill')
+    is_prompt = (tokens >= vocab_size)[..., None]
+    return jnp.where(is_prompt, vectors.astype(pieces.dtype), pieces)
+
+  def prefix(self, vocab_size: int) -> tuple[int, ...]:
+    """Returns the placeholders."""
+    return tuple(range(vocab_size, vocab_size + self.length))
+
+  def initialize(
+    self,
+    added: Mapping[str, np.ndarray],
+    seed: Mapping[str, np.ndarray],
+    random: np.random.Generator,
+    encode: Callable[[str], list[int]],
+  ) -> dict[str, np.ndarray]:
+    """Returns the first prompt; see `initialization`."""
+    table = np.asarray(seed['token_embedder/embedding'])
+    shape = self.length, table.shape[1]
+    if self.initialization == 'uniform':
+      prompt = random.uniform(-0.5, 0.5, shape)
+    else:
+      frequent = np.arange(_FIRST, min(_FREQUENT, len(table)))
+      prompt = table[random.choice(frequent, self.length)]
+      # A label of several pieces is their mean (Section 3.2 there).
+      labels = [table[encode(label)].mean(axis=0) for label in self.labels]
+      labels = labels[: self.length]
+      prompt[: len(labels)] = np.reshape(labels, (len(labels), shape[1]))
+    return {PATH: np.asarray(prompt, np.float32)}
+
+  def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Raises UserError: a prompt is no change of weights."""
+    raise UserError(
+      'a prompt cannot be merged into the weights: export it by itself, '
+      'python -m dst_t5x.convert MODEL_DIR TARGET --format=peft'
+    )

@@ -1,0 +1,1 @@
+"""Formats of pretrained models and of runs, read and written."""

@@ -1,0 +1,130 @@
+"""Converts checkpoints between T5X's format and Hugging Face's.
+
+    python -m dst_t5x.convert SOURCE TARGET --format=hf
+    python -m dst_t5x.convert SOURCE TARGET --format=t5x
+    python -m dst_t5x.convert MODEL_DIR TARGET --format=peft
+
+SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
+folder, an adapter of Hugging Face PEFT, or a run of this package. Values are
+the same bit for bit, in float32; an adapter is merged into the weights. The
+last command takes the adapter alone out of a run that trained one.
+"""
+
+from collections.abc import Mapping
+import sys
+from typing import Any
+
+from etils import epath
+
+from dst_t5x.checkpoints import hf_checkpoint
+from dst_t5x.checkpoints import peft_files
+from dst_t5x.checkpoints import run_folder
+from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import t5x_checkpoint
+from dst_t5x.core import command_line
+from dst_t5x.core import errors
+from dst_t5x.core import parts
+from dst_t5x.models.t5 import network
+from dst_t5x.models.t5 import sizes
+
+
+def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
+  """Writes a checkpoint anew in another format.
+
+  Args:
+    source: what `seeds.load_seed` reads.
+    target: the new folder; for T5X, one that holds `checkpoint_<step>`, or that
+      one itself.
+    kind: 'hf', 't5x' or 'peft'.
+
+  Returns:
+    One line that says what was done.
+
+  Raises:
+    UserError: the source cannot be read, is no T5 1.1, has no adapter to take
+      out, or the target exists.
+  """
+  if kind == 'peft':
+    return _take_adapter(epath.Path(source), target)
+  seed = seeds.load_seed(source).merged()
+  written = write(target, seed.params, seed.step, kind)
+  return (
+    f'{seed.path} ({seed.format}, step {seed.step}) -> {written} ({kind}),'
+    f' fingerprint {seed.fingerprint}'
+  )
+
+
+def write(
+  target: epath.PathLike, params: Mapping[str, Any], step: int, kind: str
+) -> epath.Path:
+  """Writes a whole model; returns the folder that holds it.
+
+  Args:
+    target: see `convert`.
+    params: unstacked nested dict of float32 arrays.
+    step: the training step, which Hugging Face's format does not keep.
+    kind: 'hf' or 't5x'.
+
+  Raises:
+    UserError: the parameters are no T5 1.1, or the target exists.
+  """
+  if kind == 'hf':
+    hf_checkpoint.save(target, params, config_of_params(params))
+    return epath.Path(target)
+  return t5x_checkpoint.save(target, params, step)
+
+
+def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
+  """Writes the adapter of a run."""
+  run = seeds.load_seed(source)
+  if run.format != 'run' or not peft_files.is_known(run.adapter):
+    raise errors.UserError(
+      f'{source} is no run that trained an adapter (LoRA, (IA)³ or a prompt):'
+      ' take --format=hf or t5x'
+    )
+  seed = run_folder.read_run_file(source)['seed']
+  added, base = parts.split(run.params, [run.adapter.added])
+  flat = parts.flatten(added)
+  peft_files.save(target, run.adapter, flat, base, seed, run.step)
+  return f'{source} (run, step {run.step}) -> {target} (peft)'
+
+
+def config_of_params(params: Mapping[str, Any]) -> network.T5Config:
+  """Returns the T5 1.1 network that has parameters of these shapes.
+
+  Raises:
+    UserError: they are not those of a T5 1.1.
+  """
+  found = sizes.sizes(params)
+  try:
+    return network.T5Config(
+      vocab_size=found['vocab_size'],
+      emb_dim=found['emb_dim'],
+      num_heads=found['num_heads'],
+      num_encoder_layers=found['num_encoder_layers'],
+      num_decoder_layers=found['num_decoder_layers'],
+      head_dim=found['head_dim'],
+      mlp_dim=found['mlp_dim'],
+      mlp_activations=('gelu', 'linear'),
+    )
+  except KeyError as error:
+    raise errors.UserError(
+      f'no T5 1.1: its tensors do not tell {error}'
+    ) from error
+
+
+def main(arguments: list[str]) -> int:
+  """The command line."""
+  parser = command_line.Parser(
+    prog='python -m dst_t5x.convert', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('source', help='T5X or Hugging Face folder, or a run')
+  parser.add_argument('target', help='new folder')
+  parser.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)
+  parsed = parser.parse_args(arguments)
+  try:
+    print(convert(parsed.source, parsed.target, parsed.format))
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0

@@ -1,0 +1,205 @@
+"""The config.json of a Hugging Face T5 1.1: what it states, and what of it.
+
+What changes what is computed is read, or refused by name unless it is what the
+network here has; the rest, such as a summary's length, is not looked at.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from etils import epath
+
+from dst_t5x.core import json_object
+from dst_t5x.core.errors import UserError
+from dst_t5x.models.t5 import network
+
+FILE = 'config.json'
+
+# Key -> what the network here has; Transformers takes the same where the key is
+# missing, but for the first.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+  'model_type': ('t5',),
+  'relative_attention_max_distance': (128,),
+  'layer_norm_epsilon': (1e-6,),
+  # Token ids that the data and the decoders have.
+  'decoder_start_token_id': (0,),
+  'eos_token_id': (1, [1]),
+  'pad_token_id': (0,),
+  # What replaces weights, or changes them once they are loaded.
+  'pruned_heads': ({},),
+  'quantization_config': (),
+  'tie_encoder_decoder': (False,),
+  'transformers_weights': (),
+}
+# Transformers takes each for the other; the left one is what it writes.
+_ALIASES = {
+  'd_kv': 'head_dim',
+  'd_model': 'hidden_size',
+  'num_heads': 'num_attention_heads',
+  'num_layers': 'num_hidden_layers',
+}
+# Its names of GELU by tanh, which T5 1.1 has.
+_GELU = ('gelu_new', 'gelu_pytorch_tanh')
+# Names of all tensors are made before the first one is read.
+_MOST_LAYERS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What a config.json states.
+
+  Attributes:
+    network: the sizes.
+    num_buckets: of relative positions; our network has 32, and refuses the
+      parameters of another number by their shape.
+    head_may_be_embedding: whether a folder without an output projection has the
+      embedding for it.
+  """
+
+  network: network.T5Config
+  num_buckets: int
+  head_may_be_embedding: bool
+
+
+def read(folder: epath.Path) -> Config:
+  """Returns what a folder's config.json states.
+
+  Raises:
+    UserError: it is missing, damaged, or of another kind than T5 1.1.
+  """
+  stated = json_object.read(folder / FILE)
+  _check_fixed(stated)
+  _check_feed_forward(stated)
+  tied = stated.get('tie_word_embeddings', bool, True)
+  # Transformers 5 states tied embeddings for every T5; only this tells.
+  scaled = stated.get('scale_decoder_outputs', bool, None)
+  if tied if scaled is None else scaled:
+    key = 'tie_word_embeddings' if scaled is None else 'scale_decoder_outputs'
+    raise _other_model(
+      stated,
+      f'has {key} {json_object.shown(stated.content.get(key))}, which ties the'
+      ' output projection to the embeddings (T5 1.0); take a google/t5-v1_1'
+      ' model',
+    )
+  num_buckets = stated.size('relative_attention_num_buckets', 32)
+  return Config(_network(stated), num_buckets, head_may_be_embedding=tied)
+
+
+def stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
+  """Returns the config.json of a network.
+
+  Raises:
+    UserError: it is no T5 1.1.
+  """
+  if tuple(config.mlp_activations) != ('gelu', 'linear'):
+    raise UserError(
+      f'no T5 1.1 model: mlp_activations {tuple(config.mlp_activations)}'
+    )
+  if config.logits_via_embedding:
+    raise UserError('no T5 1.1 model: logits_via_embedding is set')
+  return {
+    'architectures': ['T5ForConditionalGeneration'],
+    'd_ff': config.mlp_dim,
+    'd_kv': config.head_dim,
+    'd_model': config.emb_dim,
+    'decoder_start_token_id': 0,
+    'dropout_rate': config.dropout_rate,
+    'eos_token_id': 1,
+    'feed_forward_proj': 'gated-gelu',
+    'initializer_factor': 1.0,
+    'is_encoder_decoder': True,
+    'layer_norm_epsilon': 1e-6,
+    'model_type': 't5',
+    'num_decoder_layers': config.num_decoder_layers,
+    'num_heads': config.num_heads,
+    'num_layers': config.num_encoder_layers,
+    'pad_token_id': 0,
+    'relative_attention_max_distance': 128,
+    'relative_attention_num_buckets': num_buckets,
+    'tie_word_embeddings': False,
+    'torch_dtype': 'float32',
+    'use_cache': True,
+    'vocab_size': config.vocab_size,
+  }
+
+
+def _check_fixed(stated: json_object.JsonObject) -> None:
+  """Refuses what the network here has otherwise."""
+  for key, known in _FIXED.items():
+    value = stated.content.get(key)
+    if value is None and key != 'model_type':
+      continue
+    # By type, too: `true` is no 1.
+    if not any(type(value) is type(one) and value == one for one in known):
+      wanted = f'not {known[0]!r}' if known else 'which is not known here'
+      raise _other_model(
+        stated, f'has {key} {json_object.shown(value)}, {wanted}'
+      )
+
+
+def _check_feed_forward(stated: json_object.JsonObject) -> None:
+  """Refuses another feed-forward block than a GELU gated by a linear map."""
+  name = stated.get('feed_forward_proj', str, 'relu')
+  gate, _, activation = name.rpartition('-')
+  activation = 'gelu_new' if name == 'gated-gelu' else activation
+  # Transformers prefers these two where they are stated.
+  found = stated.get('dense_act_fn', str, activation)
+  is_gated = stated.get('is_gated_act', bool, gate == 'gated')
+  for key, is_known in (
+    ('dense_act_fn', found in _GELU),
+    ('is_gated_act', is_gated),
+  ):
+    if is_known:
+      continue
+    value = stated.content.get(key)
+    if value is None:
+      key, value = 'feed_forward_proj', name
+    raise _other_model(
+      stated, f"has {key} {json_object.shown(value)}, T5 1.1 has 'gated-gelu'"
+    )
+
+
+def _network(stated: json_object.JsonObject) -> network.T5Config:
+  """Returns the sizes."""
+  sizes = {name: _size(stated, name) for name in _ALIASES}
+  encoder_layers = sizes['num_layers']
+  decoder_layers = stated.size(
+    'num_decoder_layers', encoder_layers, most=_MOST_LAYERS
+  )
+  dropout_rate = stated.get('dropout_rate', float, 0.1)
+  if not 0 <= dropout_rate < 1:
+    raise stated.refusal('dropout_rate', 'must be in [0, 1)')
+  return network.T5Config(
+    vocab_size=stated.size('vocab_size'),
+    emb_dim=sizes['d_model'],
+    num_heads=sizes['num_heads'],
+    num_encoder_layers=encoder_layers,
+    num_decoder_layers=decoder_layers,
+    head_dim=sizes['d_kv'],
+    mlp_dim=stated.size('d_ff'),
+    mlp_activations=('gelu', 'linear'),
+    dropout_rate=dropout_rate,
+    logits_via_embedding=False,
+  )
+
+
+def _size(stated: json_object.JsonObject, name: str) -> int:
+  """Returns a size that has two names.
+
+  Raises:
+    UserError: it is missing, no size, or two different ones.
+  """
+  most = _MOST_LAYERS if name == 'num_layers' else json_object.LARGEST
+  other = stated.size(_ALIASES[name], None, most=most)
+  if other is None:
+    return stated.size(name, most=most)
+  size = stated.size(name, other, most=most)
+  if other != size:
+    raise stated.refusal(_ALIASES[name], f"must be {name}'s {size}")
+  return size
+
+
+def _other_model(stated: json_object.JsonObject, why: str) -> UserError:
+  folder, _, file = stated.where.rpartition('/')
+  return UserError(f'{folder} is no T5 1.1 model: its {file} {why}')

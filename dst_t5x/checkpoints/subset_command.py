@@ -1,0 +1,299 @@
+"""Looks at subset files, checks, applies, exports, compares, combines them.
+
+    python -m dst_t5x.subset extract TUNED --seed SEED --output a.dst
+    python -m dst_t5x.subset info a.dst
+    python -m dst_t5x.subset verify a.dst --seed SEED
+    python -m dst_t5x.subset apply a.dst --seed SEED --output DIR
+    python -m dst_t5x.subset export a.dst --seed SEED --format=hf --output DIR
+    python -m dst_t5x.subset overlap a.dst b.dst
+    python -m dst_t5x.subset combine a.dst b.dst --rule=mean --output ab.dst
+
+SEED and TUNED are what `python -m dst_t5x.convert` reads: a T5X checkpoint in
+either of its formats, a Hugging Face folder, or a run.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+import os
+import sys
+from typing import Any, get_args
+
+from etils import epath
+
+import dst_t5x
+from dst_t5x.core import command_line
+from dst_t5x.core import json_text
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import silos
+from dst_t5x.subsets import algebra
+from dst_t5x.subsets import extraction
+from dst_t5x.subsets import file
+
+_BAR = 30
+# From this share of the parameters on, a subset is larger than the model.
+_MOST = 0.8
+
+Rows = list[tuple[str, ...]]
+
+
+def extract(options: argparse.Namespace) -> None:
+  """Writes what a tuned model has that its seed has not."""
+  (path,) = options.files
+  tuned, seed = _load_seed(path).merged(), _load_seed(options.seed).merged()
+  subset = extraction.extract(tuned.params, seed.params, seed.fingerprint)
+  parameters = sum(math.prod(t.shape) for t in subset.tensors.values())
+  if subset.size > _MOST * parameters:
+    raise UserError(
+      f'{subset.size:,} of {parameters:,} parameters differ: is {options.seed} '
+      f'the seed of {path}? If it is, the model is no subset: use '
+      '`python -m dst_t5x.convert`'
+    )
+  about = {
+    'seed': seed.reference,
+    'step': tuned.step,
+    'parameters': parameters,
+    'version': dst_t5x.__version__,
+  }
+  size = file.save(options.output, subset, about)
+  print(
+    f'{options.output}: {subset.size:,} of {parameters:,} parameters differ '
+    f'from {seed.path}, {size:,} bytes'
+  )
+
+
+def info(options: argparse.Namespace) -> None:
+  """Prints what files hold: their metadata, and what is free by module."""
+  for i, path in enumerate(options.files):
+    subset, about = file.load(path)
+    size = epath.Path(path).stat().length
+    print('\n' * bool(i), end='')
+    print(f'{path}: {size:,} bytes, {subset.size:,} values, {file.FORMAT}')
+    # As JSON, which cannot hold what a terminal would obey.
+    for key in sorted(about):
+      print(f'{json_text.dumps(key)[1:-1]}: {json_text.dumps(about[key])}')
+    _show(_modules(subset))
+
+
+def _modules(subset: extraction.Subset) -> Rows:
+  """Returns the table by module: parameters, free ones, their share, a bar."""
+  sizes: dict[str, int] = {}
+  free: dict[str, int] = {}
+  for path, tensor in subset.tensors.items():
+    module = silos.per_module(path)
+    sizes[module] = sizes.get(module, 0) + math.prod(tensor.shape)
+    count = len(subset.positions.get(path, ()))
+    free[module] = free.get(module, 0) + count
+  shares = {m: free[m] / size if size else 0.0 for m, size in sizes.items()}
+  most = max(shares.values(), default=0) or 1
+  rows: Rows = [('module', 'parameters', 'free', 'share', '')]
+  for module in sorted(sizes):
+    bar = '█' * math.ceil(_BAR * shares[module] / most)
+    rows.append((module, *_counts(sizes[module], free[module]), bar))
+  total = _counts(sum(sizes.values()), sum(free.values()))
+  return [*rows, ('all', *total, '')]
+
+
+def _counts(parameters: int, free: int) -> tuple[str, str, str]:
+  share = 100 * free / parameters if parameters else 0.0
+  return f'{parameters:,}', f'{free:,}', f'{share:.3g} %'
+
+
+def _show(rows: Rows) -> None:
+  """Prints rows: names to the left, numbers to the right, bars as they are."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  for name, *numbers, last in rows:
+    cells = [f'{n:>{w}}' for n, w in zip(numbers, widths[1:-1], strict=True)]
+    print('  '.join([f'{name:<{widths[0]}}', *cells, last]).rstrip())
+
+
+def verify(options: argparse.Namespace) -> None:
+  """Checks that files are whole, and that a seed is theirs."""
+  subsets = {path: file.load(path)[0] for path in options.files}
+  seed = _load_seed(options.seed) if options.seed else None
+  for path, subset in subsets.items():
+    if seed is not None:
+      check = extraction.check_seed
+      _for_file(path, check, subset, seed.params, seed.fingerprint)
+    belongs = 'is for' if seed is None else 'belongs to'
+    print(
+      f'{path} is whole: {subset.size:,} values; it {belongs} the seed '
+      f'{subset.fingerprint}'
+    )
+
+
+def _for_file(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls a function; what it says against a subset is said of its file."""
+  try:
+    return function(*arguments)
+  except UserError as e:
+    raise UserError(f'{path}: {str(e).removeprefix("subset: ")}') from e
+
+
+def _load_seed(path: str) -> Any:
+  # Reading models takes many libraries, reading subsets none of them.
+  from dst_t5x.checkpoints import seeds
+
+  return seeds.load_seed(path)
+
+
+def apply(options: argparse.Namespace) -> None:
+  """Applies a file to its seed, and writes the model in the seed's format."""
+  _write_tuned(options, None)
+
+
+def export(options: argparse.Namespace) -> None:
+  """Applies a file to its seed, and writes the model in a format."""
+  _write_tuned(options, options.format)
+
+
+def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
+  """Writes the tuned model; a run, as which none can be written, as T5X's."""
+  from dst_t5x.checkpoints import conversion
+  from dst_t5x.subsets import fingerprint
+
+  (path,) = options.files
+  subset, about = file.load(path)
+  seed = _load_seed(options.seed)
+  kind = kind or ('hf' if seed.format == 'hf' else 't5x')
+  params = _for_file(
+    path, extraction.apply, subset, seed.params, seed.fingerprint
+  )
+  step = about.get('step')
+  written = conversion.write(
+    options.output,
+    params,
+    step if isinstance(step, int) else seed.step,
+    kind,
+  )
+  print(
+    f'{seed.path} with {subset.size:,} values of {path} -> {written} '
+    f'({kind}), fingerprint {fingerprint.fingerprint(params)}'
+  )
+
+
+def overlap(options: argparse.Namespace) -> None:
+  """Prints how much every two files share (Eq. 9), two of them by module."""
+  subsets = [subset for subset, _ in _load_several(options.files)]
+  overlaps = {
+    (i, j): algebra.overlap(subsets[i], subsets[j])
+    for i, j in itertools.combinations(range(len(subsets)), 2)
+  }
+  modules = {}
+  if len(subsets) == 2:
+    modules = algebra.overlap_by_module(*subsets)
+  _show_overlaps(options.files, overlaps, modules)
+
+
+def _load_several(
+  files: Sequence[str],
+) -> list[tuple[extraction.Subset, dict[str, Any]]]:
+  if len(files) < 2:
+    raise UserError(f'there is only {files[0]}: name two files or more')
+  return [file.load(path) for path in files]
+
+
+def _show_overlaps(
+  files: Sequence[str],
+  overlaps: Mapping[tuple[int, int], algebra.Overlap],
+  modules: Mapping[str, algebra.Overlap],
+) -> None:
+  """Prints the overlaps of pairs of files, under their numbers from 1 on."""
+  for i, path in enumerate(files, start=1):
+    print(f'{i}: {path}')
+  rows: Rows = [('', 'first', 'second', 'shared', 'of first', 'Jaccard', '')]
+  rows += [_overlap_row(module, found) for module, found in modules.items()]
+  rows += [
+    _overlap_row(f'{i + 1} and {j + 1}', found)
+    for (i, j), found in overlaps.items()
+  ]
+  _show(rows)
+
+
+def _overlap_row(name: str, found: algebra.Overlap) -> tuple[str, ...]:
+  counts = (f'{n:,}' for n in (found.first, found.second, found.shared))
+  shares = (
+    '' if math.isnan(share) else f'{100 * share:.2f} %'
+    for share in (found.share, found.jaccard)
+  )
+  return (name, *counts, *shares, '')
+
+
+def combine(options: argparse.Namespace) -> None:
+  """Writes one file of the values of several."""
+  loaded = _load_several(options.files)
+  combined, overlaps = algebra.combine(
+    [subset for subset, _ in loaded], options.rule
+  )
+  _show_overlaps(options.files, overlaps, {})
+  about = {
+    'seed': loaded[0][1]['seed'],
+    'rule': options.rule,
+    'combined': [os.path.basename(path) for path in options.files],
+    'parameters': sum(math.prod(t.shape) for t in combined.tensors.values()),
+    'version': dst_t5x.__version__,
+  }
+  size = file.save(options.output, combined, about)
+  print(f'{options.output}: {combined.size:,} values, {size:,} bytes')
+
+
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
+    prog='python -m dst_t5x.subset',
+    description=__doc__,
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+  def add(
+    run: Callable[..., None],
+    files: str | int,
+    metavar: str = 'FILE',
+    what: str = '*.dst',
+  ) -> command_line.Parser:
+    summary = (run.__doc__ or '').splitlines()[0]
+    command = commands.add_parser(
+      run.__name__, help=summary, description=summary
+    )
+    command.set_defaults(run=run)
+    command.add_argument('files', nargs=files, metavar=metavar, help=what)
+    return command
+
+  command = add(extract, 1, 'TUNED', 'a tuned model of any format')
+  command.add_argument('--seed', metavar='DIR', required=True)
+  command.add_argument(
+    '--output', metavar='FILE', required=True, help='*.dst to write'
+  )
+  add(info, '+')
+  add(verify, '+').add_argument('--seed', metavar='DIR', help='is this theirs?')
+  for run in (apply, export):
+    command = add(run, 1)
+    command.add_argument('--seed', metavar='DIR', required=True)
+    command.add_argument(
+      '--output', metavar='DIR', required=True, help='new folder'
+    )
+  command.add_argument('--format', choices=('hf', 't5x'), required=True)
+  add(overlap, '+')
+  command = add(combine, '+')
+  command.add_argument(
+    '--rule',
+    choices=get_args(algebra.Rule),
+    default='disjoint',
+    help='where several have a value: none may differ (the default), the '
+    'first counts, or their mean',
+  )
+  command.add_argument(
+    '--output', metavar='FILE', required=True, help='where to'
+  )
+  return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+  """The command line; returns the exit status."""
+  options = _parser().parse_args(arguments)
+  try:
+    options.run(options)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0

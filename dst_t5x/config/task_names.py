@@ -1,0 +1,54 @@
+"""Command lines that may name a task and no gin file: `show_task gsm8k`."""
+
+from collections.abc import Sequence
+import pathlib
+
+from dst_t5x.config import gin_files
+from dst_t5x.core.errors import UserError, nearest
+
+
+def to_flags(arguments: Sequence[str], run_file: str) -> list[str]:
+  """Returns the gin flags that a command line stands for.
+
+  Args:
+    arguments: flags as `config.parse` takes them, and perhaps a task's name. It
+      stands for the file of that name in `gin/tasks`, or for a task that the
+      file with the longest name that it begins with registers as well:
+      `super_glue_rte` is one of `gin/tasks/super_glue.gin`.
+    run_file: gin file of the command.
+
+  Raises:
+    UserError: there is no such task, or there are several names.
+  """
+  names = [name for name in arguments if not name.startswith('-')]
+  flags = [flag for flag in arguments if flag.startswith('-')]
+  if len(names) > 1:
+    raise UserError(f'one task at a time, not {" and ".join(names)}')
+  if not names and not any(flag.startswith('--gin_file') for flag in flags):
+    raise UserError(f'name a task: {", ".join(_files())}; or give a --gin_file')
+  # A model's file comes before that of the task, which overrides some of it.
+  files = [flag for flag in flags if flag.startswith('--gin_file')]
+  others = [flag for flag in flags if flag not in files]
+  return [f'--gin_file={run_file}', *files, *_flags_of(*names), *others]
+
+
+def _flags_of(name: str | None = None) -> list[str]:
+  """Returns the flags that choose a task."""
+  if name is None:
+    return []
+  files = _files()
+  begins = [stem for stem in files if name.startswith(stem)]
+  if not begins:
+    raise UserError(
+      f'there is no task {name!r}{nearest(name, files)} (known:'
+      f' {", ".join(files)}; give others by --gin_file)'
+    )
+  stem = max(begins, key=len)
+  choice = [] if stem == name else [f'--gin.MIXTURE_OR_TASK_NAME={name!r}']
+  return [f'--gin_file={files[stem]}', *choice]
+
+
+def _files() -> dict[str, str]:
+  """Returns the gin files of tasks by their names without folder and ending."""
+  shipped = (pathlib.PurePosixPath(name) for name in gin_files.shipped())
+  return {path.stem: str(path) for path in shipped if path.parts[1] == 'tasks'}

@@ -1,0 +1,1 @@
+"""What every room uses: errors, tensor paths, whole files, object stores."""

@@ -1,0 +1,1 @@
+"""From a seqio task to batches, and from texts to scores."""

@@ -1,0 +1,266 @@
+"""From a seqio task to batches on the device.
+
+    task = task_checks.check('gsm8k', lengths, batch_size=128)
+    with TrainIterator(task, lengths, 128, seed=0, place=place) as batches:
+      for step, batch, position in batches: ...
+
+The order of training batches depends on the seed alone, and a `position` (the
+state of the whole input pipeline, shuffle buffers included) continues it where
+it was, batch for batch the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import queue
+import threading
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from absl import logging
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from dst_t5x.core.errors import UserError
+from dst_t5x.data import data_position
+from dst_t5x.data import task_examples
+
+Batch: TypeAlias = Mapping[str, np.ndarray]
+# Begins a position that is the number of batches, not the pipeline's state.
+_COUNT = b'batches '
+
+
+class TrainItem(NamedTuple):
+  """One training batch.
+
+  Attributes:
+    step: the training step that consumes the batch; the first is 1.
+    batch: model features, `[batch, length]` each, as `place` returned them.
+    position: the pipeline's state after this batch, where it was asked for.
+  """
+
+  step: int
+  batch: Any
+  position: bytes | None
+
+
+def eval_batches(
+  task: task_examples.Task,
+  feature_lengths: Mapping[str, int],
+  batch_size: int,
+  split: str = 'validation',
+  num_examples: int | None = None,
+  prefix: Sequence[int] = (),
+) -> Iterator[Batch]:
+  """Yields the examples of a split once and in order, for teacher forcing.
+
+  Args:
+    task: a task, or a mixture, whose tasks then follow each other.
+    feature_lengths: pieces per example; longer examples are cut.
+    batch_size: rows of every batch; the last is padded with rows of zeros,
+      whose `decoder_loss_weights` are 0.
+    split: the split; tasks of a mixture that lack it are left out.
+    num_examples: at most so many examples, of each task.
+    prefix: ids that are put before the inputs of each example.
+
+  Yields:
+    Model features as numpy arrays `[batch_size, length]`.
+  """
+  dataset, *others = [
+    task_examples.read(member, feature_lengths, split, prefix=prefix).take(
+      num_examples or -1
+    )
+    for member in task_examples.tasks_of(task)
+    if split in member.splits
+  ]
+  for other in others:
+    dataset = dataset.concatenate(other)
+  for batch in dataset.batch(batch_size).as_numpy_iterator():
+    yield {name: _pad_rows(rows, batch_size) for name, rows in batch.items()}
+
+
+def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
+  return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+
+
+def _iterator(
+  dataset: tf.data.Dataset, position: bytes | None
+) -> tf.data.Iterator:
+  """Returns an iterator that begins at a position."""
+  if position is not None and position.startswith(_COUNT):
+    # tf.data reads and drops them: the order is always the same.
+    dataset = dataset.skip(int(position.removeprefix(_COUNT)))
+    position = None
+  source = iter(dataset)
+  if position is not None:
+    data_position.restore(source, position)
+  return source
+
+
+class TrainIterator:
+  """Training batches without end, read ahead by a thread.
+
+  Iterate over it for `TrainItem`s; an exception of the thread is raised to the
+  consumer. Close it, or use it as a context manager, to end the thread.
+  """
+
+  def __init__(
+    self,
+    task: task_examples.Task,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    *,
+    seed: int,
+    pack: bool = True,
+    split: str = 'train',
+    step: int = 0,
+    position: bytes | None = None,
+    save_after: Callable[[int], bool] = lambda step: False,
+    place: Callable[[Batch], Any] = lambda batch: batch,
+    prefetch: int = 2,
+    prefix: Sequence[int] = (),
+    num_shards: int = 1,
+    rows: np.ndarray | None = None,
+  ) -> None:
+    """Starts reading.
+
+    Args:
+      task: the checked task or mixture.
+      feature_lengths: pieces per (packed) example.
+      batch_size: (packed) examples of a batch.
+      seed: determines the order.
+      pack: whether short examples share one row, told apart by segment ids.
+      split: the split to read.
+      step: training steps already done; the first item has the next number.
+      position: the position saved after that step, or None for the start.
+      save_after: whether the item of this step must carry its position.
+      place: called in the thread on every numpy batch, for instance to put it
+        on the device.
+      prefetch: batches kept ready.
+      prefix: ids that are put before the inputs of each example.
+      num_shards: parts of the data, each of which fills its share of the rows
+        of every batch, one after the other.
+      rows: bool [batch_size], which rows are needed; shards that fill none of
+        them are not read, and their rows are zeros.
+    """
+    self._num_shards = num_shards
+    self._share = batch_size // num_shards
+    positions: dict[int, bytes | None] = {0: position}
+    if num_shards > 1:
+      needed = [
+        shard
+        for shard in range(num_shards)
+        if rows is None
+        or rows[shard * self._share : (shard + 1) * self._share].any()
+      ]
+      positions = dict.fromkeys(needed)
+      if position is not None:
+        positions |= data_position.unpack(position, needed)
+
+    def read(shard: int) -> tf.data.Dataset:
+      info = seqio.ShardInfo(shard, num_shards) if num_shards > 1 else None
+      dataset = task_examples.read(
+        task, feature_lengths, split, pack, seed, prefix, info
+      )
+      return dataset.batch(self._share, drop_remainder=True)
+
+    self._sources = {
+      shard: _iterator(read(shard), at) for shard, at in positions.items()
+    }
+    self._step = step
+    self._only_counted = False
+    self._save_after = save_after
+    self._place = place
+    self._items: queue.Queue[TrainItem | BaseException] = queue.Queue(prefetch)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(
+      target=self._produce, name='train-data', daemon=True
+    )
+    self._thread.start()
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> TrainItem:
+    if self._closed.is_set():
+      raise StopIteration
+    item = self._items.get()
+    if isinstance(item, BaseException):
+      self.close()
+      raise item
+    return item
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the thread; iterating afterwards stops at once."""
+    self._closed.set()
+    self._thread.join()
+    # Now: a Python function in the pipeline must not outlive the interpreter.
+    self._sources = {}
+
+  def _produce(self) -> None:
+    try:
+      for features in zip(*self._sources.values(), strict=True):
+        self._step += 1
+        batch = self._join(features)
+        # The pipeline stands right behind this batch only until the next one.
+        wanted = self._save_after(self._step)
+        position = self._position() if wanted else None
+        self._put(TrainItem(self._step, self._place(batch), position))
+        if self._closed.is_set():
+          return
+      raise UserError('the training data ended, though it should repeat')
+    except BaseException as error:
+      self._put(error)
+
+  def _join(self, parts: Sequence[Mapping[str, tf.Tensor]]) -> Batch:
+    """Returns a batch of what each shard has for it."""
+    if self._num_shards == 1:
+      return {name: rows.numpy() for name, rows in parts[0].items()}
+    batch = {
+      name: np.zeros((self._num_shards, *rows.shape), rows.dtype.as_numpy_dtype)
+      for name, rows in parts[0].items()
+    }
+    for shard, part in zip(self._sources, parts, strict=True):
+      for name, rows in part.items():
+        batch[name][shard] = rows.numpy()
+    return {
+      name: rows.reshape(-1, *rows.shape[2:]) for name, rows in batch.items()
+    }
+
+  def _position(self) -> bytes:
+    """Returns where the pipeline of each shard stands."""
+    if self._num_shards == 1:
+      return self._position_of(self._sources[0])
+    return data_position.pack(
+      {
+        shard: self._position_of(source)
+        for shard, source in self._sources.items()
+      }
+    )
+
+  def _position_of(self, source: tf.data.Iterator) -> bytes:
+    """Returns a pipeline's state, or how many batches it has given."""
+    if not self._only_counted:
+      try:
+        return data_position.save(source)
+      except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
+        self._only_counted = True
+        logging.warning(
+          'TensorFlow cannot save the state of this input pipeline (a Python '
+          'function is part of it): to resume, all batches are read again'
+        )
+    return _COUNT + str(self._step).encode()
+
+  def _put(self, item: TrainItem | BaseException) -> None:
+    while not self._closed.is_set():
+      try:
+        return self._items.put(item, timeout=0.1)
+      except queue.Full:
+        continue

@@ -1,0 +1,185 @@
+"""Whether a seqio task can be used, found out before anything is built."""
+
+from collections.abc import Iterable, Mapping
+import os
+from typing import Any
+
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from etils import epath
+import seqio
+import tensorflow_datasets as tfds
+
+from dst_t5x.core.errors import UserError, check_positive, first_line, nearest
+from dst_t5x.data import task_examples
+from dst_t5x.data import vocabulary
+
+
+def check(
+  name: str,
+  feature_lengths: Mapping[str, int],
+  batch_size: int,
+  split: str | None = 'train',
+) -> task_examples.Task:
+  """Returns the task or mixture called `name`, known to be usable.
+
+  Reads the vocabulary and one example, so that whatever is missing is missed
+  before the model is built.
+
+  Args:
+    name: of a registered seqio task or mixture.
+    feature_lengths: pieces per example, `{'inputs': …, 'targets': …}`.
+    batch_size: examples (packed ones where packing is on) of a batch.
+    split: the split to be read; None if only the vocabulary is needed.
+
+  Raises:
+    UserError: what is missing or wrong, and the remedy.
+  """
+  check_positive('BATCH_SIZE', batch_size)
+  task = find(name)
+  check_features(task, feature_lengths)
+  if split is None:
+    return task
+  members = [m for m in task_examples.tasks_of(task) if split in _splits(m)]
+  if not members:
+    splits = {split for m in task_examples.tasks_of(task) for split in m.splits}
+    raise UserError(
+      f'task {name!r} has no split {split!r}; it has {sorted(splits)}'
+    )
+  for member in members:
+    check_prepared(member)
+    check_source(member, split)
+    _check_first_example(member, feature_lengths, split)
+  return task
+
+
+def check_features(
+  task: task_examples.Task, feature_lengths: Mapping[str, int]
+) -> None:
+  """Checks that a task's features have lengths, and loads its vocabulary.
+
+  Raises:
+    UserError: what is missing or wrong, and the remedy.
+  """
+  for feature in task_examples.FEATURES:
+    if feature not in task.output_features:
+      raise UserError(
+        f'task {task.name!r} has no feature {feature!r}; it has'
+        f' {sorted(task.output_features)}'
+      )
+    if feature_lengths.get(feature, 0) <= 0:
+      raise UserError(
+        f'TASK_FEATURE_LENGTHS gives no positive length for {feature!r};'
+        f' it is {dict(feature_lengths)}'
+      )
+    vocabulary.check(task.output_features[feature].vocabulary)
+
+
+def find(name: str) -> task_examples.Task:
+  """Returns the task or mixture called `name`.
+
+  Raises:
+    UserError: there is none, and which name is nearest.
+  """
+  known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
+  if name not in known:
+    raise UserError(
+      f'no seqio task or mixture is called {name!r}{nearest(name, known)}'
+      " (is its module imported by the task's gin file?)"
+    )
+  return seqio.get_mixture_or_task(name)
+
+
+def tfds_builder(task: seqio.Task) -> tfds.core.DatasetBuilder | None:
+  """Returns what prepares and reads a task's TFDS data, None if it has none.
+
+  Raises:
+    UserError: TFDS does not know the data set.
+  """
+  source = task.source
+  if not isinstance(source, seqio.TfdsDataSource) or not (
+    source.tfds_dataset.name
+  ):
+    return None
+  try:
+    return source.tfds_dataset.builder
+  except Exception as error:
+    raise UserError(
+      f'TFDS cannot load {source.tfds_dataset.name!r} of task {task.name!r}:'
+      f' {first_line(error)}'
+    ) from error
+
+
+def check_prepared(task: seqio.Task) -> None:
+  """Raises UserError where a TFDS source has no prepared data."""
+  builder = tfds_builder(task)
+  if builder is not None and not builder.is_prepared():
+    raise UserError(
+      f'the data of task {task.name!r} is not prepared in'
+      f' {os.fspath(builder.data_path)!r}; set TFDS_DATA_DIR to the folder that'
+      ' has it, or prepare it there with `python -m dst_t5x.prepare_data'
+      f' {task.name}`'
+    )
+
+
+def _splits(task: seqio.Task) -> Iterable[str]:
+  """Returns the task's splits, of which TFDS may know nothing yet.
+
+  Raises:
+    UserError: nothing says them, as the data is not prepared.
+  """
+  if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
+    check_prepared(task)
+  return task.splits
+
+
+def check_source(task: seqio.Task, split: str) -> None:
+  """Lets a source of ours look through the data that is about to be used.
+
+  Raises:
+    UserError: the data is missing or damaged.
+  """
+  getattr(task.source, 'check', lambda split: None)(split)
+
+
+def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
+  """Returns what tells a split's rows from others, where that can be known.
+
+  Args:
+    task: a checked task or mixture.
+    split: one of its splits.
+
+  Returns:
+    Task -> what its source's `rows_of` returns, if it has such a method; or of
+    plain files their names and sizes in bytes. JSON.
+  """
+  found: dict[str, Any] = {}
+  for member in task_examples.tasks_of(task):
+    source = member.source
+    if split not in member.splits:
+      continue
+    if hasattr(source, 'rows_of'):
+      found[member.name] = source.rows_of(split)
+    elif isinstance(source, seqio.FileDataSource):
+      files = [epath.Path(path) for path in source.list_shards(split)]
+      found[member.name] = {file.name: file.stat().length for file in files}
+  return found
+
+
+def _check_first_example(
+  task: seqio.Task, feature_lengths: Mapping[str, int], split: str
+) -> None:
+  """Raises UserError where no example of the split can be read."""
+  try:
+    dataset = task_examples.read(task, feature_lengths, split)
+    found = next(dataset.take(1).as_numpy_iterator(), None)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(
+      f'cannot read the {split} split of task {task.name!r}:'
+      f' {first_line(error)}'
+    ) from error
+  if found is None:
+    raise UserError(f'the {split} split of task {task.name!r} has no example')

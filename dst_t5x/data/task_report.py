@@ -1,0 +1,269 @@
+"""A report of a task: its first examples, lengths, and what is lost."""
+
+from collections.abc import Mapping
+import dataclasses
+import itertools
+import textwrap
+from typing import Any
+
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from absl import logging
+import numpy as np
+import seqio
+import tqdm
+
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import task_checks
+from dst_t5x.data import task_examples
+from dst_t5x.data import vocabulary
+
+PERCENTILES = (50, 90, 95, 99, 100)
+# More cut examples than this are worth a warning: half a per cent.
+CUT_WARNING = 0.005
+_WIDTH = 80
+
+
+@dataclasses.dataclass
+class FeatureReport:
+  """What the examples of a split are like in one feature.
+
+  Attributes:
+    limit: pieces that TASK_FEATURE_LENGTHS leaves.
+    lengths: pieces of each example, EOS included, before they are cut.
+    unknown: examples with a piece that the vocabulary does not know.
+    changed: examples that the vocabulary does not give back as they were.
+  """
+
+  limit: int
+  lengths: list[int] = dataclasses.field(default_factory=list)
+  unknown: int = 0
+  changed: int = 0
+
+  def add(self, text: str | None, ids: list[int], vocab: Any) -> None:
+    """Counts an example, of which only the ids may be known."""
+    self.lengths.append(len(ids))
+    self.unknown += vocab.unk_id in ids
+    self.changed += text is not None and vocab.decode(ids) != text
+
+  @property
+  def cut(self) -> int:
+    """How many examples lose pieces."""
+    return sum(length > self.limit for length in self.lengths)
+
+  def shares(self) -> list[float]:
+    """Returns the shares of what is cut, unknown, changed."""
+    counts = (self.cut, self.unknown, self.changed)
+    return [count / len(self.lengths) for count in counts]
+
+  def percentiles(self) -> list[int]:
+    """Returns PERCENTILES of the lengths, each the length of an example."""
+    found = np.percentile(self.lengths, PERCENTILES, method='inverted_cdf')
+    return [int(length) for length in found]
+
+
+@dataclasses.dataclass
+class SplitReport:
+  """What a split of a task is like.
+
+  Attributes:
+    task: its name.
+    split: the split's.
+    features: by name.
+    first: the first examples, as the task makes them, not cut.
+  """
+
+  task: str
+  split: str
+  features: dict[str, FeatureReport]
+  first: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+
+  @property
+  def examples(self) -> int:
+    """How many were measured."""
+    return len(next(iter(self.features.values())).lengths)
+
+  def warnings(self) -> list[str]:
+    """Returns a line for each feature that is cut too often."""
+    return [
+      f'TASK_FEATURE_LENGTHS cuts {feature.shares()[0]:.2%} of the {name},'
+      f' which have up to {max(feature.lengths)} pieces'
+      for name, feature in self.features.items()
+      if feature.shares()[0] > CUT_WARNING
+    ]
+
+
+def measure(
+  task: seqio.Task,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  show_examples: int,
+  measure_examples: int | None = None,
+) -> SplitReport:
+  """Reads a split and measures its examples.
+
+  Args:
+    task: the task; its data must be there.
+    split: one of its splits.
+    feature_lengths: feature -> pieces that are left.
+    show_examples: how many of the first examples to keep.
+    measure_examples: how many to read; all by default.
+
+  Raises:
+    UserError: the split cannot be read, or has no example.
+  """
+  report = SplitReport(
+    task.name,
+    split,
+    {
+      name: FeatureReport(feature_lengths[name])
+      for name in task_examples.FEATURES
+    },
+  )
+  try:
+    task_checks.check_source(task, split)
+    dataset = task.get_dataset(
+      None, split=split, shuffle=False, try_in_mem_cache=False
+    )
+    examples = itertools.islice(dataset.as_numpy_iterator(), measure_examples)
+    for example in tqdm.tqdm(examples, f'{task.name} {split}', disable=None):
+      if len(report.first) < show_examples:
+        report.first.append(example)
+      for name, feature in report.features.items():
+        text = example.get(f'{name}_pretokenized')
+        feature.add(
+          None if text is None else text.decode(),
+          example[name].tolist(),
+          task.output_features[name].vocabulary,
+        )
+  except UserError:
+    raise
+  except Exception as error:  # Of the source, the preprocessors, TensorFlow.
+    raise UserError(
+      f'cannot read the {split} split of task {task.name!r}:'
+      f' {first_line(error)}'
+    ) from error
+  if not report.examples:
+    raise UserError(f'the {split} split of task {task.name!r} has no example')
+  return report
+
+
+def show_task(
+  task: str,
+  feature_lengths: Mapping[str, values.Positive],
+  show_examples: values.Count = 3,
+  measure_examples: values.Positive | None = None,
+) -> list[SplitReport]:
+  """Prints what the splits of a task, or of a mixture's tasks, are like.
+
+  Args:
+    task: a registered seqio task or mixture.
+    feature_lengths: feature -> pieces that are left when training.
+    show_examples: how many examples of each split are printed.
+    measure_examples: how many of each split are read; all by default.
+
+  Returns:
+    What was printed.
+
+  Raises:
+    UserError: there is no such task, or nothing of it can be read; where only
+      some splits or some of a mixture's tasks can, a warning names the others.
+  """
+  values.check(
+    {
+      'SHOW_EXAMPLES': (show_examples, values.Count),
+      'MEASURE_EXAMPLES': (measure_examples, values.Positive | None),
+    }
+  )
+  found = task_checks.find(task)
+  task_checks.check_features(found, feature_lengths)
+  if isinstance(found, seqio.Mixture):
+    print('\n'.join(_mixture_lines(found)))
+  reports: list[SplitReport] = []
+  problems: list[UserError] = []
+  for member in task_examples.tasks_of(found):
+    try:
+      task_checks.check_prepared(member)
+      splits = list(member.splits)
+    except UserError as error:
+      problems.append(error)
+      continue
+    for split in splits:
+      try:
+        report = measure(
+          member, split, feature_lengths, show_examples, measure_examples
+        )
+      except UserError as error:
+        problems.append(error)
+        continue
+      reports.append(report)
+      print('\n'.join(['', *_lines(report, member)]), flush=True)
+  if not reports:
+    raise problems[0]
+  for problem in problems:
+    logging.warning('not shown: %s', problem)
+  return reports
+
+
+def _mixture_lines(mixture: seqio.Mixture) -> list[str]:
+  tasks = task_examples.tasks_of(mixture)
+  lines = [f'{mixture.name}: {len(tasks)} tasks, trained on in proportion to']
+  for member in sorted(tasks, key=mixture.get_rate, reverse=True):
+    rate = mixture.get_rate(member)
+    share = rate / mixture.total_rate
+    lines.append(f'  {member.name:32}{rate:12,.10g}{share:9.2%}')
+  return lines
+
+
+def _lines(report: SplitReport, task: seqio.Task) -> list[str]:
+  """Returns the text for a split."""
+  titles = ('median', *(f'{p} %' for p in PERCENTILES[1:-1]), 'most', 'limit')
+  shares = ('cut', 'unknown', 'changed')
+  lines = [
+    f'{report.task}, {report.split}: {report.examples:,} examples',
+    f'  {"pieces":8}'
+    + ''.join(f'{title:>7}' for title in titles)
+    + ''.join(f'{share:>9}' for share in shares),
+  ]
+  for name, feature in report.features.items():
+    numbers = (*feature.percentiles(), feature.limit)
+    lines.append(
+      f'  {name:8}'
+      + ''.join(f'{number:7}' for number in numbers)
+      + ''.join(f'{share:9.2%}' for share in feature.shares())
+    )
+  lines += [f'  warning: {warning}' for warning in report.warnings()]
+  for number, example in enumerate(report.first, start=1):
+    lines.append(f'  example {number}')
+    for name in report.features:
+      lines += _example_lines(name, example, task.output_features[name])
+  return lines
+
+
+def _example_lines(
+  name: str, example: Mapping[str, Any], feature: seqio.Feature
+) -> list[str]:
+  """Returns a feature of an example as text and as pieces."""
+  text = example.get(f'{name}_pretokenized', b'').decode()
+  pieces = ' '.join(to_pieces(feature.vocabulary, example[name].tolist()))
+  return [
+    line
+    for title, value in ((name, text), ('', pieces))
+    for line in textwrap.wrap(
+      f'{title:9}{value}',
+      _WIDTH,
+      initial_indent='    ',
+      subsequent_indent=' ' * 13,
+    )
+  ]
+
+
+def to_pieces(vocab: seqio.Vocabulary, ids: list[int]) -> list[str]:
+  """Returns a name for each id: SentencePiece's, or what it decodes to."""
+  if isinstance(vocab, vocabulary.TaskVocabulary):
+    vocab = vocabulary.chosen()
+  if isinstance(vocab, seqio.SentencePieceVocabulary):
+    return [vocab.tokenizer.IdToPiece(i) for i in ids]
+  return [vocab.decode([i]) or f'<{i}>' for i in ids]

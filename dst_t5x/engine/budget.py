@@ -1,0 +1,174 @@
+"""What each method trains, and how large its file is."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+
+from dst_t5x import subsets
+from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import ia3
+from dst_t5x.adapters import lora
+from dst_t5x.adapters import prompts
+from dst_t5x.core import parts
+from dst_t5x.core import values
+from dst_t5x.engine import parameters
+from dst_t5x.method import budgets
+from dst_t5x.method import projection as projection_lib
+
+PyTree = Any
+
+# What `gin/methods/{norms,head_only}.gin` train.
+NORMS = '.*norm/scale'
+HEAD = 'decoder/logits_dense/kernel'
+_FLOAT32 = 4  # Bytes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How much a method trains.
+
+  Attributes:
+    parameters: n, of the model without what a method adds.
+    free: how many parameters the method trains: its own, or the model's.
+    file_bytes: of the file that it leaves behind, in float32, about.
+  """
+
+  parameters: int
+  free: int
+  file_bytes: int
+
+  @property
+  def fraction(self) -> float:
+    """The free parameters as a share of the model's."""
+    return self.free / self.parameters
+
+  def __str__(self) -> str:
+    return (
+      f'{self.free:,} of {self.parameters:,} parameters '
+      f'({100 * self.fraction:.6g} %), a file of {self.file_bytes:,} bytes'
+    )
+
+
+def of_run(
+  base: PyTree,
+  trained: PyTree,
+  projection: projection_lib.Projection,
+  about: Mapping[str, Any] | None = None,
+) -> Budget:
+  """Returns the budget of a run.
+
+  Args:
+    base: shapes of the model's parameters, without an adapter's.
+    trained: shapes of what is trained.
+    projection: the method's.
+    about: metadata of a subset's file, as far as they are known.
+  """
+  n, free = _size(base), _size(trained)
+  if isinstance(projection, projection_lib.SubsetProjection):
+    free = sum(projection.layout(trained).budgets(projection.epsilon))
+    return Budget(n, free, subsets.predicted_bytes(base, free, about))
+  own = parts.flatten(trained).keys()
+  if not own <= parts.flatten(base).keys():
+    return Budget(n, free, _adapter_bytes(free, len(own)))
+  if free < n:
+    return Budget(n, free, subsets.predicted_bytes(base, free, about))
+  return Budget(n, free, _FLOAT32 * free)
+
+
+def _adapter_bytes(free: int, tensors: int) -> int:
+  """Returns the bytes of an adapter's file, in PEFT's format."""
+  # The header has the names and places of the tensors, and of the seed.
+  return _FLOAT32 * free + 130 * tensors + 400
+
+
+def _size(shapes: PyTree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+class Row(NamedTuple):
+  """A method with a setting, and what that trains."""
+
+  method: str
+  setting: str
+  budget: Budget
+
+
+def rows(
+  network: nn.Module,
+  fraction: values.Share | None = None,
+  epsilons: Sequence[values.Share] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+  ranks: Sequence[values.Positive] = (1, 2, 4, 8, 16, 32, 50),
+  lengths: Sequence[values.Positive] = (1, 2, 5, 10, 20, 50, 100),
+  targets: str = lora.LoRA.targets,
+) -> list[Row]:
+  """Returns the budgets of all methods.
+
+  Args:
+    network: the model.
+    fraction: give of each method only what is nearest to it.
+    epsilons: of `dst` and `random`.
+    ranks: of `lora`.
+    lengths: of `prompt`.
+    targets: LORA_TARGETS.
+
+  Raises:
+    UserError: a number that makes no sense.
+  """
+  base = parameters.shapes(network)
+  n = _size(base)
+
+  def added(adapter: adapters.Adapter) -> PyTree:
+    shapes = parameters.shapes(adapters.replaced(network, adapter))
+    return parts.split(shapes, [adapter.added])[0]
+
+  lora_1 = added(lora.LoRA(rank=1, targets=targets))
+  prompt_1 = added(prompts.Prompt(length=1))
+  # Each rank has as many, and each vector of a prompt.
+  a_rank, a_vector = _size(lora_1), _size(prompt_1)
+  if fraction is not None:
+    values.check({'FRACTION': (fraction, values.Share)})
+    epsilons = [fraction]
+    ranks = [max(1, round(fraction * n / a_rank))]
+    lengths = [max(1, round(fraction * n / a_vector))]
+
+  def subset_row(name: str, setting: str, free: int) -> Row:
+    size = subsets.predicted_bytes(base, free)
+    return Row(name, setting, Budget(n, free, size))
+
+  def adapter_row(name: str, setting: str, one: PyTree, times: int) -> Row:
+    free = times * _size(one)
+    size = _adapter_bytes(free, len(jax.tree.leaves(one)))
+    return Row(name, setting, Budget(n, free, size))
+
+  return [
+    *(
+      subset_row(name, f'EPSILON={epsilon:g}', free)
+      for name in ('dst', 'random')
+      for epsilon in epsilons
+      for free in [sum(budgets.largest_remainder([n], epsilon))]
+    ),
+    Row('full', '', Budget(n, n, _FLOAT32 * n)),
+    subset_row('head_only', '', _size(parts.split(base, [HEAD])[0])),
+    subset_row('norms', '', _size(parts.split(base, [NORMS])[0])),
+    adapter_row('ia3', '', added(ia3.IA3()), 1),
+    *(adapter_row('lora', f'LORA_RANK={r}', lora_1, r) for r in ranks),
+    *(
+      adapter_row('prompt', f'PROMPT_LENGTH={k}', prompt_1, k) for k in lengths
+    ),
+  ]
+
+
+def show(found: Sequence[Row]) -> None:
+  """Prints what `rows` returned."""
+  print(f'{found[0].budget.parameters:,} parameters')
+  titles = 'free', 'fraction', 'bytes'
+  print(f'{"method":10}{"setting":20}{"{:>14}{:>14}{:>16}".format(*titles)}')
+  for row in found:
+    budget = row.budget
+    print(
+      f'{row.method:10}{row.setting:20}{budget.free:14,}'
+      f'{budget.fraction:14.6%}{budget.file_bytes:16,}'
+    )

@@ -1,0 +1,319 @@
+"""Evaluation: teacher-forced loss, and metrics over decoded predictions.
+
+With several processes each reads all examples, decodes its devices' share of
+every batch, and has all predictions in the end: every example counts once,
+however many processes, devices, or rows a batch there are.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from flax import linen as nn
+import jax
+import numpy as np
+import seqio
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError, check_positive, first_line
+from dst_t5x.data import pipeline
+from dst_t5x.data import task_checks
+from dst_t5x.data import vocabulary
+from dst_t5x.engine import losses
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import task_scores
+from dst_t5x.engine import trainer as trainer_lib
+
+PyTree = Any
+# What every evaluation gives, teacher-forced.
+_FORCED = ('eval/loss', 'eval/accuracy')
+# (network, params, encoder_input_tokens, max_decode_length) -> tokens, scores
+Decoder = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass
+class Predictor:
+  """Decodes the examples of a dataset, in batches of one shape.
+
+  Attributes:
+    network: the model.
+    decoder: greedy or beam search.
+    batch_size: examples that are decoded at once, or a few more: as many as
+      devices can share evenly.
+    max_decode_length: tokens that are decoded at most.
+    partitioner: how devices share the work.
+  """
+
+  network: nn.Module
+  decoder: Decoder
+  batch_size: int
+  max_decode_length: int
+  partitioner: partitioning.Partitioner
+
+  def __post_init__(self) -> None:
+    self.batch_size = self.partitioner.round_up(self.batch_size)
+    self._decode = jax.jit(
+      _decode,
+      static_argnames=('decoder', 'network', 'max_decode_length'),
+      # Every process scores all predictions.
+      out_shardings=self.partitioner.replicated,
+    )
+    self.tokens = 0
+    self.seconds = 0.0
+
+  def __call__(
+    self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> list[tuple[int, np.ndarray]]:
+    """Returns (index, tokens) of every example, each exactly once.
+
+    Args:
+      params: the model's.
+      examples: (index, features), as seqio.Evaluator gives them.
+    """
+    start = time.perf_counter()
+    results: list[tuple[int, np.ndarray]] = []
+    for indices, inputs in self._batches(examples):
+      batch = self.partitioner.place_batch({'encoder_input_tokens': inputs})
+      tokens, _ = self._decode(
+        self.decoder,
+        self.network,
+        params,
+        batch['encoder_input_tokens'],
+        self.max_decode_length,
+      )
+      tokens = np.asarray(tokens)[: len(indices)]
+      self.tokens += int(np.count_nonzero(tokens))
+      results.extend(zip(indices, tokens, strict=True))
+    self.seconds += time.perf_counter() - start
+    return results
+
+  def _batches(
+    self, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> Iterable[tuple[list[int], np.ndarray]]:
+    indices: list[int] = []
+    inputs: list[np.ndarray] = []
+    for index, features in examples:
+      indices.append(int(index))
+      inputs.append(np.asarray(features['encoder_input_tokens']))
+      if len(indices) == self.batch_size:
+        yield indices, np.stack(inputs)
+        indices, inputs = [], []
+    if indices:
+      # The last batch is padded to the shape that is compiled already.
+      missing = self.batch_size - len(indices)
+      yield indices, np.stack([*inputs, *[np.zeros_like(inputs[0])] * missing])
+
+
+def _decode(
+  decoder: Decoder,
+  network: nn.Module,
+  params: PyTree,
+  tokens: jax.Array,
+  max_decode_length: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Calls a decoder; one function, so that equal ones are compiled once."""
+  return decoder(network, params, tokens, max_decode_length)
+
+
+def check_decoder(
+  decoder: Decoder,
+  network: nn.Module,
+  batch_size: int,
+  length: int,
+  max_decode_length: int,
+) -> None:
+  """Decodes in the abstract: nothing is computed.
+
+  Args:
+    decoder: DECODER.
+    network: the model.
+    batch_size: examples that are decoded at once.
+    length: of the inputs.
+    max_decode_length: tokens that are decoded at most.
+
+  Raises:
+    UserError: it cannot decode.
+  """
+  length += len(adapters.prefix(network))
+  tokens = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+  decode = functools.partial(
+    _decode, decoder, network, max_decode_length=max_decode_length
+  )
+  try:
+    jax.eval_shape(decode, parameters.shapes(network), tokens)
+  except UserError:
+    raise
+  except Exception as e:
+    raise UserError(
+      f'DECODER {decoder!r} cannot decode: {first_line(e)}; take '
+      '@decoding.GreedyDecoder() or @decoding.BeamSearch()'
+    ) from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What is evaluated, and how.
+
+  Attributes:
+    task: a registered task or mixture.
+    feature_lengths: feature -> longest length; longer examples are cut.
+    decoder: greedy or beam search, for the task's metrics.
+    split: which split.
+    batch_size: examples that are evaluated at once, or a few more: as many as
+      devices can share evenly.
+    num_examples: how many, of each task; all by default.
+    max_decode_length: tokens decoded at most; by default as many as targets
+      may have.
+    loss: of the teacher-forced evaluation.
+  """
+
+  task: str
+  feature_lengths: Mapping[str, values.Positive]
+  decoder: Decoder
+  split: str = 'validation'
+  batch_size: values.Positive = 32
+  num_examples: values.Positive | None = None
+  max_decode_length: values.Positive | None = None
+  loss: losses.Loss = dataclasses.field(
+    default_factory=lambda: losses.Loss(z_loss=0.0)
+  )
+
+  def check(self, network: nn.Module) -> None:
+    """Reads one example, so that what is missing is missed at once.
+
+    Args:
+      network: the model, which must know the task's vocabulary.
+
+    Raises:
+      UserError: the task, the split or the data are not there, a number makes
+        no sense, or the decoder cannot decode.
+    """
+    check_positive('EVAL_BATCH_SIZE', self.batch_size)
+    if self.num_examples is not None:
+      check_positive('EVAL_EXAMPLES', self.num_examples)
+    if not isinstance(self.split, str):
+      raise UserError(f'EVAL_SPLIT must name a split; it is {self.split!r}')
+    task = task_checks.check(
+      self.task, self.feature_lengths, self.batch_size, self.split
+    )
+    vocabulary.check_fits(task.output_features, network)
+    check_decoder(
+      self.decoder,
+      network,
+      self.batch_size,
+      self.feature_lengths['inputs'],
+      self._max_decode_length,
+    )
+
+  def rehearse(self, network: nn.Module) -> list[str]:
+    """Scores two rows of each task, as if they were predicted right.
+
+    Args:
+      network: the model.
+
+    Returns:
+      The names of all metrics that an evaluation gives.
+
+    Raises:
+      UserError: a task cannot be scored.
+    """
+    examples = min(2, self.num_examples or 2)
+    results = task_scores.rehearse(
+      self.task, self.split, self.feature_lengths, network, examples
+    )
+    return [*_FORCED, *results]
+
+  @property
+  def _max_decode_length(self) -> int:
+    return self.max_decode_length or self.feature_lengths['targets']
+
+  def prepare(
+    self,
+    network: nn.Module,
+    partitioner: partitioning.Partitioner,
+    output_dir: str,
+  ) -> 'Evaluator':
+    """Returns a function that evaluates parameters, again and again."""
+    return Evaluator(self, network, partitioner, output_dir)
+
+  def predictor(
+    self, network: nn.Module, partitioner: partitioning.Partitioner
+  ) -> Predictor:
+    """Returns what decodes examples."""
+    return Predictor(
+      network,
+      self.decoder,
+      self.batch_size,
+      self._max_decode_length,
+      partitioner,
+    )
+
+
+class Evaluator:
+  """Evaluates parameters: the loss, and the task's metrics."""
+
+  def __init__(
+    self,
+    evaluation: Evaluation,
+    network: nn.Module,
+    partitioner: partitioning.Partitioner,
+    output_dir: str,
+  ) -> None:
+    """Reads the data; see `Evaluation.prepare`."""
+    self._evaluation = evaluation
+    self._network = network
+    self._partitioner = partitioner
+    self._sums = jax.jit(
+      trainer_lib.forward,
+      static_argnames=('network', 'loss'),
+      out_shardings=partitioner.replicated,
+    )
+    self._score = task_scores.TaskEvaluator(
+      evaluation.task,
+      evaluation.split,
+      evaluation.feature_lengths,
+      network,
+      evaluation.predictor(network, partitioner),
+      output_dir,
+      evaluation.num_examples,
+    )
+
+  def __call__(self, params: PyTree, step: int) -> dict[str, float]:
+    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`."""
+    forced = self._teacher_forced(params)
+    return {
+      f'eval/{name}': value for name, value in forced.items()
+    } | self._score(params, step)
+
+  @property
+  def texts(self) -> Mapping[str, str]:
+    """What the task's metrics said in words the last time."""
+    return self._score.texts
+
+  def _teacher_forced(self, params: PyTree) -> dict[str, float]:
+    evaluation = self._evaluation
+    batches = pipeline.eval_batches(
+      seqio.get_mixture_or_task(evaluation.task),
+      evaluation.feature_lengths,
+      self._partitioner.round_up(evaluation.batch_size),
+      evaluation.split,
+      evaluation.num_examples,
+      adapters.prefix(self._network),
+    )
+    place = self._partitioner.place_batch
+    network, loss = self._network, evaluation.loss
+    sums = [
+      jax.device_get(self._sums(network, loss, params, place(batch)))
+      for batch in batches
+    ]
+    total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
+    averages = trainer_lib.averages(total)
+    del averages['z_loss']  # Part of what is minimized, not of the loss.
+    return {name: float(value) for name, value in averages.items()}

@@ -1,0 +1,119 @@
+"""The loss of a sequence-to-sequence model, normalized as T5X does it."""
+
+import dataclasses
+from typing import Final, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dst_t5x.core import values
+
+REAL_TOKENS: Final = 'NUM_REAL_TARGET_TOKENS'
+ALL_TOKENS = 'NUM_TOTAL_TARGET_TOKENS'
+PER_SEQUENCE = 'AVERAGE_PER_SEQUENCE'
+Normalizer = Literal[
+  'NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE'
+]
+
+
+class Sums(NamedTuple):
+  """Sums over the real target tokens of a batch; all float32 []."""
+
+  loss: jax.Array  # What is minimized, label smoothing and z-loss included.
+  z_loss: jax.Array
+  cross_entropy: jax.Array
+  correct: jax.Array
+  tokens: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """Cross entropy over target tokens.
+
+  Attributes:
+    label_smoothing: probability that is spread over the other tokens.
+    z_loss: weight of log² Z, which keeps logits from drifting.
+    loss_normalizing_factor: what the summed loss is divided by: a number
+      (T5X's 233472 for public T5 checkpoints), `NUM_REAL_TARGET_TOKENS`,
+      `NUM_TOTAL_TARGET_TOKENS` (padding included), `AVERAGE_PER_SEQUENCE`
+      (every sequence counts the same, however long), or None for the sum.
+  """
+
+  label_smoothing: values.BelowOne = 0.0
+  z_loss: values.NotNegative = 0.0001
+  loss_normalizing_factor: values.AboveZero | Normalizer | None = REAL_TOKENS
+
+  def __post_init__(self) -> None:
+    values.check_fields(self)
+
+  def weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns float32 [batch, length]: the weight of each token's loss."""
+    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    if self.loss_normalizing_factor != PER_SEQUENCE:
+      return weights
+    return weights / jnp.maximum(_lengths(batch, weights), 1.0)
+
+  def normalizer(self, batch: dict[str, jax.Array]) -> jax.Array | float:
+    """Returns what the sum over this whole batch is divided by."""
+    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    factor = self.loss_normalizing_factor
+    if factor is None:
+      return 1.0
+    if factor == REAL_TOKENS:
+      return jnp.maximum(jnp.sum(weights), 1.0)
+    if factor == ALL_TOKENS:
+      return float(weights.size)
+    if factor == PER_SEQUENCE:
+      return jnp.maximum(jnp.sum(self.weights(batch)), 1.0)
+    return float(factor)
+
+  def sums(self, logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
+    """Sums the loss over a batch.
+
+    Args:
+      logits: [batch, length, vocab].
+      batch: `decoder_target_tokens` and `decoder_loss_weights`, both
+        [batch, length]; `decoder_segment_ids` too if packed.
+    """
+    logits = logits.astype(jnp.float32)
+    targets = batch['decoder_target_tokens']
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+    # A masked sum: its gradient is no scatter over [batch, length, vocab].
+    target_logits = jnp.sum(
+      jnp.where(vocabulary == targets[..., None], logits, 0.0), axis=-1
+    )
+    cross_entropy = log_z - target_logits
+    z_loss = self.z_loss * jnp.square(log_z)
+    smoothed = cross_entropy
+    if self.label_smoothing:
+      smoothed = self._smooth(logits, log_z, cross_entropy)
+    real = batch['decoder_loss_weights'].astype(jnp.float32)
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return Sums(
+      loss=jnp.sum((smoothed + z_loss) * self.weights(batch)),
+      z_loss=jnp.sum(z_loss * real),
+      cross_entropy=jnp.sum(cross_entropy * real),
+      correct=jnp.sum(correct * real),
+      tokens=jnp.sum(real),
+    )
+
+  def _smooth(
+    self, logits: jax.Array, log_z: jax.Array, cross_entropy: jax.Array
+  ) -> jax.Array:
+    """Label smoothing with T5X's constant, so that a perfect guess costs 0."""
+    others = logits.shape[-1] - 1
+    low = self.label_smoothing / others
+    high = 1.0 - self.label_smoothing
+    all_tokens = logits.shape[-1] * log_z - jnp.sum(logits, axis=-1)
+    entropy = high * jnp.log(high) + others * low * jnp.log(low + 1e-20)
+    return low * all_tokens + (high - low) * cross_entropy + entropy
+
+
+def _lengths(batch: dict[str, jax.Array], weights: jax.Array) -> jax.Array:
+  """Returns [batch, length]: tokens in the sequence that a token is of."""
+  if 'decoder_segment_ids' not in batch:
+    return jnp.sum(weights, axis=1, keepdims=True)
+  segments = batch['decoder_segment_ids']
+  same = segments[:, :, None] == segments[:, None, :]
+  return jnp.sum(same * weights[:, None, :], axis=-1)

@@ -1,0 +1,219 @@
+"""AdaFactor as T5X runs it, from Optax, and learning-rate schedules."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import silos
+
+PyTree = Any
+
+Decay = Literal['constant', 'linear', 'cosine', 'rsqrt']
+# A field that is part of a program, and no number that the program is given.
+_STATIC: Mapping[str, Any] = {'static': True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The learning rate as a function of the step; see `schedule`.
+
+  A pytree: its height is data, so that runs which differ in no more share what
+  was compiled.
+  """
+
+  base: float
+  warmup_steps: int = dataclasses.field(default=0, metadata=_STATIC)
+  decay: str = dataclasses.field(default='constant', metadata=_STATIC)
+  decay_steps: int | None = dataclasses.field(default=None, metadata=_STATIC)
+
+  def __call__(self, step: Any) -> Any:
+    """Returns the learning rate, float32 [], of a step, int32 []."""
+    warmup, base = self.warmup_steps, self.base
+    rest = (self.decay_steps or 0) - warmup
+    after: Mapping[str, Callable[[], optax.Schedule]] = {
+      'constant': lambda: optax.schedules.constant_schedule(base),
+      'linear': lambda: optax.schedules.linear_schedule(base, 0.0, rest),
+      'cosine': lambda: optax.schedules.cosine_decay_schedule(base, rest),
+      'rsqrt': lambda: _rsqrt(base, max(warmup, 1)),
+    }
+    if not warmup:
+      return after[self.decay]()(step)
+    rise = optax.schedules.linear_schedule(0.0, base, warmup)
+    both = [rise, after[self.decay]()]
+    return optax.schedules.join_schedules(both, [warmup])(step)
+
+
+def schedule(
+  base: values.NotNegative,
+  warmup_steps: values.Count = 0,
+  decay: Decay = 'constant',
+  decay_steps: values.Positive | None = None,
+) -> Schedule:
+  """Returns the learning rate as a function of the step.
+
+  Args:
+    base: the highest learning rate.
+    warmup_steps: steps over which it rises linearly from 0 to `base`.
+    decay: what follows: `constant`; `linear` or `cosine` to 0 at
+      `decay_steps`; `rsqrt`, base · √(warmup_steps / step), as T5 was
+      pretrained (warmup_steps of 1 if there is no warm-up).
+    decay_steps: the step at which `linear` and `cosine` reach 0, counted from
+      the start of this run, warm-up included.
+
+  Raises:
+    UserError: a number that makes no sense, an unknown decay, or one that
+      lacks its number of steps.
+  """
+  values.check(
+    {
+      'LEARNING_RATE': (base, values.NotNegative),
+      'LEARNING_RATE_WARMUP_STEPS': (warmup_steps, values.Count),
+      'LEARNING_RATE_DECAY': (decay, Decay),
+      'LEARNING_RATE_DECAY_STEPS': (decay_steps, values.Positive | None),
+    }
+  )
+  if decay in ('linear', 'cosine') and (
+    decay_steps is None or decay_steps <= warmup_steps
+  ):
+    raise UserError(
+      f'{decay} decay needs decay_steps above warmup_steps; they are '
+      f'{decay_steps} and {warmup_steps}'
+    )
+  return Schedule(base, warmup_steps, decay, decay_steps)
+
+
+def _rsqrt(base: float, start: int) -> optax.Schedule:
+  return lambda step: base * jax.lax.rsqrt((step + start) / start)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimizer of Optax whose learning rate follows the step of the run.
+
+  It keeps no count of its own for the rate: a step that is refused counts as
+  any other does, and the rate that is reported is the one that was used.
+
+  Attributes:
+    make: learning rate, float32 [] -> gradients -> updates: `optax.adam`, say.
+    learning_rate: step -> learning rate; data if it is a `Schedule`.
+  """
+
+  make: Callable[[Any], optax.GradientTransformation] = dataclasses.field(
+    metadata=_STATIC
+  )
+  learning_rate: optax.Schedule
+
+  def __post_init__(self) -> None:
+    if callable(self.learning_rate) and not isinstance(
+      self.learning_rate, Schedule | jax.tree_util.Partial
+    ):
+      partial = jax.tree_util.Partial(self.learning_rate)
+      object.__setattr__(self, 'learning_rate', partial)
+
+  def init(self, params: PyTree) -> PyTree:
+    """Returns the state before the first step."""
+    return self.make(self.learning_rate(0)).init(params)
+
+  def update(
+    self, gradients: PyTree, state: PyTree, params: PyTree, step: Any
+  ) -> tuple[PyTree, PyTree]:
+    """Returns what is to be added to the parameters, and the next state.
+
+    Args:
+      gradients: of what is trained.
+      state: what `init` or the last `update` returned.
+      params: θᵗ.
+      step: int32 [], steps of the run that are done.
+    """
+    rate = self.learning_rate(step)
+    return self.make(rate).update(gradients, state, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adafactor:
+  """See `adafactor`; equal ones are compiled once."""
+
+  settings: tuple[tuple[str, Any], ...]
+
+  def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+    """Returns gradients -> updates, for a learning rate."""
+    settings = dict(self.settings)
+    return _by_layer(optax.adafactor(learning_rate, **settings))
+
+
+def adafactor(
+  learning_rate: optax.Schedule,
+  decay_rate: values.Share = 0.8,
+  clipping_threshold: values.AboveZero | None = 1.0,
+  min_dim_size_to_factor: values.Count = 128,
+  multiply_by_parameter_scale: bool = True,
+  momentum: values.BelowOne | None = None,
+  weight_decay_rate: float | None = None,
+) -> Optimizer:
+  """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
+
+  Stacked tensors are treated layer by layer, so that a scanned network trains
+  as an unscanned one does.
+
+  Args:
+    learning_rate: step -> learning rate, relative to each tensor's scale.
+    decay_rate: exponent of the second moments' decay, 1 − t^−decay_rate.
+    clipping_threshold: RMS at which a tensor's update is clipped.
+    min_dim_size_to_factor: smaller second moments are not factored.
+    multiply_by_parameter_scale: whether an update is scaled by its tensor's
+      RMS.
+    momentum: decay of the first moment; none by default.
+    weight_decay_rate: share of the weights that is subtracted in each step.
+  """
+  settings = {
+    'min_dim_size_to_factor': min_dim_size_to_factor,
+    'decay_rate': decay_rate,
+    'multiply_by_parameter_scale': multiply_by_parameter_scale,
+    'clipping_threshold': clipping_threshold,
+    'momentum': momentum,
+    'weight_decay_rate': weight_decay_rate,
+  }
+  return Optimizer(_Adafactor(tuple(settings.items())), learning_rate)
+
+
+def _by_layer(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Applies `inner` to every layer of stacked tensors on its own."""
+  vmapped = optax.GradientTransformation(
+    jax.vmap(inner.init), jax.vmap(inner.update)
+  )
+
+  def labels(params: PyTree) -> PyTree:
+    def label(key_path: Any, leaf: jax.Array) -> str:
+      path = silos.path_of(key_path)
+      stacked, _ = silos.slice_paths(path, leaf.shape)
+      # Encoder and decoder may differ in depth: one group for each stack.
+      return f'stack_{path.split("/")[0]}' if stacked else 'rest'
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+  def transformations(params: PyTree) -> optax.GradientTransformation:
+    names = sorted(set(jax.tree.leaves(labels(params))))
+    if names == ['rest']:
+      return inner
+    return optax.partition(
+      {name: inner if name == 'rest' else vmapped for name in names}, labels
+    )
+
+  def init(params: PyTree) -> PyTree:
+    return transformations(params).init(params)
+
+  def update(
+    updates: PyTree, state: PyTree, params: PyTree | None = None
+  ) -> tuple[PyTree, PyTree]:
+    return transformations(updates).update(updates, state, params)
+
+  return optax.GradientTransformation(init, update)

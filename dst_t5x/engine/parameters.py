@@ -1,0 +1,199 @@
+"""The network's parameters: their shapes, shardings, and way to the devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.checkpoints import seeds
+from dst_t5x.core import parts
+from dst_t5x.core import stacking
+from dst_t5x.engine import partitioning
+
+PyTree = Any
+
+
+class ParameterSpace:
+  """What the parameters of a network look like on a mesh.
+
+  Attributes:
+    shapes: tree of jax.ShapeDtypeStruct, as the network has it.
+    shardings: tree of shardings.
+    base_shapes: without what an adapter adds.
+  """
+
+  def __init__(
+    self, network: nn.Module, partitioner: partitioning.Partitioner
+  ) -> None:
+    """Works out shapes and shardings; allocates nothing."""
+    self._network = network
+    self._partitioner = partitioner
+    variables = _abstract(network)
+    self.shapes = variables['params']
+    self.shardings = partitioner.parameters(
+      variables['params_axes'], self.shapes
+    )
+    base = adapters.replaced(network, adapters.NONE)
+    self.base_shapes = shapes(base)
+
+  @property
+  def stacked(self) -> bool:
+    """Whether layers are stacked."""
+    return 'layers' in self.shapes['encoder']
+
+  @property
+  def size(self) -> int:
+    """The number of parameters without an adapter's, n."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.base_shapes))
+
+  def initialize(self, random_seed: int) -> PyTree:
+    """Returns random parameters, for pretraining from scratch."""
+    init = jax.jit(
+      lambda key: _init(self._network, key)['params'],
+      out_shardings=self.shardings,
+    )
+    return init(self._partitioner.key(random_seed))
+
+  def check(self, params: PyTree, base: bool = False) -> None:
+    """Checks that a checkpoint is one of this network.
+
+    Args:
+      params: unstacked.
+      base: whether it has to be without what an adapter adds.
+
+    Raises:
+      UserError: it is not.
+    """
+    expected = self.base_shapes if base else self.shapes
+    seeds.check_matches(
+      params, jax.eval_shape(stacking.unstack_layers, expected)
+    )
+
+  def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
+    """Puts parameters on the devices.
+
+    Args:
+      params: host arrays, unstacked or as the network has them.
+      like: a part of the network's parameters, if not all of `params` is
+        wanted.
+    """
+    if self.stacked:
+      params = stacking.stack_layers(params)
+    params = parts.select(params, params if like is None else like)
+    shardings = parts.select(self.shardings, params)
+    placed = jax.tree.map(partitioning.place, params, shardings)
+    # A copy of its own: XLA:CPU may share memory with a host array, and the
+    # training step gives its inputs away.
+    return jax.jit(_copy, out_shardings=shardings)(placed)
+
+
+def fit(
+  network: nn.Module,
+  partitioner: partitioning.Partitioner,
+  bytes_each: int,
+  host: partitioning.Host | None = None,
+) -> partitioning.Partitioner:
+  """Returns the partitioner with what it left open chosen for the network.
+
+  Args:
+    network: the model.
+    partitioner: perhaps with open choices.
+    bytes_each: see `Partitioner.fitted`.
+    host: likewise.
+  """
+  if jax.device_count() == 1:
+    return partitioner
+  size = sum(leaf.size for leaf in jax.tree.leaves(shapes(network)))
+  fitted = partitioner.fitted(size, bytes_each, host)
+  logging.info('mesh: %s', fitted)
+  return fitted
+
+
+class Loaded(NamedTuple):
+  """A checkpoint, ready to be used.
+
+  Attributes:
+    network: the model, with the checkpoint's adapter if it has one.
+    params: its parameters, on the devices.
+    step: the training step at which they were saved; 0 if unknown.
+  """
+
+  network: nn.Module
+  params: PyTree
+  step: int
+
+
+def load(
+  network: nn.Module,
+  partitioner: partitioning.Partitioner,
+  path: str,
+  step: int | None = None,
+  seed_path: str | None = None,
+) -> Loaded:
+  """Loads a checkpoint for a network; see `seeds.load_seed`.
+
+  Raises:
+    UserError: it cannot be loaded, or is not one of this network.
+  """
+  found = seeds.load_seed(path, step, seed_path)
+  network = adapters.replaced(network, found.adapter)
+  space = ParameterSpace(network, partitioner)
+  space.check(found.params)
+  return Loaded(network, space.to_devices(found.params), found.step)
+
+
+def initialize_added(
+  network: nn.Module,
+  seed: PyTree,
+  random_seed: int,
+  encode: Callable[[str], list[int]],
+  partitioner: partitioning.Partitioner | None = None,
+) -> PyTree:
+  """Returns what an adapter adds, before the first step, on the host.
+
+  Args:
+    network: with the adapter.
+    seed: the pretrained parameters, unstacked.
+    random_seed: what is random is drawn from this.
+    encode: text -> pieces, for prompts that start as texts.
+    partitioner: of the processes that do this together.
+  """
+  base = parts.flatten(shapes(adapters.replaced(network, adapters.NONE)))
+
+  def added(key: jax.Array) -> dict[str, jax.Array]:
+    params = parts.flatten(_init(network, key)['params'])
+    return {path: x for path, x in params.items() if path not in base}
+
+  key, everywhere = jax.random.key(random_seed), None
+  if partitioner is not None:
+    key, everywhere = partitioner.key(random_seed), partitioner.replicated
+  init = jax.jit(added, out_shardings=everywhere)
+  drawn = jax.tree.map(np.asarray, init(key))
+  adapter = adapters.of(network)
+  random = np.random.default_rng(random_seed)
+  return parts.unflatten(
+    adapter.initialize(drawn, parts.flatten(seed), random, encode)
+  )
+
+
+def _copy(tree: PyTree) -> PyTree:
+  return jax.tree.map(jnp.copy, tree)
+
+
+def _init(network: nn.Module, key: jax.Array) -> PyTree:
+  tokens = jnp.ones((1, 2), jnp.int32)
+  return network.init(key, tokens, tokens, tokens, enable_dropout=False)
+
+
+def shapes(network: nn.Module) -> PyTree:
+  """Returns the parameters' tree of jax.ShapeDtypeStruct."""
+  return _abstract(network)['params']
+
+
+def _abstract(network: nn.Module) -> PyTree:
+  return jax.eval_shape(lambda key: _init(network, key), jax.random.key(0))

@@ -1,0 +1,310 @@
+"""Device mesh and shardings, from T5X's logical axis names.
+
+The mesh has three axes:
+
+  data   devices that have the same parameters, and other rows of the batch
+  fsdp   devices that have other rows too, and share one copy of the parameters
+         (fully sharded data parallelism, ZeRO-3): a layer is put together when
+         it is needed
+  model  devices that share the copy and the work of each row: matrices are
+         divided (Megatron)
+
+What has a parameter's shape, be it gradient, seed or moment, lies as it does.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax.linen import partitioning as nn_partitioning
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError
+
+PyTree = Any
+
+DATA, FSDP, MODEL = 'data', 'fsdp', 'model'
+# The axes that divide a batch.
+ROWS = (DATA, FSDP)
+# T5X's standard rules, but that `embed` is divided by an axis of its own. Of
+# activations it is not: their rows have taken that axis.
+RULES = (
+  ('batch', ROWS),
+  ('vocab', MODEL),
+  ('mlp', MODEL),
+  ('heads', MODEL),
+  ('joined_kv', MODEL),
+  ('embed', FSDP),
+  ('kv', None),
+  ('length', None),
+  ('relpos_buckets', None),
+  ('layers', None),
+  ('lora_rank', None),
+  ('prompt', None),
+)
+# Bytes for each parameter, of float32: in training θ, θ⁰, the gradient and θ′.
+IN_TRAINING, IN_EVALUATION = 16, 4
+# Of a device's memory; the rest is for activations.
+_SHARE = 0.5
+# Bytes, where a device does not say how many it has.
+_ASSUMED = 16 * 2**30
+
+
+class Host(NamedTuple):
+  """What a process has.
+
+  Attributes:
+    devices: how many.
+    memory: bytes of each.
+  """
+
+  devices: int
+  memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+  """A data × fsdp × model mesh over all devices of all processes.
+
+  Attributes:
+    model_parallelism: devices of the axis `model`; None for the choice of
+      `fitted`, and 1 before it.
+    fsdp: devices of the axis `fsdp`, likewise. The axis `data` has the others.
+
+  Raises:
+    UserError: the devices cannot be divided so.
+  """
+
+  model_parallelism: values.Positive | None = None
+  fsdp: values.Positive | None = None
+
+  def __post_init__(self) -> None:
+    devices = jax.device_count()
+    for name in ('model_parallelism', 'fsdp'):
+      size = getattr(self, name)
+      if size is not None and (size < 1 or devices % size):
+        raise UserError(
+          f'{devices} device(s) cannot be divided into groups of '
+          f'{name} = {size}'
+        )
+    model, fsdp = self._shape[2], self._shape[1]
+    if devices % (model * fsdp):
+      raise UserError(
+        f'{devices} device(s) cannot be divided into groups of '
+        f'model_parallelism · fsdp = {model} · {fsdp}'
+      )
+
+  @property
+  def _shape(self) -> tuple[int, int, int]:
+    fsdp, model = self.fsdp or 1, self.model_parallelism or 1
+    return jax.device_count() // (fsdp * model), fsdp, model
+
+  def fitted(
+    self, parameters: int, bytes_each: int, host: 'Host | None' = None
+  ) -> 'Partitioner':
+    """Returns the partitioner with nothing left open.
+
+    As few devices share a copy of the parameters as can be: so many that a
+    device's part of what is kept for them takes half of its memory. Within a
+    process, where links are fastest, they divide matrices (`model`); what is
+    still to be divided is so among processes (`fsdp`).
+
+    Args:
+      parameters: how many the model has.
+      bytes_each: IN_TRAINING or IN_EVALUATION.
+      host: what a process has; by default what this one has.
+    """
+    host = host or Host(jax.local_device_count(), _memory())
+    devices = jax.device_count()
+    fsdp, model = self.fsdp, self.model_parallelism
+    if fsdp is None or model is None:
+      room = _SHARE * host.memory
+      known = (fsdp or 1) * (model or 1)
+      sharing = next(
+        (
+          known * n
+          for n in range(1, devices // known + 1)
+          if devices % (known * n) == 0
+          and parameters * bytes_each <= room * known * n
+        ),
+        devices,
+      )
+      if model is None and fsdp is None:
+        model = math.gcd(sharing, host.devices)
+      model = sharing // (fsdp or 1) if model is None else model
+      fsdp = sharing // model if fsdp is None else fsdp
+    return Partitioner(model, fsdp)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh; neighbours on `model` are neighbours on the network."""
+    devices = mesh_utils.create_device_mesh(
+      self._shape, allow_split_physical_axes=True
+    )
+    return Mesh(devices, (DATA, FSDP, MODEL))
+
+  def __str__(self) -> str:
+    """Returns `data 2 × fsdp 2 × model 1`."""
+    sizes = zip((DATA, FSDP, MODEL), self._shape, strict=True)
+    return ' × '.join(f'{name} {size}' for name, size in sizes)
+
+  @contextlib.contextmanager
+  def activate(self) -> Any:
+    """Makes the network's logical axis names mean this mesh."""
+    with jax.set_mesh(self.mesh), nn_partitioning.axis_rules(RULES):
+      yield
+
+  @property
+  def groups(self) -> int:
+    """Into how many parts a batch is split."""
+    return self._shape[0] * self._shape[1]
+
+  def check_batch_size(
+    self, batch_size: int, microbatches: int = 1, name: str = 'BATCH_SIZE'
+  ) -> None:
+    """Raises UserError if a batch, or a part of it, cannot be split evenly."""
+    rows = batch_size // microbatches
+    if rows % self.groups:
+      what = name if microbatches == 1 else f'{name} / MICROBATCHES'
+      raise UserError(
+        f'{what} = {rows} is not a multiple of the {self.groups} groups of '
+        f'devices that split it{self._remedy(rows)}'
+      )
+
+  def _remedy(self, rows: int) -> str:
+    """Returns the least model parallelism with which the rows would do."""
+    devices = jax.device_count()
+    for model in range(1, devices + 1):
+      if devices % model == 0 and rows % (devices // model) == 0:
+        return f'; with MODEL_PARALLELISM = {model} it would be'
+    return ''
+
+  def round_up(self, batch_size: int) -> int:
+    """Returns the least batch size from this one on that is split evenly."""
+    return -(-batch_size // self.groups) * self.groups
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  @property
+  def rows(self) -> NamedSharding:
+    """Of a batch, on its first axis."""
+    return NamedSharding(self.mesh, PartitionSpec(ROWS))
+
+  def key(self, random_seed: int) -> jax.Array:
+    """Returns a key for random numbers, on all devices."""
+    make = jax.jit(
+      jax.random.key, static_argnums=0, out_shardings=self.replicated
+    )
+    return make(random_seed)
+
+  def parameters(self, axes: PyTree, shapes: PyTree) -> PyTree:
+    """Returns the sharding of each parameter.
+
+    An axis that cannot be divided evenly is not: six heads among four devices.
+
+    Args:
+      axes: the network's `params_axes` collection.
+      shapes: tree of jax.ShapeDtypeStruct.
+    """
+    names = nn_partitioning.get_axis_names(axes)
+    shardings = _plain(nn.logical_to_mesh_sharding(names, self.mesh, RULES))
+
+    def evenly(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+      spec = [
+        axis if axis and size % _size(self.mesh, axis) == 0 else None
+        for size, axis in zip(leaf.shape, sharding.spec, strict=False)
+      ]
+      return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(evenly, shapes, shardings)
+
+  def like_parameters(
+    self, tree: PyTree, params: PyTree, shardings: PyTree
+  ) -> PyTree:
+    """Returns shardings for what goes with the parameters.
+
+    Args:
+      tree: abstract optimizer state, say. A leaf under a parameter's path and
+        of its shape is sharded like it; anything else is replicated, which
+        is little: factored moments are vectors.
+      params: abstract parameters.
+      shardings: their shardings.
+    """
+    known: Mapping[str, tuple[tuple[int, ...], NamedSharding]] = {
+      _path(key_path): (leaf.shape, sharding)
+      for (key_path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(shardings),
+        strict=True,
+      )
+    }
+
+    def sharding(key_path: Any, leaf: Any) -> NamedSharding:
+      path = _path(key_path)
+      for parameter, (shape, its_sharding) in known.items():
+        if path.endswith(parameter) and leaf.shape == shape:
+          return its_sharding
+      return self.replicated
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+  def rows_here(self, batch_size: int) -> np.ndarray:
+    """Returns bool [batch_size]: which rows devices of this process need."""
+    needed = np.zeros(batch_size, bool)
+    shape = (batch_size,)
+    for index in self.rows.addressable_devices_indices_map(shape).values():
+      needed[index] = True
+    return needed
+
+  def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Puts a batch on the devices.
+
+    Args:
+      batch: name -> [batch, …], the whole batch of all processes. Of it, each
+        process needs to have the `rows_here`; the others may be anything.
+    """
+    return {name: place(value, self.rows) for name, value in batch.items()}
+
+
+def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """Puts an array that every process holds on the devices.
+
+  Unlike `jax.device_put`, it does not send it around to see whether all hold
+  the same.
+  """
+  return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+
+def _memory() -> int:
+  """Returns the bytes of memory of a device."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get('bytes_limit', _ASSUMED)
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+  names = (axis,) if isinstance(axis, str) else axis
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def _path(key_path: Any) -> str:
+  return '/' + jax.tree_util.keystr(key_path, simple=True, separator='/')
+
+
+def _plain(tree: Any) -> Any:
+  """Returns nested plain dicts, as parameters are."""
+  if isinstance(tree, Mapping):
+    return {key: _plain(value) for key, value in tree.items()}
+  return tree

@@ -1,0 +1,189 @@
+"""The metrics of tasks over decoded predictions, through seqio."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from absl import logging
+from flax import linen as nn
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import object_stores
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import task_examples
+from dst_t5x.runtime import processes
+
+PyTree = Any
+# Name of a mixture's one number, among its metrics.
+AVERAGE = 'average'
+# (params, (index, features) of each example) -> (index, tokens) of each
+Predict = Callable[
+  [PyTree, Iterable[tuple[int, Mapping[str, Any]]]],
+  list[tuple[int, np.ndarray]],
+]
+
+
+class TaskEvaluator:
+  """Scores decoded predictions with the task's own metrics, through seqio.
+
+  Attributes:
+    texts: `task/name` -> what metrics said in words the last time, such as how
+      they were computed.
+  """
+
+  def __init__(
+    self,
+    task: str,
+    split: str,
+    lengths: Mapping[str, int],
+    network: nn.Module,
+    predict: Predict,
+    output_dir: str | None,
+    num_examples: int | None = None,
+  ) -> None:
+    """Reads the split once and keeps it.
+
+    Args:
+      task: a registered task or mixture.
+      split: which split.
+      lengths: feature -> longest length, longer ones are cut.
+      network: the model, which may put something before the inputs.
+      predict: decodes examples with some parameters.
+      output_dir: where predictions and metrics go, as JSON lines; the first
+        process writes them. None if they go nowhere.
+      num_examples: how many examples of each task; all by default.
+    """
+    self._files = (
+      object_stores.Mirror(output_dir, '*-metrics.jsonl')
+      if output_dir and processes.is_first()
+      else None
+    )
+    self.texts: dict[str, str] = {}
+    self._task = task
+    self._predict = predict
+    self._evaluator = seqio.Evaluator(
+      task,
+      task_examples.FeatureConverter(adapters.prefix(network), pack=False),
+      eval_split=split,
+      sequence_length=dict(lengths),
+      num_examples=num_examples,
+      logger_cls=[seqio.JSONLogger] if self._files else [],
+      log_dir=self._files.folder if self._files else None,
+      async_compute_metrics=False,
+    )
+
+  def __call__(self, params: PyTree, step: int) -> dict[str, float]:
+    """Returns `task/metric` -> value, in the task's own units.
+
+    Several tasks have an average as well, `mixture/average`; see `average`.
+
+    Raises:
+      OSError: the predictions cannot be written.
+    """
+    if not self._evaluator.eval_tasks:
+      return {}  # No task has metrics for this split.
+
+    def predict(dataset: Any) -> list[tuple[int, np.ndarray]]:
+      return self._predict(params, dataset.as_numpy_iterator())
+
+    try:
+      future, _ = self._evaluator.evaluate(
+        compute_metrics=True, step=step, predict_fn=predict
+      )
+    except ValueError as e:
+      # How seqio says whatever went wrong: a full disk, or a task's own bug.
+      if isinstance(e.__cause__, OSError | tf.errors.OpError):
+        raise OSError(str(e.__cause__).splitlines()[0]) from e
+      raise
+    if self._files:
+      self._files.upload()
+    scores, self.texts = _split(future.result())
+    for name, text in self.texts.items():
+      logging.info('%s: %s', name, text)
+    results = {
+      f'{task}/{name}': value
+      for task, metrics in scores.items()
+      for name, value in metrics.items()
+    }
+    if len(scores) > 1:
+      results[f'{self._task}/{AVERAGE}'] = average(scores)
+    return results
+
+
+def _split(
+  results: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+  """Returns task -> metric -> value, and `task/metric` -> text."""
+  scores: dict[str, dict[str, float]] = {}
+  texts: dict[str, str] = {}
+  for task, metrics in results.items():
+    for name, value in metrics.items():
+      if isinstance(value, seqio.metrics.Text):
+        texts[f'{task}/{name}'] = str(value.textdata)
+      else:
+        number = float(getattr(value, 'value', value))
+        scores.setdefault(task, {})[name] = number
+  return scores, texts
+
+
+def average(scores: Mapping[str, Mapping[str, float]]) -> float:
+  """Returns the mean over tasks of the mean over a task's metrics.
+
+  As SuperGLUE averages (Wang et al. 2019, Section 3.1), and the paper (App. G):
+  a task with two metrics counts no more than one with a single metric.
+
+  Args:
+    scores: task -> metric -> value.
+  """
+  return float(np.mean([np.mean(list(m.values())) for m in scores.values()]))
+
+
+def rehearse(
+  task: str,
+  split: str,
+  lengths: Mapping[str, int],
+  network: nn.Module,
+  num_examples: int,
+) -> list[str]:
+  """Scores a few rows of each task, as if they were predicted right.
+
+  Args:
+    task: a registered task or mixture.
+    split: which split.
+    lengths: feature -> longest length.
+    network: the model, which may put something before the inputs.
+    num_examples: how many, of each task.
+
+  Returns:
+    The names of the metrics that `TaskEvaluator` gives.
+
+  Raises:
+    UserError: a task cannot be scored.
+  """
+
+  def predict(
+    params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> list[tuple[int, np.ndarray]]:
+    del params
+    return [
+      (int(index), np.asarray(features['decoder_target_tokens']))
+      for index, features in examples
+    ]
+
+  try:
+    score = TaskEvaluator(
+      task, split, lengths, network, predict, None, num_examples
+    )
+    return list(score(None, step=0))
+  except UserError:
+    raise
+  except Exception as e:
+    raise UserError(
+      f'the {split} split of task {task!r} cannot be scored: '
+      f'{first_line(e.__cause__ or e)}'
+    ) from e

@@ -1,0 +1,43 @@
+"""Which parameters a method trains: all, those it names, or those it adds."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import projection as projection_lib
+
+
+def expressions(
+  network: nn.Module,
+  projection: projection_lib.Projection,
+  trained: Sequence[str] | None = None,
+) -> Sequence[str]:
+  """Returns regular expressions over the paths of what is trained.
+
+  Args:
+    network: the model, with the method's adapter if it has one: then what this
+      adds is trained, and nothing else.
+    projection: what is done to the parameters after the optimizer's step.
+    trained: TRAINED, such expressions; None for everything.
+
+  Raises:
+    UserError: these do not go together.
+  """
+  if isinstance(trained, str):
+    raise UserError(f'TRAINED is a list of expressions, not {trained!r}')
+  adapter = adapters.of(network)
+  if not adapter.added:
+    return trained or ['.*']
+  if projection.constrains:
+    raise UserError(
+      f'{type(adapter).__name__} adds parameters that no seed has, and the '
+      'projection ties all to a seed: use one method file'
+    )
+  if trained:
+    raise UserError(
+      f'{type(adapter).__name__} trains what it adds and nothing else: use '
+      'it without TRAINED'
+    )
+  return [adapter.added]

@@ -1,0 +1,1 @@
+"""The method as pure functions on pytrees; needs JAX and NumPy alone."""

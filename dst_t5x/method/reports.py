@@ -1,0 +1,73 @@
+"""What training says of the subset: how large, where, and how it churns."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dst_t5x.method import masks
+from dst_t5x.method import silos
+
+PyTree = Any
+
+NORMS = ('gradient_norm', 'update_norm')
+
+
+def differs(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns bool of the same shape: which components differ in their bits."""
+  unsigned = jnp.dtype(f'uint{8 * a.dtype.itemsize}')
+  return jax.lax.bitcast_convert_type(
+    a, unsigned
+  ) != jax.lax.bitcast_convert_type(b, unsigned)
+
+
+def norm_of_free(tree: PyTree, params: PyTree, seed: PyTree) -> jax.Array:
+  """Returns the L2 norm, float32 [], over what is free.
+
+  Args:
+    tree: gradients or updates.
+    params: components are free that differ from the seed.
+    seed: θ⁰; () if everything is free.
+  """
+  if jax.tree.leaves(seed):
+    free = jax.tree.map(differs, params, seed)
+    tree = jax.tree.map(lambda mask, x: jnp.where(mask, x, 0), free, tree)
+  squares = [
+    jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
+  ]
+  return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def pack_free(params: PyTree, seed: PyTree) -> PyTree:
+  """Returns which components are free, as `masks.pack` has it."""
+  return masks.pack(jax.tree.map(differs, params, seed))
+
+
+def subset_report(
+  layout: silos.Layout, params: PyTree, seed: PyTree, before: PyTree
+) -> tuple[dict[str, jax.Array], PyTree]:
+  """Counts the subset, silo by silo.
+
+  Args:
+    layout: the silos.
+    params: θᵗ.
+    seed: θ⁰.
+    before: `pack_free` at the last report.
+
+  Returns:
+    `free`: uint32 [silos], components that differ from the seed;
+    `new`: uint32 [silos], those of them that did not at the last report;
+    and `pack_free` now.
+  """
+  now = pack_free(params, seed)
+  counts = {
+    name: jnp.zeros(len(layout.names), jnp.uint32) for name in ('free', 'new')
+  }
+  for leaf, a, b in zip(
+    layout.leaves, jax.tree.leaves(now), jax.tree.leaves(before), strict=True
+  ):
+    for name, mask in (('free', a), ('new', a & ~b)):
+      set_bits = jax.lax.population_count(mask).astype(jnp.uint32)
+      per_slice = jnp.sum(set_bits.reshape(len(leaf.silos), -1), axis=1)
+      counts[name] = counts[name].at[jnp.asarray(leaf.silos)].add(per_slice)
+  return counts, now

@@ -1,0 +1,189 @@
+"""The seed as what it takes to undo the subset: positions and seed values.
+
+Where θᵗ differs from θ⁰ in few places, θ⁰ need not lie on the device: the list
+of these places and of their seeds gives it back from θᵗ, bit for bit. The list
+is made anew after every step, without sorting, from the subset's bits, 32 of
+them to a word.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import silos
+
+PyTree = Any
+
+
+class SparseSeed(NamedTuple):
+  """The seeds of the components that are free, tensor after tensor.
+
+  Attributes:
+    positions: uint32 [budget], where in its tensor each is.
+    values: float32 [budget], the seeds there.
+    starts: int32 [tensors + 1], where each tensor's begin; the last is how
+      many there are.
+  """
+
+  positions: jax.Array
+  values: jax.Array
+  starts: jax.Array
+
+
+def nothing(params: PyTree, budgets: Sequence[int]) -> SparseSeed:
+  """Returns the list while θᵗ is the seed, with room for the budgets.
+
+  Raises:
+    UserError: a tensor is too large for positions of 31 bits.
+  """
+  tensors = jax.tree_util.tree_leaves_with_path(params)
+  for key_path, tensor in tensors:
+    if tensor.size >= 2**31 - 1:
+      raise UserError(
+        f'keep_seed=False: {silos.path_of(key_path)!r} has {tensor.size} '
+        'components, which is too many; keep the seed, or unstack the layers'
+      )
+  return SparseSeed(
+    positions=jnp.zeros((sum(budgets),), jnp.uint32),
+    values=jnp.zeros((sum(budgets),), jnp.float32),
+    starts=jnp.zeros((len(tensors) + 1,), jnp.int32),
+  )
+
+
+class _Stretch(NamedTuple):
+  """Where in the list one tensor's components are: [room].
+
+  Attributes:
+    first: int32 [], where the stretch begins, some of others' included.
+    is_used: bool [room], which are the tensor's.
+    positions: int32 [room], in the tensor; beyond it where unused.
+  """
+
+  first: jax.Array
+  is_used: jax.Array
+  positions: jax.Array
+
+  def of(self, values: jax.Array) -> jax.Array:
+    """Returns the stretch of a list, [room]."""
+    return lax.dynamic_slice_in_dim(values, self.first, len(self.is_used))
+
+
+def _stretches(
+  sparse: SparseSeed, layout: silos.Layout, tree: PyTree, budgets: Sequence[int]
+) -> Iterator[tuple[jax.Array, _Stretch]]:
+  """Yields each tensor and its stretch, with room for as many as may be."""
+  for i, (leaf, tensor) in enumerate(
+    zip(layout.leaves, jax.tree.leaves(tree), strict=True)
+  ):
+    room = min(sum(budgets[silo] for silo in set(leaf.silos)), tensor.size)
+    start, end = sparse.starts[i], sparse.starts[i + 1]
+    # A stretch that would end beyond the list begins earlier.
+    first = jnp.minimum(start, len(sparse.positions) - room)
+    here = first + jnp.arange(room)
+    stretch = _Stretch(first, (here >= start) & (here < end), here)
+    positions = stretch.of(sparse.positions).astype(jnp.int32)
+    beyond = jnp.where(stretch.is_used, positions, tensor.size)
+    yield tensor, stretch._replace(positions=beyond)
+
+
+def rebuild(
+  sparse: SparseSeed,
+  layout: silos.Layout,
+  params: PyTree,
+  budgets: Sequence[int],
+) -> PyTree:
+  """Returns θ⁰, bit for bit.
+
+  Args:
+    sparse: the list.
+    layout: the silos.
+    params: θᵗ.
+    budgets: of each silo.
+  """
+  rebuilt = [
+    tensor.reshape(-1)
+    .at[stretch.positions]
+    .set(stretch.of(sparse.values).astype(tensor.dtype), mode='drop')
+    .reshape(tensor.shape)
+    for tensor, stretch in _stretches(sparse, layout, params, budgets)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(params), rebuilt)
+
+
+def norm(
+  sparse: SparseSeed,
+  layout: silos.Layout,
+  tree: PyTree,
+  budgets: Sequence[int],
+) -> jax.Array:
+  """Returns the L2 norm of a tree over what is free, float32 []."""
+  squares = jnp.float32(0)
+  for tensor, stretch in _stretches(sparse, layout, tree, budgets):
+    flat = tensor.reshape(-1).astype(jnp.float32)
+    free = flat.at[stretch.positions].get(mode='fill', fill_value=0)
+    squares += jnp.sum(jnp.square(free))
+  return jnp.sqrt(squares)
+
+
+def extract(
+  keep: PyTree, seed: PyTree, layout: silos.Layout, budgets: Sequence[int]
+) -> SparseSeed:
+  """Lists the seeds of what is free.
+
+  Args:
+    keep: bool, which components are free; within the budgets.
+    seed: θ⁰.
+    layout: the silos.
+    budgets: of each silo.
+  """
+  words = [_words(mask) for mask in jax.tree.leaves(keep)]
+  borders = np.cumsum([0, *(len(w) for w in words)])
+  all_words = jnp.concatenate(words)
+  counts = lax.population_count(all_words).astype(jnp.int32)
+  ends = jnp.cumsum(counts)
+  # The component that is nth in the list: its word, then its bit.
+  nth = jnp.arange(sum(budgets), dtype=jnp.int32)
+  word = jnp.searchsorted(ends, nth, side='right')
+  word = jnp.minimum(word, len(ends) - 1)
+  rank = nth - (ends[word] - counts[word])
+  bit = _nth_bit(all_words[word], rank.astype(jnp.uint32))
+  tensor = jnp.searchsorted(jnp.asarray(borders[1:]), word, side='right')
+  in_tensor = word - jnp.asarray(borders)[tensor]
+  sparse = SparseSeed(
+    positions=32 * in_tensor.astype(jnp.uint32) + bit,
+    values=jnp.zeros(nth.shape, jnp.float32),
+    starts=jnp.concatenate([jnp.zeros(1, jnp.int32), ends])[borders],
+  )
+  values = sparse.values
+  for leaf, stretch in _stretches(sparse, layout, seed, budgets):
+    flat = leaf.reshape(-1).astype(jnp.float32)
+    found = flat.at[stretch.positions].get(mode='fill', fill_value=0)
+    found = jnp.where(stretch.is_used, found, stretch.of(values))
+    values = lax.dynamic_update_slice_in_dim(values, found, stretch.first, 0)
+  return sparse._replace(values=values)
+
+
+def _words(mask: jax.Array) -> jax.Array:
+  """Returns uint32 [words], a bit a component."""
+  flat = mask.reshape(-1)
+  flat = jnp.pad(flat, (0, -len(flat) % 32)).reshape(-1, 32)
+  bits = flat.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+  return jnp.sum(bits, axis=1, dtype=jnp.uint32)
+
+
+def _nth_bit(words: jax.Array, nth: jax.Array) -> jax.Array:
+  """Returns uint32, where each word's nth bit that is set is."""
+  position = jnp.zeros_like(words)
+  for width in (16, 8, 4, 2, 1):
+    low = words & jnp.uint32((1 << width) - 1)
+    below = lax.population_count(low)
+    is_above = nth >= below
+    nth = jnp.where(is_above, nth - below, nth)
+    words = jnp.where(is_above, words >> width, low)
+    position = position + jnp.where(is_above, jnp.uint32(width), 0)
+  return position

@@ -1,0 +1,199 @@
+"""What a training step needs of each device, and whether it fits."""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+from typing import NamedTuple
+
+import jax
+
+from dst_t5x.config import binaries
+from dst_t5x.config import gin_files
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.planning import collectives
+from dst_t5x.planning import memory as memory_lib
+from dst_t5x.planning import topologies
+from dst_t5x.planning import work as work_lib
+from dst_t5x.runs import training as train_lib
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(memory_lib.Memory))
+_SIZES = tuple(
+  f'gin/models/t5_1_1_{size}.gin'
+  for size in ('small', 'base', 'large', 'xl', 'xxl')
+)
+_NOTE = """\
+GiB on one device. gradients: with updates and new parameters. activations: what
+the backward pass needs, with the gradients that are there at its start, where
+layers are stacked all of them. The two are not there at once: total has the
+larger one. XLA: what its compiler plans for CPUs, and but for --topology=cpu
+without YNNPACK, for which it keeps more and which other devices lack."""
+
+
+class Estimate(NamedTuple):
+  """What is known of a command.
+
+  Attributes:
+    memory: our count.
+    compiled: the compiler's, if it was asked.
+    work: what there is to compute.
+    mesh: axis -> devices.
+  """
+
+  memory: memory_lib.Memory
+  compiled: memory_lib.Compiled | None
+  work: work_lib.Work
+  mesh: dict[str, int]
+
+
+def estimate(
+  trainer: trainer_lib.Trainer,
+  train_data: train_lib.TrainData,
+  partitioner: partitioning.Partitioner,
+  work: work_lib.Work,
+  compile: bool = True,
+  host: tuple[int, int] | None = None,
+  is_for_cpu: bool = True,
+) -> Estimate:
+  """Estimates a step on all devices that JAX has; allocates nothing.
+
+  Args:
+    trainer: network and method.
+    train_data: batch size and lengths.
+    partitioner: the mesh.
+    work: of the run.
+    compile: whether the compiler is asked, too.
+    host: see `partitioning.Host`; what the mesh is chosen by, as in training.
+    is_for_cpu: see `memory.compiled`.
+
+  Raises:
+    UserError: a batch cannot be divided among the devices.
+  """
+  partitioner = parameters.fit(
+    trainer.network,
+    partitioner,
+    partitioning.IN_TRAINING,
+    partitioning.Host(*host) if host else None,
+  )
+  trainer.check_batch_size(train_data.batch_size)
+  partitioner.check_batch_size(train_data.batch_size, trainer.microbatches)
+  batch = memory_lib.batch_shapes(
+    trainer,
+    train_data.batch_size,
+    train_data.feature_lengths['inputs'],
+    train_data.feature_lengths['targets'],
+    train_data.pack,
+  )
+  with partitioner.activate():
+    step = memory_lib.abstract_step(trainer, partitioner, batch)
+    compiled = (
+      memory_lib.compiled(trainer, step, is_for_cpu) if compile else None
+    )
+  counted = memory_lib.count(trainer, step, partitioner.mesh)
+  return Estimate(counted, compiled, work, dict(partitioner.mesh.shape))
+
+
+def main(argv: Sequence[str]) -> None:
+  """Estimates what the arguments describe, and prints it.
+
+  Raises:
+    UserError: they make no sense.
+  """
+  from dst_t5x.planning import estimate as this
+
+  flags, topology = _split(argv)
+  # Before anything asks JAX for its devices.
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', topology.devices)
+  host = topology.devices_of_host, topology.accelerator.memory
+  is_first = True
+  for name, more in _variants(flags):
+    arguments = [
+      *work_lib.with_files(more),
+      f'--gin.estimate.host={host}',
+      f'--gin.estimate.is_for_cpu={topology.kind == topologies.CPU}',
+    ]
+    found = binaries.parse(arguments, this.estimate)()
+    if is_first:
+      print(_title(topology, found))
+    print(_row(name, found, topology), flush=True)
+    if found.compiled is not None and found.compiled.collectives:
+      sent = collectives.show(found.compiled.collectives)
+      print(f'  the projection sends: {sent}')
+    is_first = False
+  print(_NOTE)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], topologies.Topology]:
+  """Takes --topology out of the arguments."""
+  flags, text = [], 'cpu'
+  for argument in argv:
+    if argument.startswith('--topology'):
+      text = argument.partition('=')[2]
+      if not text:
+        raise UserError(f'{argument} needs a value: --topology=v4:4x4x4')
+    else:
+      flags.append(argument)
+  return flags, topologies.parse(text)
+
+
+def _variants(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+  """Returns name and flags of each command to estimate.
+
+  All sizes or methods, where the flags have no file for them.
+  """
+  files = [
+    flag.partition('=')[2] for flag in flags if flag.startswith('--gin_file=')
+  ]
+
+  def others(kind: str, all_of_them: Sequence[str]) -> Sequence[str | None]:
+    """The files to add: one after another, or none."""
+    # A file of the user's own may be anything.
+    known = [name for name in files if re.search(r'(^|/)gin/\w+/', name)]
+    is_there = any(f'gin/{kind}/' in name for name in known)
+    return [None] if is_there or known != files else all_of_them
+
+  methods = [n for n in gin_files.shipped() if n.startswith('gin/methods/')]
+  is_pretraining = any(name.endswith('runs/pretrain.gin') for name in files)
+  found = []
+  for model in others('models', _SIZES):
+    for method in [None] if is_pretraining else others('methods', methods):
+      words = [_name(name) for name in (model, *files, method) if name]
+      more = [f'--gin_file={model}'] if model else []
+      last = [f'--gin_file={method}'] if method else []
+      found.append((' '.join(words), [*more, *flags, *last]))
+  return found
+
+
+def _name(file: str) -> str:
+  """Returns what a row is called by: `xl` of …/t5_1_1_xl.gin."""
+  name = file.rpartition('/')[2].removesuffix('.gin')
+  return name.removeprefix('t5_1_1_')
+
+
+def _title(topology: topologies.Topology, found: Estimate) -> str:
+  mesh = ' × '.join(f'{n} {axis}' for axis, n in found.mesh.items())
+  gib = topology.accelerator.memory / topologies.GIB
+  columns = ' '.join(f'{name:>11}' for name in _COLUMNS)
+  return (
+    f'{topology.text}: {topology.devices} device(s) of {gib:.3g} GiB, {mesh}; '
+    f'{found.work.tokens_per_step:,} tokens a step\n'
+    f'{"":28} {columns} {"total":>9} {"XLA":>9}  fits'
+  )
+
+
+def _row(name: str, found: Estimate, topology: topologies.Topology) -> str:
+  def gib(size: int) -> str:
+    return f'{size / topologies.GIB:.2f}'
+
+  counted = found.memory
+  columns = ' '.join(f'{gib(getattr(counted, name)):>11}' for name in _COLUMNS)
+  planned = found.compiled.memory if found.compiled else None
+  needed = max(counted.total, planned or 0)
+  fits = 'yes' if needed < topology.accelerator.memory else 'NO'
+  return (
+    f'{name:28} {columns} {gib(counted.total):>9} '
+    f'{"-" if planned is None else gib(planned):>9}  {fits}'
+  )

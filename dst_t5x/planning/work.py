@@ -1,0 +1,92 @@
+"""How much a training run has to compute, told before it starts."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.config import binaries
+from dst_t5x.core import parts
+from dst_t5x.engine import parameters
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.runs import training as train_lib
+
+# Gin files around those of a training command: with its last, a binary that
+# gin/runs/estimate.gin configures understands the command's flags.
+_FIRST, _LAST = 'gin/runs/train.gin', 'gin/runs/estimate.gin'
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a run has to compute.
+
+  Attributes:
+    train_steps: steps of the run.
+    parameters: of the model, with what a method adds.
+    tokens_per_step: inputs and targets of a batch, padding included.
+    flops_per_step: floating-point operations of a step: 2 for each token and
+      weight that it meets in the forward pass, 4 in the backward pass.
+      Attention's own products, what rematerialisation repeats, and evaluation
+      are not in it.
+  """
+
+  train_steps: int
+  parameters: int
+  tokens_per_step: int
+  flops_per_step: float
+
+
+def work(
+  trainer: trainer_lib.Trainer,
+  train_data: train_lib.TrainData,
+  plan: train_lib.Plan,
+  training: Callable[..., Any] | None = None,
+) -> Work:
+  """Returns the work of a run; all arguments are training's.
+
+  Args:
+    trainer: network and method.
+    train_data: batch size and lengths.
+    plan: how many steps.
+    training: for gin alone: whose flags are understood.
+  """
+  del training
+  shapes = _shapes(trainer.network)
+  lengths = {
+    'encoder': train_data.feature_lengths['inputs']
+    + len(adapters.prefix(trainer.network)),
+    'decoder': train_data.feature_lengths['targets'],
+  }
+  products = sum(
+    lengths[path.split('/')[0]] * leaf.size
+    for path, leaf in shapes.items()
+    # An embedding is looked up, a scale is as good as nothing.
+    if path.split('/')[0] in lengths and len(leaf.shape) > 1
+  )
+  return Work(
+    train_steps=plan.train_steps,
+    parameters=sum(leaf.size for leaf in shapes.values()),
+    tokens_per_step=train_data.batch_size * sum(lengths.values()),
+    flops_per_step=6.0 * train_data.batch_size * products,
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(network: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+  return parts.flatten(parameters.shapes(network))
+
+
+def with_files(flags: Sequence[str]) -> list[str]:
+  """Returns a training command's flags between the files of an estimate."""
+  return [f'--gin_file={_FIRST}', *flags, f'--gin_file={_LAST}']
+
+
+def of_flags(flags: Sequence[str]) -> dict[str, float]:
+  """Returns the work of `python -m dst_t5x.train FLAGS`, as a dictionary."""
+  from dst_t5x.planning import work as this
+
+  return dataclasses.asdict(binaries.parse(with_files(flags), this.work)())

@@ -1,0 +1,1 @@
+"""A run and its folder: from the plan to what it leaves."""

@@ -1,0 +1,282 @@
+"""A demonstration in minutes: `python -m dst_t5x.demo --output=runs/demo`.
+
+Pretrains a tiny T5 1.1 over bytes, then tunes it for an operation that it does
+not know: all of it, subsets chosen by DST, and random subsets, at the same
+budgets. Everything goes through the gin files and binaries that real runs use.
+A second call finds what the first has done.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from dst_t5x.checkpoints import run_folder
+from dst_t5x.config import binaries
+from dst_t5x.core import command_line
+from dst_t5x.core import json_text
+from dst_t5x.core import metrics_file
+from dst_t5x.core import object_stores
+from dst_t5x.runs import evaluating as eval_binary
+from dst_t5x.runs import outcome
+from dst_t5x.runs import training
+
+_MODEL = 'gin/models/t5_1_1_demo.gin'
+_SCORE = 'demo_finetune/exact_match'
+_CHARACTERS = 'demo_finetune/character_accuracy'
+_PRETRAIN_STEPS = 400
+_STEPS = 120
+_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """One fine-tuning run of the demonstration.
+
+  Attributes:
+    name: what it is called in the table, and its folder.
+    method: gin file in `gin/methods/`.
+    learning_rate: the best of a search for this method and budget.
+    epsilon: ε, None for full fine-tuning.
+  """
+
+  name: str
+  method: str
+  learning_rate: float
+  epsilon: float | None = None
+
+
+TUNINGS = (
+  Tuning('full', 'full', 0.03),
+  Tuning('dst_1e-1', 'dst', 0.1, 1e-1),
+  Tuning('dst_1e-2', 'dst', 0.3, 1e-2),
+  Tuning('dst_1e-3', 'dst', 1.5, 1e-3),
+  Tuning('random_1e-1', 'random', 0.1, 1e-1),
+  Tuning('random_1e-2', 'random', 1.0, 1e-2),
+  Tuning('random_1e-3', 'random', 5.0, 1e-3),
+)
+
+
+def _call(binary: Callable[..., Any], *arguments: str) -> Any:
+  """Runs a binary as its command line does, in this process."""
+  shown = ' '.join(arguments)
+  print(f'\n$ python -m {binary.__module__} {shown}', file=sys.stderr)
+  return binaries.parse(arguments, binary)()
+
+
+def pretrain(folder: pathlib.Path) -> None:
+  """Makes the seed."""
+  _call(
+    training.train,
+    f'--gin_file={_MODEL}',
+    '--gin_file=gin/tasks/demo_pretrain.gin',
+    '--gin_file=gin/runs/pretrain.gin',
+    f'--gin.TRAIN_STEPS={_PRETRAIN_STEPS}',
+    '--gin.LEARNING_RATE=0.03',
+    '--gin.LEARNING_RATE_WARMUP_STEPS=30',
+    '--gin.LEARNING_RATE_DECAY=cosine',
+    f'--gin.LEARNING_RATE_DECAY_STEPS={_PRETRAIN_STEPS}',
+    f'--gin.BATCH_SIZE={_BATCH_SIZE}',
+    '--gin.PACK=False',
+    '--gin.LOG_PERIOD=100',
+    f'--gin.EVAL_PERIOD={_PRETRAIN_STEPS}',
+    '--gin.EVAL_EXAMPLES=256',
+    '--gin.EVAL_BATCH_SIZE=128',
+    f"--gin.MODEL_DIR='{folder}'",
+  )
+
+
+def tune(tuning: Tuning, seed: pathlib.Path, folder: pathlib.Path) -> None:
+  """Fine-tunes the seed."""
+  epsilon = (
+    [] if tuning.epsilon is None else [f'--gin.EPSILON={tuning.epsilon}']
+  )
+  _call(
+    training.train,
+    f'--gin_file={_MODEL}',
+    '--gin_file=gin/tasks/demo_finetune.gin',
+    f'--gin_file=gin/methods/{tuning.method}.gin',
+    '--gin_file=gin/runs/finetune.gin',
+    *epsilon,
+    f'--gin.LEARNING_RATE={tuning.learning_rate}',
+    '--gin.LEARNING_RATE_DECAY=linear',
+    f'--gin.LEARNING_RATE_DECAY_STEPS={_STEPS}',
+    '--gin.DROPOUT_RATE=0.0',
+    f'--gin.TRAIN_STEPS={_STEPS}',
+    f'--gin.BATCH_SIZE={_BATCH_SIZE}',
+    '--gin.PACK=False',
+    '--gin.LOG_PERIOD=25',
+    '--gin.EVAL_BATCH_SIZE=128',
+    f"--gin.INITIAL_CHECKPOINT_PATH='{seed}'",
+    f"--gin.MODEL_DIR='{folder}'",
+  )
+
+
+def zero_shot(seed: pathlib.Path, folder: pathlib.Path) -> dict[str, float]:
+  """Evaluates the seed as it is."""
+  done = folder / 'results.json'
+  if done.exists():
+    return json.loads(done.read_text())
+  return _call(
+    eval_binary.evaluate,
+    f'--gin_file={_MODEL}',
+    '--gin_file=gin/tasks/demo_finetune.gin',
+    '--gin_file=gin/runs/eval.gin',
+    '--gin.EVAL_BATCH_SIZE=128',
+    f"--gin.CHECKPOINT_PATH='{seed}'",
+    f"--gin.EVAL_OUTPUT_DIR='{folder}'",
+  )
+
+
+def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns a run's row of the table, from what it left in its folder."""
+  rows = metrics_file.read(folder)
+  results = [row for row in rows if _SCORE in row][-1]
+  rates = metrics_file.rates(rows)
+  loaded = run_folder.load_run(folder)
+  parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
+  subset_file = outcome.subset_file(folder)
+  reported = [row['free/total'] for row in rows if 'free/total' in row]
+  return {
+    'name': tuning.name,
+    'method': tuning.method,
+    'epsilon': tuning.epsilon,
+    'learning_rate': tuning.learning_rate,
+    'exact_match': results[_SCORE],
+    'character_accuracy': results[_CHARACTERS],
+    'free_parameters': int(reported[-1]) if reported else parameters,
+    'parameters': parameters,
+    'bytes': (
+      subset_file.stat().length if subset_file.exists() else 4 * parameters
+    ),
+    # The first report holds the compilation.
+    'seconds_per_step': float(1 / np.median(rates[1:] or rates)),
+    'folder': str(folder),
+  }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns the rows as a table for a terminal."""
+  lines = [
+    f'{"method":<12} {"exact":>7} {"chars":>7} {"free":>9} {"share":>9} '
+    f'{"bytes":>10} {"ms/step":>8}'
+  ]
+  for row in rows:
+    step = row['seconds_per_step']
+    lines.append(
+      f'{row["name"]:<12} {row["exact_match"]:>6.1f}% '
+      f'{row["character_accuracy"]:>6.1f}% {row["free_parameters"]:>9,} '
+      f'{row["free_parameters"] / row["parameters"]:>9.4%} '
+      f'{row["bytes"]:>10,} '
+      + (f'{1000 * step:>8.1f}' if step else f'{"-":>8}')
+    )
+  return '\n'.join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws score against budget (as the paper's Fig. 1) to a PNG."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
+  styles = {'dst': ('o-', 'DST'), 'random': ('s--', 'random subset')}
+  for method, (style, label) in styles.items():
+    points = sorted(
+      (100 * row['free_parameters'] / row['parameters'], row['exact_match'])
+      for row in rows
+      if row['method'] == method
+    )
+    axes.plot(*zip(*points, strict=True), style, label=label)
+  for name, label, line, x, align in (
+    ('full', 'full fine-tuning', ':', 0.01, 'left'),
+    ('zero-shot', 'zero-shot', '-.', 0.99, 'right'),
+  ):
+    score = next(r['exact_match'] for r in rows if r['name'] == name)
+    axes.axhline(score, color='0.4', linestyle=line)
+    axes.annotate(
+      f'{label} {score:.1f}',
+      (x, score),
+      xycoords=('axes fraction', 'data'),
+      xytext=(0, 3),
+      textcoords='offset points',
+      ha=align,
+      color='0.3',
+    )
+  axes.set_xscale('log')
+  axes.set_ylim(-4, 108)
+  axes.set_xlabel('free parameters (% of the model)')
+  axes.set_ylabel('exact match (%)')
+  axes.set_title('A new operation for a tiny pretrained T5 1.1')
+  axes.grid(alpha=0.3)
+  axes.legend(loc='center right')
+  figure.tight_layout()
+  figure.savefig(path)
+  plt.close(figure)
+
+
+def demo(output: pathlib.Path) -> list[dict[str, Any]]:
+  """Runs the whole demonstration.
+
+  Args:
+    output: folder for the runs, `results.json` and `score_vs_budget.png`.
+
+  Returns:
+    A flat row for each line of the table.
+
+  Raises:
+    UserError: the folder cannot be written to.
+  """
+  started = time.time()
+  object_stores.check_writable('--output', epath.Path(output))
+  # Runs of one shape share what is compiled for evaluation.
+  jax.config.update('jax_compilation_cache_dir', str(output / '.compiled'))
+  seed = output / 'seed'
+  pretrain(seed)
+  before = zero_shot(seed, output / 'zero_shot')
+  rows = []
+  for tuning in TUNINGS:
+    tune(tuning, seed, output / tuning.name)
+    rows.append(row_of(tuning, output / tuning.name))
+  rows.insert(
+    0,
+    dict.fromkeys(rows[0])
+    | {
+      'name': 'zero-shot',
+      'method': 'zero-shot',
+      'exact_match': before[_SCORE],
+      'character_accuracy': before[_CHARACTERS],
+      'free_parameters': 0,
+      'parameters': rows[0]['parameters'],
+      'bytes': 0,
+      'folder': str(output / 'zero_shot'),
+    },
+  )
+  (output / 'results.json').write_text(json_text.dumps(rows, indent=2) + '\n')
+  plot(rows, output / 'score_vs_budget.png')
+  best = output / 'dst_1e-3'
+  print(f'\n{table(rows)}\n')
+  print(f'{time.time() - started:.0f} s in all')
+  print(f'table and picture   {output}/results.json, score_vs_budget.png')
+  print(f'subset file         {outcome.subset_file(best)}')
+  print(f'TensorBoard         tensorboard --logdir {output}')
+  print(f'tables and figures  python -m dst_t5x.analysis.report {output}')
+  return rows
+
+
+def main() -> None:
+  """Parses the command line."""
+  parser = command_line.Parser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')
+  )
+  arguments = parser.parse_args()
+  binaries.perform(lambda: demo(arguments.output.expanduser()))

@@ -1,0 +1,222 @@
+"""Decoding of a text file, or of a task's split."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import os
+from typing import Any
+
+from dst_t5x.core import json_text
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
+from absl import logging
+from etils import epath
+from flax import linen as nn
+import numpy as np
+import seqio
+import tqdm
+
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import object_stores
+from dst_t5x.core import values
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import UserError, check_positive, writing
+from dst_t5x.data import task_checks
+from dst_t5x.data import task_examples
+from dst_t5x.data import text_files
+from dst_t5x.data import vocabulary
+from dst_t5x.engine import evaluation as evaluation_lib
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.runtime import processes
+
+
+def infer(
+  network: nn.Module,
+  checkpoint_path: values.Path,
+  output_dir: values.Path,
+  task: str,
+  feature_lengths: Mapping[str, values.Positive],
+  decoder: evaluation_lib.Decoder,
+  partitioner: partitioning.Partitioner,
+  checkpoint_step: values.Count | None = None,
+  initial_checkpoint_path: values.Path | None = None,
+  input_file: values.Path | None = None,
+  split: str = 'test',
+  num_examples: values.Positive | None = None,
+  batch_size: values.Positive = 32,
+) -> str:
+  """Writes a prediction for each input, as JSON lines.
+
+  Args:
+    network: the model.
+    checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
+    output_dir: where `predictions.jsonl` goes, rows in the inputs' order:
+      `{"inputs": …, "prediction": …}` and, from a split, `"targets"` and what
+      the task accepts as well: lists of texts such as `"references"`; from a
+      mixture's split also `"task"`.
+    task: whose vocabulary, lengths and, without a file, inputs are used.
+    feature_lengths: feature -> longest length; longer inputs are cut.
+    decoder: greedy or beam search.
+    partitioner: how devices share the work; the first process writes.
+    checkpoint_step: which checkpoint of a run; the last by default.
+    initial_checkpoint_path: where the run's seed is; by default where it was.
+    input_file: inputs as the task's preprocessing makes them, one a line; in
+      rows, by their names, if the file's name ends in `.jsonl` or `.tsv`.
+    split: of the task.
+    num_examples: how many, of all tasks together; all by default.
+    batch_size: inputs that are decoded at once, or a few more: as many as
+      devices can share evenly.
+
+  Returns:
+    The path of the predictions.
+
+  Raises:
+    UserError: something is missing, or predictions for other inputs are in the
+      way.
+  """
+  check_positive('INFER_BATCH_SIZE', batch_size)
+  if num_examples is not None:
+    check_positive('INFER_EXAMPLES', num_examples)
+  found = task_checks.check(
+    task, feature_lengths, batch_size, None if input_file else split
+  )
+  features = found.output_features
+  vocabulary.check_fits(features, network)
+  inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
+  evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
+  examples = (
+    _of_file(input_file, features['inputs'], feature_lengths)
+    if input_file
+    else _of_split(found, feature_lengths, split)
+  )
+  rows = list(itertools.islice(examples, num_examples))
+  if not rows:
+    raise UserError(f'{input_file or task} holds no input')
+  folder = epath.Path(output_dir)
+  path = folder / 'predictions.jsonl'
+  object_stores.check_writable('INFER_OUTPUT_DIR', folder)
+  if processes.is_first():
+    _check_replaceable(path, rows)
+  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
+  with partitioner.activate():
+    loaded = parameters.load(
+      network,
+      partitioner,
+      checkpoint_path,
+      checkpoint_step,
+      initial_checkpoint_path,
+    )
+    predictor = evaluation_lib.Predictor(
+      loaded.network,
+      decoder,
+      batch_size,
+      feature_lengths['targets'],
+      partitioner,
+    )
+    prefix = np.array(adapters.prefix(loaded.network), np.int32)
+    quiet = None if processes.is_first() else True
+    bar = tqdm.tqdm(rows, unit='input', disable=quiet)
+    decoded = predictor(
+        loaded.params,
+        ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
+         for i, row in enumerate(bar)),
+    )  # fmt: skip
+  if not processes.is_first():
+    return str(path)
+  lines = []
+  for row, (_, tokens) in zip(rows, decoded, strict=True):
+    shown = {k: v for k, v in row.items() if k != 'tokens'}
+    text = features['targets'].vocabulary.decode(tokens.tolist())
+    line = json_text.dumps(shown | {'prediction': text}, ensure_ascii=False)
+    lines.append(line + '\n')
+  with writing(f'INFER_OUTPUT_DIR {folder}'):
+    whole_files.write_text(path, ''.join(lines))
+  logging.info('%d predictions in %s', len(rows), path)
+  return str(path)
+
+
+def _pad(tokens: Sequence[int], length: int) -> np.ndarray:
+  """Returns int32 [length]: padded with zeros."""
+  return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
+
+
+def _check_replaceable(
+  path: epath.Path, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Raises UserError where predictions for other inputs would be lost."""
+  with object_stores.explained(path, f'cannot read {path}: '):
+    if not path.exists():
+      return
+  lines = text_files.read(os.fspath(path), path, text_files.parse_object)
+  for before, row in itertools.zip_longest(lines, rows, fillvalue=None):
+    if before is None:
+      return
+    if row is None or before.get('inputs') != row['inputs']:
+      raise UserError(
+        f'{path} has predictions for inputs that would not be decoded now:'
+        ' choose another INFER_OUTPUT_DIR, or remove that file'
+      )
+
+
+def _of_file(
+  path: str, feature: seqio.Feature, lengths: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+  length = lengths['inputs']
+  for texts in _texts(path):
+    tokens = feature.vocabulary.encode(texts['inputs'])
+    if feature.add_eos:
+      tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
+    yield texts | {'tokens': _pad(tokens[:length], length)}
+
+
+def _texts(path: str) -> Iterator[dict[str, Any]]:
+  """Reads INPUT_FILE: `inputs`, and from rows what to score them against."""
+  what = f'INPUT_FILE {path}'
+  suffix = epath.Path(path).suffix
+  if suffix == '.jsonl':
+    yield from text_files.read(what, path, _parse_row)
+  elif suffix == '.tsv':
+    pairs = text_files.read(what, path, text_files.parse_tabs)
+    for i, pair in enumerate(pairs):
+      if not i:
+        text_files.warn_of_title(what, pair)
+      yield dict(zip(text_files.HEADER, pair, strict=True))
+  else:
+    for text in text_files.read_texts(what, path):
+      yield {'inputs': text}
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+  row = text_files.parse_object(line)
+  if row is None:
+    return None
+  texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
+  for name in ('targets', 'references'):
+    if name in row:
+      text_files.texts_of(row, name)
+      texts[name] = row[name]
+  return texts
+
+
+def _of_split(
+  task: task_examples.Task, lengths: Mapping[str, int], split: str
+) -> Iterator[dict[str, Any]]:
+  members = [m for m in task_examples.tasks_of(task) if split in m.splits]
+  for member in members:
+    dataset = member.get_dataset(
+      dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
+    )
+    for example in dataset.as_numpy_iterator():
+      texts: dict[str, Any] = {
+        name: example[f'{name}_pretokenized'].decode()
+        for name in ('inputs', 'targets')
+        if f'{name}_pretokenized' in example
+      }
+      for name, value in example.items():
+        if isinstance(value, np.ndarray) and value.dtype == object:
+          texts[name] = [text.decode() for text in value.flat]
+      if len(members) > 1:
+        texts['task'] = member.name
+      # Cut and ended as the task does it: just as they are evaluated.
+      yield texts | {'tokens': _pad(example['inputs'], lengths['inputs'])}

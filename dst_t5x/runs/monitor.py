@@ -1,0 +1,298 @@
+"""What is said while training: metrics, the subset, progress, and trouble."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import math
+import os
+import re
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from dst_t5x.config import binaries
+from dst_t5x.core import metrics_file
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import budget as budget_lib
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import reports
+from dst_t5x.method import silos
+from dst_t5x.runs import history
+from dst_t5x.runs import summaries
+
+PyTree = Any
+
+
+_NOT_AVERAGED = (
+  *reports.NORMS,
+  'target_tokens',
+  'refused_steps',
+  'refused_in_row',
+)
+
+
+class Monitor:
+  """Collects the metrics of steps and reports them now and then."""
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    projection: projection_lib.Projection,
+    state: trainer_lib.TrainState,
+    seed: PyTree,
+    steps: int,
+    max_refused_steps: int = 1,
+    budget: budget_lib.Budget | None = None,
+  ) -> None:
+    """Opens the files.
+
+    Args:
+      folder: MODEL_DIR.
+      projection: says what the subset is counted by.
+      state: before the first step.
+      seed: θ⁰ on the devices, or ().
+      steps: of the whole run.
+      max_refused_steps: how many refused steps in a row end the run.
+      budget: how much the method trains.
+    """
+    first_step = int(state.step)
+    self._summaries = summaries.Summaries(folder, first_step)
+    self._summaries.text(
+      first_step, {'config': f'```\n{binaries.operative_config()}\n```'}
+    )
+    self._progress = summaries.Progress(first_step, steps)
+    self._has_warned = False
+    self._parameters = 0 if budget is None else budget.parameters
+    self._budget: dict[str, float] = {}
+    if budget is not None:
+      self._budget = {
+        'free/total': float(budget.free),
+        'free/fraction': budget.fraction,
+        'free/file_bytes': float(budget.file_bytes),
+      }
+    self._window: list[dict[str, jax.Array]] = []
+    self._unchecked: tuple[int, dict[str, jax.Array]] | None = None
+    self._max_refused_steps = max_refused_steps
+    self._last_step = steps
+    self._refused_steps = int(state.refused_steps)
+    # Whether the last step that was looked at changed nothing.
+    self.is_refused = False
+    self._seed = seed
+    self._subset = (
+      SubsetMonitor(projection, state.params, state.projection_state, seed)
+      if isinstance(projection, projection_lib.SubsetProjection)
+      else None
+    )
+
+  def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step.
+
+    Raises:
+      UserError: too many steps in a row were refused, up to the one before.
+        Looking at this one would make the device wait for us.
+    """
+    self.check()
+    self._unchecked = (step, metrics)
+    self._progress.advance()
+
+  def check(self) -> None:
+    """Looks at the last step.
+
+    Raises:
+      UserError: too many steps in a row were refused, or those before the end.
+    """
+    if self._unchecked is None:
+      return
+    step, metrics = self._unchecked
+    self._unchecked = None
+    in_row = int(metrics['refused_in_row'])
+    self.is_refused = in_row > 0
+    self._refused_steps = int(metrics['refused_steps'])
+    if not in_row:
+      self._window.append(metrics)
+      return
+    loss = float(metrics['loss'])
+    what = 'an update is not finite'
+    if not math.isfinite(loss):
+      what = f'the loss is {loss}'
+    logging.warning('step %d is refused: %s', step, what)
+    if in_row >= self._max_refused_steps or step == self._last_step:
+      raise UserError(
+        f'{what} at step {step}, and {in_row} in a row were refused: lower '
+        'the learning rate, or look at the data; the checkpoints before are '
+        'intact'
+      )
+
+  def log(self, step: int, state: trainer_lib.TrainState) -> None:
+    """Writes the metrics since the last call."""
+    self.check()
+    window = jax.device_get(self._window)
+    self._window = []
+    values = {'train/refused_steps': float(self._refused_steps)}
+    if not window:
+      self._summaries.scalars(step, values)
+      return
+    values |= {
+      f'train/{name}': float(np.mean([w[name] for w in window]))
+      for name in window[-1]
+      if name not in _NOT_AVERAGED
+    }
+    values |= {f'train/{n}': float(window[-1][n]) for n in reports.NORMS}
+    values |= self._budget
+    if self._subset is not None:
+      values |= self._subset.report(
+        state.params, state.projection_state, self._seed
+      )
+      if self._parameters:
+        values['free/fraction'] = values['free/total'] / self._parameters
+    self._warn_if_nothing_moves(step, window[-1])
+    shown = {n: values[f'train/{n}'] for n in ('loss', 'accuracy')}
+    rate = self._progress.report(shown)
+    tokens = np.mean([w['target_tokens'] for w in window])
+    values[metrics_file.RATE] = rate
+    values['speed/target_tokens_per_second'] = rate * float(tokens)
+    self._summaries.scalars(step, values)
+
+  def _warn_if_nothing_moves(
+    self, step: int, metrics: Mapping[str, np.ndarray]
+  ) -> None:
+    """Says so, once, if a step with a learning rate above 0 moved nothing."""
+    rate = float(metrics['learning_rate'])
+    if rate > 0 and metrics['update_norm'] == 0 and not self._has_warned:
+      self._has_warned = True
+      logging.warning(
+        'NOTHING IS TRAINED: step %d moved no free parameter, though its '
+        'learning rate was %.3g; look at DROPOUT_RATE (1 drops everything), '
+        'LEARNING_RATE and what is frozen',
+        step,
+        rate,
+      )
+
+  def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+    """Writes the results of an evaluation."""
+    self._summaries.scalars(step, results)
+    logging.info(
+      'evaluation at step %d: %s',
+      step,
+      '  '.join(f'{name} {value:.4g}' for name, value in results.items()),
+    )
+
+  def saved(self, step: int, report: history.Report | None) -> None:
+    """Writes what is said of the subset of a checkpoint, if there is one."""
+    if report is None:
+      return
+    if report.overlaps:
+      self._summaries.scalars(step, report.overlaps)
+    self._summaries.histogram(
+      step,
+      'distance/log10',
+      report.distances,
+      'Logarithms to base 10 of the distances of all free parameters.',
+    )
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Takes what happens inside out of the rate of steps."""
+    self.check()
+    self._progress.pause()
+    yield
+    self._progress.restart()
+
+  def close(self) -> None:
+    """Writes everything out and closes the files."""
+    self._progress.close()
+    try:
+      self._summaries.flush()
+    finally:
+      self._summaries.close()
+
+
+class SubsetMonitor:
+  """How large the subset is, where it is, how it churns."""
+
+  def __init__(
+    self,
+    projection: projection_lib.SubsetProjection,
+    params: PyTree,
+    projection_state: PyTree,
+    seed: PyTree,
+  ) -> None:
+    """Remembers the subset.
+
+    Args:
+      projection: its thresholds are reported by module.
+      params: what is trained, before the first step.
+      projection_state: that goes with it.
+      seed: θ⁰, or () if the projection does not keep it.
+    """
+    self._projection = projection
+    layout = projection.layout(params)
+    self._silos = [module_of(name) for name in layout.names]
+    # Modules are counted whatever the silos are.
+    self._modules = silos.make_layout(params, 'per_module').names
+    self._free = jax.jit(_pack, static_argnames='projection')(
+      projection, params, projection_state, seed
+    )
+    self._report = jax.jit(
+      _report,
+      static_argnames='projection',
+      # Every process wants the counts; masks stay where the parameters are.
+      out_shardings=(projection_state.passes.sharding, None),
+    )
+
+  def report(
+    self, params: PyTree, projection_state: PyTree, seed: PyTree
+  ) -> dict[str, float]:
+    """Returns free parameters, their churn since the last report, thresholds.
+
+    Parameters and shares are those of modules, whatever the silos; thresholds
+    those of silos, averaged over layers.
+    """
+    counts, self._free = self._report(
+      self._projection, params, projection_state, seed, self._free
+    )
+    free, new = jax.device_get((counts['free'], counts['new']))
+    thresholds = self._projection.distances(
+      np.asarray(projection_state.thresholds)
+    )
+    total = int(free.sum())
+    values = {
+      'speed/projection_passes': float(projection_state.passes),
+      'free/total': float(total),
+      'free/churn': float(new.sum()) / total if total else math.nan,
+    }
+    for module, count in zip(self._modules, free, strict=True):
+      values[f'free/{module}'] = float(count)
+      values[f'share/{module}'] = float(count) / total if total else math.nan
+    for module in sorted(set(self._silos)):
+      of_module = np.array([name == module for name in self._silos])
+      values[f'threshold/{module}'] = float(thresholds[of_module].mean())
+    return values
+
+
+def _pack(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+) -> PyTree:
+  return reports.pack_free(params, projection.seed(params, kept, state))
+
+
+def _report(
+  projection: projection_lib.SubsetProjection,
+  params: PyTree,
+  state: PyTree,
+  kept: PyTree,
+  before: PyTree,
+) -> tuple[dict[str, jax.Array], PyTree]:
+  seed = projection.seed(params, kept, state)
+  modules = silos.make_layout(params, 'per_module')
+  return reports.subset_report(modules, params, seed, before)
+
+
+def module_of(silo: str) -> str:
+  """Returns a silo's module, whatever the layer: `encoder/attention`."""
+  return re.sub(rf'{silos.STACK}_\d+/', '', silo)

@@ -1,0 +1,351 @@
+"""Checks that a run can start."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import time
+from typing import Any
+import uuid
+
+from etils import epath
+import jax
+
+import dst_t5x
+from dst_t5x.checkpoints import seeds
+from dst_t5x.config import binaries
+from dst_t5x.core import object_stores
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import UserError, writing
+from dst_t5x.data import task_checks
+from dst_t5x.engine import budget as budget_lib
+from dst_t5x.engine import evaluation as evaluation_lib
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.runs import identity
+from dst_t5x.runtime import processes
+
+_GIB = 2**30
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'flax', 'optax', 'orbax-checkpoint')
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a check found in one process.
+
+  Attributes:
+    text: what to tell.
+    same: name -> what all processes have to have alike.
+  """
+
+  text: str = ''
+  same: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Check = Callable[[], Found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What training begins with.
+
+  Attributes:
+    trainer: says what is trained.
+    train_data: a `train.TrainData`.
+    evaluation: what is evaluated.
+    plan: a `train.Plan`.
+    partitioner: with nothing left open.
+    space: the network's parameters.
+    binary: what gin configured.
+    seed_path: INITIAL_CHECKPOINT_PATH.
+    from_scratch: whether there is no seed, on purpose.
+  """
+
+  trainer: trainer_lib.Trainer
+  train_data: Any
+  evaluation: evaluation_lib.Evaluation
+  plan: Any
+  partitioner: partitioning.Partitioner
+  space: parameters.ParameterSpace
+  binary: Callable[..., Any]
+  seed_path: str | None
+  from_scratch: bool
+
+
+def check_training(
+  model_dir: str | os.PathLike[str],
+  training: Training,
+  with_seed: bool = False,
+) -> None:
+  """Makes the checks that training begins with; leaves no trace.
+
+  Args:
+    model_dir: MODEL_DIR.
+    training: what is to be trained.
+    with_seed: whether the seed is loaded, too, which training does itself; the
+      first process then prints what each check found.
+
+  Raises:
+    UserError: the first check that failed, and where; in all processes.
+  """
+  path = epath.Path(model_dir)
+  with no_trace(path) as token:
+    checks = _checks_of_training(path, training, token)
+    if with_seed:
+      checks.append(('seed', lambda: seed(path, training)))
+    run_checks(checks, show=with_seed)
+
+
+def _checks_of_training(
+  model_dir: epath.Path, training: Training, token: str
+) -> list[tuple[str, Check]]:
+  """Returns the checks; arguments as of `check_training`, and no_trace's."""
+  trainer, partitioner = training.trainer, training.partitioner
+  train_data, evaluation = training.train_data, training.evaluation
+  space, plan = training.space, training.plan
+
+  def configuration() -> Found:
+    identity.check(model_dir, identity.of(training.binary))
+    task = task_checks.find(train_data.task)
+    identity.check_rows(model_dir, task_checks.rows_of(task, 'train'))
+    trainer.seed_path(space.shapes, training.seed_path, training.from_scratch)
+    bindings = binaries.bindings(training.binary)
+    return Found(f'{len(bindings)} parameters set', bindings)
+
+  def batch() -> Found:
+    rows = train_data.batch_size
+    trainer.check_batch_size(rows)
+    partitioner.check_batch_size(rows, trainer.microbatches)
+    each = rows // partitioner.groups // trainer.microbatches
+    return Found(
+      f'{rows} rows: {partitioner.groups} group(s) of devices × '
+      f'{trainer.microbatches} microbatch(es) × {each}'
+    )
+
+  def training_data() -> Found:
+    lengths = train_data.feature_lengths
+    task = task_checks.check(train_data.task, lengths, train_data.batch_size)
+    vocabulary = task.output_features['inputs'].vocabulary
+    return Found(
+      f'{train_data.task}, {vocabulary.vocab_size} pieces',
+      {
+        'the size of the vocabulary': vocabulary.vocab_size,
+        'what is trained on': task_checks.rows_of(task, 'train'),
+      },
+    )
+
+  def evaluation_works() -> Found:
+    evaluation.check(trainer.network)
+    metrics = evaluation.rehearse(trainer.network)
+    plan.check_results(metrics)
+    return Found(
+      f'{evaluation.task}, split {evaluation.split}: {", ".join(metrics)}'
+    )
+
+  return [
+    ('devices', devices),
+    ('versions', versions),
+    ('mesh', lambda: Found(str(partitioner))),
+    ('data', training_data),
+    ('batch', batch),
+    ('evaluation', evaluation_works),
+    ('MODEL_DIR', lambda: model_dir_writable(model_dir, token)),
+    ('MODEL_DIR', lambda: model_dir_shared(model_dir, token)),
+    ('configuration', configuration),
+    ('disk', lambda: disk_space(model_dir, *written(trainer, space, plan))),
+  ]
+
+
+def run_checks(checks: Iterable[tuple[str, Check]], show: bool = False) -> None:
+  """Makes each check in all processes, one after the other.
+
+  Args:
+    checks: names and checks, the same in all processes.
+    show: whether the first process prints what each check found.
+
+  Raises:
+    UserError: the first check that failed, and where; in all processes.
+  """
+  for name, check in checks:
+    start = time.monotonic()
+    error, found = '', Found()
+    try:
+      found = check()
+    except UserError as e:
+      error = str(e).splitlines()[0]
+    of_all = [
+      json.loads(text)
+      for text in processes.gather(
+        json.dumps({'error': error, 'same': dict(found.same)})
+      )
+    ]
+    _compare(of_all)
+    if show and processes.is_first():
+      seconds = time.monotonic() - start
+      print(f'{name:<14}{found.text}  ({seconds:.1f} s)', flush=True)
+
+
+def _compare(of_all: list[dict[str, Any]]) -> None:
+  """Raises UserError for the first error, or the first difference."""
+  for i, found in enumerate(of_all):
+    if found['error']:
+      alike = all(other['error'] == found['error'] for other in of_all)
+      where = '' if alike else f', in {processes.name(i)}'
+      raise UserError(f'{found["error"]}{where}')
+  first = of_all[0]['same']
+  for i, found in enumerate(of_all):
+    for what in sorted(first.keys() | found['same'].keys()):
+      ours, theirs = first.get(what), found['same'].get(what)
+      if ours != theirs:
+        raise UserError(
+          f'{what} is {theirs} in {processes.name(i)}, and {ours} in '
+          f'{processes.name(0)}'
+        )
+
+
+def devices() -> Found:
+  """Whether all processes have as many devices of one kind."""
+  kind, count = jax.local_devices()[0].device_kind, jax.local_device_count()
+  return Found(
+    f'{jax.device_count()} of kind {kind}, {count} for each of '
+    f'{jax.process_count()} process(es)',
+    {'the kind of the devices': kind, 'the number of devices': count},
+  )
+
+
+def versions() -> Found:
+  """Whether all processes run the same program."""
+  installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  same = {'dst_t5x': dst_t5x.__version__} | installed
+  text = ', '.join(f'{name} {version}' for name, version in same.items())
+  return Found(text, {f'the version of {k}': v for k, v in same.items()})
+
+
+def model_dir_writable(path: epath.Path, token: str) -> Found:
+  """Whether each process can write to the folder; leaves a file there.
+
+  Args:
+    path: MODEL_DIR, which is made if it is not there.
+    token: names the files, the same in all processes.
+  """
+  object_stores.check_writable('MODEL_DIR', path)
+  with writing(f'MODEL_DIR {path}'):
+    mine = _token(path, token, jax.process_index())
+    whole_files.write_text(mine, token)
+  return Found(f'{path} can be written to')
+
+
+def model_dir_shared(path: epath.Path, token: str) -> Found:
+  """Whether the folder is one and the same; after `model_dir_writable`."""
+  for process in range(jax.process_count()):
+    if not _token(path, token, process).exists():
+      raise UserError(
+        f'MODEL_DIR {path} is not the same folder as in '
+        f'{processes.name(process)}: all hosts need one shared folder'
+      )
+  return Found(f'is one folder for {jax.process_count()} process(es)')
+
+
+def _token(path: epath.Path, token: str, process: int) -> epath.Path:
+  return path / f'.preflight-{token}-{process}'
+
+
+@contextlib.contextmanager
+def no_trace(path: epath.Path) -> Iterator[str]:
+  """Lends a token; removes its files, and folders made for them, afterwards."""
+  missing = []
+  if not object_stores.is_remote(path):
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+  # All have looked before anyone makes one.
+  token = processes.gather(uuid.uuid4().hex[:8])[0]
+  try:
+    yield token
+  finally:
+    with contextlib.suppress(Exception):  # It is not there, or not to be had.
+      _token(path, token, jax.process_index()).unlink()
+    for folder in missing:  # The last process finds them empty.
+      with contextlib.suppress(OSError):
+        os.rmdir(folder)
+  # Else one may remove the folder that another has begun to use.
+  processes.wait_for_all()
+
+
+def disk_space(path: epath.Path, needed: int, what: str) -> Found:
+  """Whether what a run writes fits.
+
+  Args:
+    path: MODEL_DIR, or a folder that it will be in.
+    needed: bytes.
+    what: what takes them.
+  """
+  gib = f'{needed / _GIB:.3f} GiB'
+  if object_stores.is_remote(path):
+    return Found(f'{what} take {gib} in an object store')
+  there = next(p for p in (path, *path.parents) if p.exists())
+  free = shutil.disk_usage(there).free
+  if free < needed:
+    raise UserError(
+      f'MODEL_DIR {path} has {free / _GIB:.3f} GiB left on its disk, and '
+      f'{what} take {gib}'
+    )
+  return Found(f'{free / _GIB:.1f} GiB left; {what} take {gib}')
+
+
+def written(
+  trainer: trainer_lib.Trainer, space: parameters.ParameterSpace, plan: Any
+) -> tuple[int, str]:
+  """Returns about how many bytes a run writes, and what takes them.
+
+  A new checkpoint is whole before the oldest one goes. Logs are not counted.
+
+  Args:
+    trainer: says what is saved.
+    space: the network's parameters.
+    plan: a `train.Plan`.
+  """
+
+  def size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+  trained, _ = trainer.split(space.shapes)
+  state = jax.eval_shape(trainer.init, trained)
+  changing = size((state.opt_state, state.projection_state))
+  checkpoints = plan.keep + 1 + (plan.keep_best_by is not None)
+  what = f'{checkpoints} checkpoints'
+  if not trainer.projection.constrains:
+    return checkpoints * (changing + size(trained)), what
+  budget = budget_lib.of_run(space.base_shapes, trained, trainer.projection)
+  needed = checkpoints * (changing + budget.file_bytes)
+  if plan.keep_subsets:
+    subsets = math.ceil(plan.train_steps / plan.checkpoint_period)
+    needed += subsets * budget.file_bytes
+    what += f' and {subsets} subsets'
+  return needed, what
+
+
+def seed(model_dir: epath.Path, training: Training) -> Found:
+  """Whether each process can read the seed, and it is the run's.
+
+  Args:
+    model_dir: MODEL_DIR.
+    training: what is to be trained.
+  """
+  space = training.space
+  path = training.trainer.seed_path(
+    space.shapes, training.seed_path, training.from_scratch
+  )
+  if path is None:
+    identity.check_seed(model_dir, None)
+    return Found('none: training from scratch')
+  found = seeds.load_seed(path).merged()
+  space.check(found.params, base=True)
+  identity.check_seed(model_dir, found.reference)
+  return Found(
+    f'{found.path}, fingerprint {found.fingerprint[:12]}…',
+    {'the fingerprint of the seed': found.fingerprint},
+  )

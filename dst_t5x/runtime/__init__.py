@@ -1,0 +1,1 @@
+"""The process and its neighbours: start, interrupts, preemption, logging."""

@@ -1,0 +1,8 @@
+"""Looks at subset files, checks, applies, exports, compares, combines them."""
+
+import sys
+
+from dst_t5x.checkpoints import subset_command
+
+if __name__ == '__main__':
+  sys.exit(subset_command.main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""Subsets: taken from tuned parameters, stored, applied, compared, combined.
+
+    from dst_t5x import subset
+
+    tuned = subset.extract(params, seed, fingerprint.fingerprint(seed))
+    subset.save('gsm8k.dst', tuned, {'epsilon': 1e-4})
+    tuned, about = subset.load('gsm8k.dst')
+    params = subset.apply(tuned, seed)
+
+On the devices `apply_in_place` and `revert` change parameters where they are,
+see `on_device`.
+All of it needs JAX, NumPy and safetensors alone. As a command:
+`python -m dst_t5x.subset --help`.
+"""
+
+from dst_t5x.subsets.algebra import Combination
+from dst_t5x.subsets.algebra import Overlap
+from dst_t5x.subsets.algebra import combine
+from dst_t5x.subsets.algebra import overlap
+from dst_t5x.subsets.algebra import overlap_by_module
+from dst_t5x.subsets.extraction import Difference
+from dst_t5x.subsets.extraction import Subset
+from dst_t5x.subsets.extraction import apply
+from dst_t5x.subsets.extraction import diff
+from dst_t5x.subsets.extraction import extract
+from dst_t5x.subsets.file import FORMAT
+from dst_t5x.subsets.file import from_arrays
+from dst_t5x.subsets.file import from_bytes
+from dst_t5x.subsets.file import load
+from dst_t5x.subsets.file import save
+from dst_t5x.subsets.file import to_arrays
+from dst_t5x.subsets.file import to_bytes
+from dst_t5x.subsets.on_device import Patch
+from dst_t5x.subsets.on_device import Slots
+from dst_t5x.subsets.on_device import apply_in_place
+from dst_t5x.subsets.on_device import revert
+from dst_t5x.subsets.prediction import predicted_bytes
+from dst_t5x.subsets.sharded import extract_here
+from dst_t5x.subsets.sharded import merge
+
+__all__ = [
+  'FORMAT',
+  'Combination',
+  'Difference',
+  'Overlap',
+  'Patch',
+  'Slots',
+  'Subset',
+  'apply',
+  'apply_in_place',
+  'combine',
+  'diff',
+  'extract',
+  'extract_here',
+  'from_arrays',
+  'from_bytes',
+  'load',
+  'merge',
+  'overlap',
+  'overlap_by_module',
+  'predicted_bytes',
+  'revert',
+  'save',
+  'to_arrays',
+  'to_bytes',
+]

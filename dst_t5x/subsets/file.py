@@ -1,0 +1,284 @@
+"""Subset files, version 1: see docs/subset_format.md.
+
+A safetensors file of five arrays of bytes: the table of the seed's tensors,
+the positions' codes (two), the values, and the SHA-256 of all bytes before it.
+The metadata say what the subset belongs to. Equal content gives equal files.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import math
+import os
+import re
+from typing import Any
+
+from etils import epath
+import numpy as np
+import safetensors
+
+from dst_t5x.core import json_text
+from dst_t5x.core import whole_files
+from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.subsets import content
+from dst_t5x.subsets import extraction
+
+FORMAT = 'dst_t5x.subset/1'
+_CHECKSUM = 'sha256'
+CHECKSUM_BYTES = 32
+_LENGTH_BYTES = 8
+# Of the header: more is no subset file, and is not even read.
+_MOST_HEADER_BYTES = 2**20
+_FINGERPRINT = re.compile('[0-9a-f]{64}')
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def to_bytes(subset: extraction.Subset, about: Mapping[str, Any]) -> bytes:
+  """Returns the subset file, see `save`."""
+  return pack(content.to_arrays(subset), with_fingerprint(subset, about))
+
+
+def with_fingerprint(
+  subset: extraction.Subset, about: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns `about` with the seed's fingerprint.
+
+  Raises:
+    UserError: nobody said the fingerprint, or two different ones.
+  """
+  seed = dict(about.get('seed') or {})
+  said = {subset.fingerprint, seed.get('fingerprint')} - {None}
+  if len(said) != 1:
+    raise UserError(
+      "subset: a file needs its seed's fingerprint, one: "
+      f"about['seed']['fingerprint'] (found: {sorted(map(str, said))})"
+    )
+  seed['fingerprint'] = said.pop()
+  complete = {**about, 'seed': seed}
+  if _fingerprint(complete) is None:
+    raise UserError(
+      "subset: a seed's fingerprint is 64 hexadecimal digits, not "
+      f'{seed["fingerprint"]!r}'
+    )
+  return complete
+
+
+def pack(arrays: Arrays, about: Mapping[str, Any]) -> bytes:
+  """Returns a safetensors file of arrays, ended by its own checksum."""
+  header = header_of({n: a.shape for n, a in arrays.items()}, about)
+  parts = [header, *(arrays[name].tobytes() for name in content.NAMES)]
+  digest = hashlib.sha256()
+  for part in parts:
+    digest.update(part)
+  return b''.join([*parts, digest.digest()])
+
+
+def header_of(
+  shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any]
+) -> bytes:
+  """Returns what is in the file before the arrays.
+
+  Args:
+    shapes: of the four arrays of content.
+    about: what the metadata say.
+
+  Raises:
+    UserError: they say more than a file can hold.
+  """
+  metadata = {'format': FORMAT, 'about': _json(_plain(about))}
+  header: dict[str, Any] = {'__metadata__': metadata}
+  offset = 0
+  for name, shape in (*shapes.items(), (_CHECKSUM, (CHECKSUM_BYTES,))):
+    end = offset + math.prod(shape)
+    header[name] = {
+      'dtype': 'U8',
+      'shape': [*shape],
+      'data_offsets': [offset, end],
+    }
+    offset = end
+  text = _json(header).encode()
+  text += b' ' * (-len(text) % 8)
+  if len(text) > _MOST_HEADER_BYTES:
+    raise UserError(
+      f'subset: its metadata take {len(text):,} bytes, more than a file can '
+      f'hold ({_MOST_HEADER_BYTES:,})'
+    )
+  return len(text).to_bytes(_LENGTH_BYTES, 'little') + text
+
+
+def _json(value: Any) -> str:
+  return json_text.dumps(value, separators=(',', ':'))
+
+
+def _plain(value: Any) -> Any:
+  """Returns what JSON can say: keys in order, no NaN, no NumPy, no classes."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(value[k]) for k in sorted(value, key=str)}
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  return str(value)
+
+
+def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
+  """Inverse of `to_bytes`.
+
+  Args:
+    blob: a whole file.
+
+  Raises:
+    UserError: it is not a whole, undamaged subset file of this version.
+  """
+  subset, about = _unpack(blob)
+  if subset.fingerprint is None:
+    raise UserError("subset: it does not say its seed's fingerprint")
+  return subset, about
+
+
+def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
+  """Inverse of `pack`."""
+  about = _read_about(blob)
+  checksum = hashlib.sha256(memoryview(blob)[:-CHECKSUM_BYTES]).digest()
+  if checksum != blob[-CHECKSUM_BYTES:]:
+    raise UserError('subset: it is damaged or cut short: its checksum is wrong')
+  try:
+    entries = dict(safetensors.deserialize(blob))
+  except safetensors.SafetensorError as e:
+    raise UserError(f'subset: it is damaged: {first_line(e)}') from e
+  if entries.keys() != {*content.NAMES, _CHECKSUM} or any(
+    entry['dtype'] != 'U8' for entry in entries.values()
+  ):
+    raise UserError('subset: it has not the arrays of a subset file')
+  arrays = {
+    name: np.frombuffer(entry['data'], np.uint8).reshape(entry['shape'])
+    for name, entry in entries.items()
+  }
+  subset = content.from_arrays(arrays)
+  return dataclasses.replace(subset, fingerprint=_fingerprint(about)), about
+
+
+def _fingerprint(about: Mapping[str, Any]) -> str | None:
+  """Returns the seed's fingerprint, None if the metadata do not say it."""
+  seed = about.get('seed')
+  said = seed.get('fingerprint') if isinstance(seed, Mapping) else None
+  is_one = isinstance(said, str) and _FINGERPRINT.fullmatch(said)
+  return said if is_one else None
+
+
+def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
+  """Returns the subset file as one array, for checkpoints.
+
+  One, because Orbax stores no array without elements. The checkpoint says
+  itself which seed it is of.
+
+  Returns:
+    `subset`: uint8 [bytes].
+
+  Raises:
+    UserError: see `save`.
+  """
+  seed = {'fingerprint': subset.fingerprint}
+  about = {} if subset.fingerprint is None else {'seed': seed}
+  blob = pack(content.to_arrays(subset), about)
+  return {'subset': np.frombuffer(blob, np.uint8)}
+
+
+def from_arrays(arrays: Arrays) -> extraction.Subset:
+  """Inverse of `to_arrays`.
+
+  Raises:
+    UserError: this is no subset, or a damaged one.
+  """
+  if 'subset' not in arrays:
+    raise UserError(
+      'subset: the checkpoint holds none, or one of an older version'
+    )
+  subset, _ = _unpack(np.asarray(arrays['subset'], np.uint8).tobytes())
+  return subset
+
+
+def _header_bytes(start: bytes) -> int:
+  """Returns how long the header is, of a file's first bytes."""
+  length = int.from_bytes(start[:_LENGTH_BYTES], 'little')
+  if len(start) < _LENGTH_BYTES or not 0 < length <= _MOST_HEADER_BYTES:
+    raise UserError('subset: it is no subset file')
+  return length
+
+
+def _read_about(start: bytes) -> dict[str, Any]:
+  """Returns the metadata of a file that begins so.
+
+  Raises:
+    UserError: it is no subset file, or one of another version.
+  """
+  end = _LENGTH_BYTES + _header_bytes(start)
+  try:
+    metadata = json_text.loads(start[_LENGTH_BYTES:end])['__metadata__']
+    about = json_text.loads(metadata.get('about', metadata.get('subset')))
+    found = metadata.get('format', about.get('format'))
+    name, _, version = found.partition('/')
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError('subset: it is no subset file, or damaged') from e
+  if name != FORMAT.partition('/')[0]:
+    raise UserError('subset: it is no subset file')
+  if found != FORMAT:
+    raise UserError(
+      f'subset: it is of version {version[:20]!r}, this program reads '
+      f'{FORMAT.partition("/")[2]}'
+    )
+  return about
+
+
+def save(
+  path: str | os.PathLike[str],
+  subset: extraction.Subset,
+  about: Mapping[str, Any],
+) -> int:
+  """Writes a subset file, whole or not at all; returns its bytes.
+
+  Args:
+    path: where to, may be in an object store; an older file is replaced.
+    subset: what to write.
+    about: what else a reader should know, see docs/subset_format.md;
+      `about['seed']['fingerprint']` unless the subset knows it.
+
+  Raises:
+    UserError: the file cannot be written, or could not be read again.
+  """
+  blob = to_bytes(subset, about)
+  try:
+    whole_files.write_bytes(path, blob)
+  except OSError as e:
+    raise UserError(f'cannot write the subset file {path}: {e}') from e
+  return len(blob)
+
+
+def load(
+  path: str | os.PathLike[str],
+) -> tuple[extraction.Subset, dict[str, Any]]:
+  """Reads a subset file.
+
+  Returns:
+    The subset, and what `save` was told about it.
+
+  Raises:
+    UserError: no such file, or it is not a whole, undamaged subset file of
+      this version.
+  """
+  try:
+    with epath.Path(path).open('rb') as f:
+      start = f.read(_LENGTH_BYTES)
+      start += f.read(_header_bytes(start))
+      # A whole model is not read only to be refused.
+      _read_about(start)
+      return from_bytes(start + f.read())
+  except OSError as e:
+    raise UserError(f'cannot read the subset file {path}: {e}') from e
+  except UserError as e:
+    raise UserError(f'{path}: {str(e).removeprefix("subset: ")}') from e

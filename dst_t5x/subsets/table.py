@@ -1,0 +1,131 @@
+"""The table of a subset: which tensors its seed has, as text.
+
+A line a tensor, as the seed's fingerprint has it:
+
+    encoder/layers_0/mlp/wo/kernel float32 1024,512
+
+Layers that are alike share a line, written as their stacked form would be:
+
+    encoder/layers/mlp/wo/kernel float32 8,1024,512
+"""
+
+from collections.abc import Mapping
+import math
+import re
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import silos
+from dst_t5x.subsets import position_codes
+
+DTYPES = {
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+  'float16': np.dtype('<f2'),
+  'float32': np.dtype('<f4'),
+  'float64': np.dtype('<f8'),
+}
+MOST_TENSORS = 100_000
+_LAYER = re.compile(
+  r'(?P<before>(?:.*?/)?)layers_(?P<number>\d+)/(?P<after>.+)'
+)
+_SIZE = r'(?:0|[1-9][0-9]{0,14})'
+_LINE = re.compile(
+  rf'(.+) ({"|".join(DTYPES)}) ((?:{_SIZE}(?:,{_SIZE}){{0,31}})?)'
+)
+
+Tensors = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def to_text(tensors: Tensors) -> str:
+  """Returns the lines, ended by a newline each, in the order of their paths.
+
+  Args:
+    tensors: unstacked path -> shape and dtype.
+
+  Raises:
+    UserError: a dtype or a path that the table cannot hold.
+  """
+  lines = {
+    path: _line(path, tensor.dtype, tensor.shape)
+    for path, tensor in tensors.items()
+  }
+  for stacked, layers in _alike(tensors).items():
+    for path in layers:
+      del lines[path]
+    first = tensors[layers[0]]
+    shape = (len(layers), *first.shape)
+    lines[stacked] = _line(stacked, first.dtype, shape)
+  text = ''.join(lines[path] for path in sorted(lines))
+  if from_text(text) != dict(tensors):
+    raise UserError(
+      'subset: a component `layers` of a path would be taken for stacked layers'
+    )
+  return text
+
+
+def _alike(tensors: Tensors) -> dict[str, list[str]]:
+  """Returns stacked path -> paths of its layers, where layers are alike."""
+  groups: dict[str, dict[str, str]] = {}
+  for path in tensors:
+    if match := _LAYER.fullmatch(path):
+      stacked = f'{match["before"]}{silos.STACK}/{match["after"]}'
+      groups.setdefault(stacked, {})[match['number']] = path
+  alike = {}
+  for stacked, by_number in groups.items():
+    layers = [by_number.get(str(i), '') for i in range(len(by_number))]
+    if all(layers) and len({_type(tensors[path]) for path in layers}) == 1:
+      alike[stacked] = layers
+  return alike
+
+
+def _type(tensor: jax.ShapeDtypeStruct) -> tuple[np.dtype, tuple[int, ...]]:
+  return tensor.dtype, tensor.shape
+
+
+def _line(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> str:
+  line = f'{path} {dtype.name} {",".join(map(str, shape))}'
+  if dtype.name not in DTYPES:
+    raise UserError(
+      f'subset: {path} is {dtype.name}; a file holds {", ".join(DTYPES)}'
+    )
+  if not (path and path.isprintable() and _LINE.fullmatch(line)):
+    raise UserError(f'subset: a file cannot hold a tensor called {path!r}')
+  return f'{line}\n'
+
+
+def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
+  """Inverse of `to_text`; the paths come in ascending order.
+
+  Raises:
+    UserError: there is a line that is none, a path twice, or too much of all.
+  """
+  tensors: dict[str, jax.ShapeDtypeStruct] = {}
+  found = components = 0
+  for line in text.split('\n')[:-1]:
+    match = _LINE.fullmatch(line)
+    if not match or not match[1].isprintable():
+      raise UserError(f'subset: its table is damaged at {line[:80]!r}')
+    path, dtype, shape = match[1], DTYPES[match[2]], _shape(match[3])
+    components += math.prod(shape)
+    found += shape[0] if silos.is_stacked(path, shape) else 1
+    # Before the paths of a billion layers are made.
+    if found > MOST_TENSORS or components > position_codes.MOST:
+      raise UserError('subset: its table claims too many tensors or components')
+    stacked, paths = silos.slice_paths(path, shape)
+    tensor = jax.ShapeDtypeStruct(shape[int(stacked) :], dtype)
+    tensors |= dict.fromkeys(paths, tensor)
+  if len(tensors) != found or (text and not text.endswith('\n')):
+    raise UserError('subset: its table is damaged')
+  return dict(sorted(tensors.items()))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+  return tuple(int(size) for size in text.split(',')) if text else ()
+
+
+def size(tensors: Tensors) -> int:
+  """Returns the number of components of all tensors."""
+  return sum(math.prod(tensor.shape) for tensor in tensors.values())

@@ -1,0 +1,144 @@
+"""Which device has what: one mesh, T5X's logical axis names."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_t5
+
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.models.t5 import network
+
+
+def test_one_device_is_a_mesh_too():
+  partitioner = partitioning.Partitioner()
+  assert dict(partitioner.mesh.shape) == {'data': 1, 'fsdp': 1, 'model': 1}
+  with partitioner.activate():
+    space = parameters.ParameterSpace(
+      network.Transformer(tiny_t5.CONFIG), partitioner
+    )
+  assert jax.tree.structure(space.shapes) == jax.tree.structure(space.shardings)
+  placed = partitioner.place_batch({'x': np.ones((4, 3), np.int32)})
+  assert placed['x'].sharding.spec == jax.sharding.PartitionSpec(
+    ('data', 'fsdp')
+  )
+
+
+def test_devices_that_cannot_be_divided():
+  for groups in (2, 0, -1):
+    with pytest.raises(UserError, match=f'model_parallelism = {groups}'):
+      partitioning.Partitioner(groups)
+
+
+_EIGHT_DEVICES = """
+import jax, numpy as np
+from dst_t5x import network, optimizers, parameters, partitioning, projection
+from dst_t5x import stacking, subset, trainer
+import jax.numpy as jnp
+from dst_t5x.errors import UserError
+import tiny_t5, dataclasses
+
+P = jax.sharding.PartitionSpec
+# What is left open depends on the model's size alone: 16 GiB each are assumed.
+def fitted(parameters, *known, bytes_each=partitioning.IN_TRAINING):
+  return str(partitioning.Partitioner(*known).fitted(parameters, bytes_each))
+assert fitted(77e6) == 'data 8 × fsdp 1 × model 1'
+assert fitted(3e9) == 'data 1 × fsdp 1 × model 8'
+assert fitted(3e9, None, 2) == 'data 1 × fsdp 2 × model 4'
+assert fitted(3e9, 2) == 'data 1 × fsdp 4 × model 2'
+assert fitted(3e9, 1, 1) == 'data 8 × fsdp 1 × model 1'
+assert fitted(3e9, bytes_each=partitioning.IN_EVALUATION) == (
+  'data 4 × fsdp 1 × model 2'
+)
+assert fitted(11e9) == 'data 1 × fsdp 1 × model 8'
+try:
+  partitioning.Partitioner(4, 4)
+  raise AssertionError
+except UserError as e:
+  assert 'model_parallelism · fsdp = 4 · 4' in str(e), e
+# Rows of a whole batch, divided by both axes.
+both = partitioning.Partitioner(2, 2)
+assert both.rows_here(8).all()
+placed = both.place_batch({'x': np.arange(16).reshape(8, 2)})['x']
+assert {s.data.shape for s in placed.addressable_shards} == {(2, 2)}
+# Six heads cannot be divided by four, but what is large can be.
+six = dataclasses.replace(tiny_t5.CONFIG, num_heads=6)
+space = parameters.ParameterSpace(
+  network.Transformer(six), partitioning.Partitioner(4, 2)
+)
+encoder = space.shardings['encoder']
+assert encoder['relpos_bias']['rel_embedding'].spec == P(None, None)
+assert encoder['layers_0']['mlp']['wo']['kernel'].spec == P('model', 'fsdp')
+partitioner = partitioning.Partitioner(2)
+assert dict(partitioner.mesh.shape) == {'data': 4, 'fsdp': 1, 'model': 2}
+try:
+  partitioner.check_batch_size(6)
+  raise AssertionError
+except UserError as e:
+  assert str(e) == (
+    'BATCH_SIZE = 6 is not a multiple of the 4 groups of devices that split it'
+    '; with MODEL_PARALLELISM = 4 it would be'
+  ), e
+partitioner.check_batch_size(8)
+config = dataclasses.replace(
+  tiny_t5.CONFIG, num_encoder_layers=2, num_decoder_layers=1, scan_layers=SCAN
+)
+with partitioner.activate():
+  space = parameters.ParameterSpace(network.Transformer(config), partitioner)
+  lead = (None,) if SCAN else ()
+  layer = space.shardings['encoder']['layers' if SCAN else 'layers_0']
+  assert layer['attention']['query']['kernel'].spec == P(*lead, 'fsdp', 'model')
+  assert layer['mlp']['wo']['kernel'].spec == P(*lead, 'model', 'fsdp'), layer
+  embedding = space.shardings['token_embedder']['embedding']
+  assert embedding.spec == P('model', 'fsdp'), embedding
+  host = tiny_t5.random_params(dataclasses.replace(config, scan_layers=False))
+  params = space.to_devices(host)
+  kernel = params['token_embedder']['embedding']
+  assert {s.data.shape for s in kernel.addressable_shards} == {(24, 8)}
+  back = stacking.unstack_layers(jax.device_get(params))
+  jax.tree.map(np.testing.assert_array_equal, back, host)
+  # What differs from the seed is found where it lies, by whoever has it.
+  tuned = jax.jit(
+    lambda tree: jax.tree.map(lambda x: jnp.where(x > 1.5, x + 1, x), tree),
+    out_shardings=space.shardings,
+  )(params)
+  here = subset.merge([subset.extract_here(tuned, host)])
+  assert subset.to_arrays(here)['subset'].tobytes() == subset.to_arrays(
+    subset.extract(jax.device_get(tuned), host)
+  )['subset'].tobytes()
+  assert here.size > 100
+  # The optimizer's unfactored moments lie where the parameters do.
+  t = trainer.Trainer(
+    network.Transformer(config),
+    optimizers.adafactor(lambda step: 0.1),
+    projection.NoProjection(),
+  )
+  abstract = jax.eval_shape(t.init, space.shapes)
+  shardings = partitioner.like_parameters(
+    abstract, space.shapes, space.shardings
+  )
+  pairs = zip(
+    jax.tree.leaves(abstract.opt_state), jax.tree.leaves(shardings.opt_state)
+  )
+  specs = {leaf.shape: sharding.spec for leaf, sharding in pairs}
+  assert specs[48, 8] == P('model', 'fsdp'), specs
+  assert specs[()] == P()
+print('fine')
+"""
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_eight_devices(repository, monkeypatch, scan):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  monkeypatch.setenv('PYTHONPATH', f'{repository}:{repository / "tests"}')
+  found = subprocess.run(
+    [sys.executable, '-c', _EIGHT_DEVICES.replace('SCAN', str(scan))],
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+  assert found.stdout == 'fine\n', found.stderr
