@@ -106,25 +106,20 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license_expression='Apache-2.0',
   license_files=['LICENSE'],
-  packages=setuptools.find_packages(
-    include=['dst_t5x', 'dst_t5x.*', 'launch', 'launch.*']
-  ),
-  # In a checkout dst_t5x/gin and dst_t5x/tasks are links to the folders at the
-  # top; in a wheel they are real folders.
+  packages=setuptools.find_packages(include=['dst_t5x', 'dst_t5x.*']),
+  # In a checkout dst_t5x/gin, dst_t5x/launch and dst_t5x/tasks are links to the
+  # folders at the top; in a wheel they are real folders.
   package_data={
     'dst_t5x': [
       'analysis/paper.json',
       'gin/**/*.gin',
+      'launch/*.sbatch',
+      'launch/*.sh',
+      'launch/sweeps/*.gin',
+      'launch/sweeps/*.yaml',
+      'launch/sweeps/*/*.yaml',
       'py.typed',
       'serving/page.html',
-    ],
-    'launch': [
-      '*.sh',
-      '*.sbatch',
-      'sweeps/*.gin',
-      'sweeps/*.yaml',
-      'sweeps/*/*.yaml',
-      'py.typed',
     ],
   },
   include_package_data=False,

@@ -16,4 +16,4 @@ from dst_t5x.config import binaries
 from dst_t5x.planning import estimate
 
 if __name__ == '__main__':
-  binaries.command(estimate.main, estimate.estimate)
+  binaries.command(estimate.main)

@@ -15,6 +15,14 @@ PRETRAIN = [
   '--gin.BATCH_SIZE=16',
   '--gin.LEARNING_RATE_WARMUP_STEPS=10',
 ]
+# Command -> the module and the function that do its work.
+_BINARIES = {
+  'eval': ('runs.evaluating', 'evaluate'),
+  'infer': ('runs.inference', 'infer'),
+  'prepare_data': ('data.preparation', 'prepare_data'),
+  'show_task': ('data.task_report', 'show_task'),
+  'train': ('runs.training', 'train'),
+}
 TIMEOUT = 240  # Seconds; some twenty times what an idle machine takes.
 
 
@@ -28,8 +36,8 @@ def call(module, *arguments):
 
 def binary(module):
   """Returns what gin configures for `python -m dst_t5x.<module>`."""
-  name = {'eval': 'evaluate'}.get(module, module)
-  return getattr(importlib.import_module(f'dst_t5x.{module}'), name)
+  room, name = _BINARIES[module]
+  return getattr(importlib.import_module(f'dst_t5x.{room}'), name)
 
 
 def start(module, *arguments, environment=None, prefix=()):

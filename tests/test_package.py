@@ -16,12 +16,12 @@ import dst_t5x
 from dst_t5x.config import gin_files
 
 _METHOD_FILES = [
-  'distances',
-  'silos',
-  'budgets',
-  'thresholds',
-  'projection',
-  'subset',
+  'method.distances',
+  'method.silos',
+  'method.budgets',
+  'method.thresholds',
+  'method.projection',
+  'subsets',
 ]
 _TOO_HEAVY = ['clu', 'flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow']
 
@@ -80,21 +80,19 @@ def test_wheel_holds_the_whole_package_and_nothing_else(built, repository):
     'dst_t5x/analysis/paper.json',
     'dst_t5x/py.typed',
     'dst_t5x/serving/page.html',
-    'launch/py.typed',
   }
   for folder, pattern in (
     ('dst_t5x', '**/*.py'),
     ('gin', '**/*.gin'),
+    ('tasks', '**/*.py'),
     ('launch', '*.py'),
     ('launch', '*.s*'),
     ('launch', 'sweeps/*.gin'),
     ('launch', 'sweeps/**/*.yaml'),
   ):
-    prefix = 'dst_t5x/' if folder == 'gin' else ''
+    prefix = '' if folder == 'dst_t5x' else 'dst_t5x/'
     for path in (repository / folder).glob(pattern):
       expected.add(prefix + path.relative_to(repository).as_posix())
-  for path in (repository / 'tasks').glob('**/*.py'):
-    expected.add('dst_t5x/' + path.relative_to(repository).as_posix())
   found = {n for n in _names(built / 'wheel') if '.dist-info/' not in n}
   assert found == expected
   assert any(name.startswith('dst_t5x/gin/') for name in found)
@@ -127,7 +125,8 @@ def test_metadata(built, repository):
 
 def test_gin_files_are_found_in_the_wheel_from_another_folder(built):
   code = (
-    'import dst_t5x; from dst_t5x.config import gin_files; print(dst_t5x.__file__); '
+    'import dst_t5x; from dst_t5x.config import gin_files; '
+    'print(dst_t5x.__file__); '
     'print(*gin_files.shipped()); '
     "print(gin_files.find('gin/models/t5_1_1_tiny.gin'))"
   )
@@ -187,7 +186,7 @@ def test_gin_file_parses(name):
 
 def test_launchers_need_no_jax(built):
   code = (
-    'import sys; from launch import sweep; sweep.main(sys.argv[1:]); '
+    'import sys; from dst_t5x.launch import sweep; sweep.main(sys.argv[1:]); '
     'print(*{"jax", "flax", "tensorflow"}.intersection(sys.modules))'
   )
   sweep = 'launch/sweeps/table_7.yaml'
@@ -208,10 +207,12 @@ def test_tensorflow_datasets_is_the_one_asked_for():
   )
 
 
-@pytest.mark.parametrize('module', ['quiet_tensorflow', 'tasks', 'train'])
+@pytest.mark.parametrize(
+  'module', ['runtime.quiet_tensorflow', 'tasks', 'train']
+)
 def test_tensorflow_is_loaded_without_a_word(repository, module):
   code = (
-    f'from dst_t5x import {module}\n'
+    f'import dst_t5x.{module}\n'
     'import seqio, sys, tensorflow\n'
     'tensorflow.constant(1)\n'
     "print('heard', file=sys.stderr)"

@@ -12,8 +12,8 @@ import numpy as np
 
 from dst_t5x.adapters import api as adapters
 from dst_t5x.core import errors
+from dst_t5x.core import machine
 from dst_t5x.core import object_stores
-from dst_t5x.planning import topologies
 
 _EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -60,7 +60,7 @@ def check_fits(num_bytes: int, path: epath.PathLike) -> None:
   Raises:
     UserError: that is more than the machine's memory.
   """
-  memory = topologies.host_memory()
+  memory = machine.host_memory()
   if num_bytes > memory:
     raise errors.UserError(
       f'{path} claims {num_bytes / 2**30:,.1f} GiB of parameters in float32,'

@@ -8,7 +8,6 @@ the data, and the seed by path and fingerprint: no second copy of the model.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
-import contextvars
 import os
 from typing import Any
 
@@ -17,19 +16,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dst_t5x import subsets as subset_lib
-from dst_t5x.adapters import api as adapters
-from dst_t5x.adapters import ia3  # noqa: F401
-from dst_t5x.adapters import lora  # noqa: F401
-from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import orbax_on_s3
-from dst_t5x.checkpoints import seeds
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
 from dst_t5x.core import object_stores
-from dst_t5x.core import parts
-from dst_t5x.core import stacking
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError
 
@@ -38,10 +29,6 @@ PyTree = Any
 _RUN_FILE = 'run.json'
 _FOLDER = 'checkpoints'
 _ITEMS = ('about', 'parameters', 'state', 'data')
-# Whose seeds are being loaded, one for the other.
-_seeds_of: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-  'seeds_of', default=()
-)
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
@@ -340,85 +327,3 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
   if 'seed' not in said.content:
     raise UserError(f'{file} is damaged: it does not say what the run is')
   return said.content
-
-
-def load_run(
-  path: str | os.PathLike[str],
-  step: int | None = None,
-  seed_path: str | None = None,
-) -> checkpoint_files.LoadedCheckpoint:
-  """Returns the parameters of a run's checkpoint, whole, on the host.
-
-  If the run has an adapter, the adapter's are among them.
-
-  Args:
-    path: a run folder of our own.
-    step: which checkpoint; the last by default.
-    seed_path: where its seed is; by default where it was.
-
-  Raises:
-    UserError: there is no such checkpoint, or its seed is not to be had.
-  """
-  folder = RunFolder(path, read_only=True)
-  try:
-    if not folder.steps:
-      raise UserError(f'the run in {path} has no checkpoint yet')
-    if step is not None and step not in folder.steps:
-      raise UserError(f'{path} has no checkpoint {step}, only {folder.steps}')
-    step = folder.steps[-1] if step is None else step
-    content, parameters = folder.about(step), folder.parameters(step)
-  finally:
-    folder.close()
-  about = json_object.JsonObject(content, f'checkpoint {step} of {path}')
-  adapter = adapters.Adapter.from_json(about.get('adapter', dict))
-  trained = stacking.unstack_layers(parameters.get('dense', {}))
-  if trained and not about.get('is_partial', bool):
-    return checkpoint_files.LoadedCheckpoint(trained, step)
-  seed = about.get('seed', dict)
-  params = seed_of(seed, f'the run in {path}', seed_path).params
-  if trained:
-    params = parts.join(params, trained)
-  else:
-    params = subset_lib.apply(subset_lib.from_arrays(parameters), params)
-  return checkpoint_files.LoadedCheckpoint(params, step, adapter)
-
-
-def seed_of(
-  reference: Mapping[str, Any], what: str, seed_path: str | None
-) -> seeds.Seed:
-  """Loads the seed that a checkpoint refers to.
-
-  Args:
-    reference: its `fingerprint`, and as far as they are known its `path`,
-      `format` and `step`.
-    what: the checkpoint, for messages.
-    seed_path: where it is; by default where it was.
-
-  Raises:
-    UserError: it is not there, or is another one.
-  """
-  said = json_object.JsonObject(dict(reference), f'the seed of {what}')
-  fingerprint = said.get('fingerprint', str)
-  path = seed_path or said.get('path', str)
-  # A run that became a seed may have been trained on since.
-  was_run = said.get('format', str, '') == 'run'
-  step = said.get('step', int, None) if was_run and is_run(path) else None
-  if what in _seeds_of.get():
-    raise UserError(f'{what} is its own seed, directly or through others')
-  token = _seeds_of.set((*_seeds_of.get(), what))
-  try:
-    seed = seeds.load_seed(path, step).merged()
-  except UserError as e:
-    raise UserError(
-      f'the seed of {what} cannot be loaded ({e}); if it was moved, set '
-      'INITIAL_CHECKPOINT_PATH'
-    ) from e
-  finally:
-    _seeds_of.reset(token)
-  if seed.fingerprint != fingerprint:
-    raise UserError(
-      f'{seed.path} is not the seed of {what}: its '
-      f'fingerprint is {seed.fingerprint[:12]}…, not '
-      f'{fingerprint[:12]}…'
-    )
-  return seed

@@ -1,8 +1,8 @@
 """The seed: pretrained parameters of any known format, and their identity."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent import futures
-import contextlib
+import contextvars
 import dataclasses
 import functools
 import os
@@ -15,16 +15,25 @@ import numpy as np
 
 from dst_t5x import subsets
 from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import ia3  # noqa: F401
+from dst_t5x.adapters import lora  # noqa: F401
+from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
+from dst_t5x.checkpoints import places
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
 from dst_t5x.core import parts
-from dst_t5x.models.t5 import sizes
+from dst_t5x.core import stacking
 from dst_t5x.subsets import fingerprint as fingerprint_lib
+
+# Whose seeds are being loaded, one for the other.
+_seeds_of: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+  'seeds_of', default=()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +103,15 @@ def load_seed(
     UserError: there is nothing at the path, or nothing of a known format, or
       what is there is damaged or no T5 1.1, or not all of it is finite.
   """
-  # The runs' module loads seeds itself; also, it needs far more to import.
-  from dst_t5x.checkpoints import run_folder
+  from dst_t5x.checkpoints import run_folder  # Orbax.
 
   is_subset = str(path).endswith('.dst')
-  with _reached(path):
-    folder = epath.Path(path) if is_subset else _existing_folder(path)
+  with places.reached(path):
+    folder = epath.Path(path) if is_subset else places.existing_folder(path)
   if is_subset:
     kind, loaded = 'dst', _load_subset(folder, seed_path)
   elif run_folder.is_run(folder):
-    kind, loaded = 'run', run_folder.load_run(folder, step, seed_path)
+    kind, loaded = 'run', load_run(folder, step, seed_path)
   elif run := run_folder.run_of(folder):
     name = folder.name
     step_too = (
@@ -151,8 +159,6 @@ def _load_subset(
   Raises:
     UserError: the file is damaged, or its seed is not to be had.
   """
-  from dst_t5x.checkpoints import run_folder
-
   found, content = subsets.load(path)
   about = json_object.JsonObject(content, f'what {path} says')
   reference = about.inner('seed')
@@ -167,7 +173,7 @@ def _load_subset(
     'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'
     ' --seed=…` first',
   )
-  seed = run_folder.seed_of(reference.content, str(path), seed_path)
+  seed = seed_of(reference.content, str(path), seed_path)
   params = subsets.apply(found, seed.params, seed.fingerprint)
   return checkpoint_files.LoadedCheckpoint(params, about.get('step', int, 0))
 
@@ -181,8 +187,6 @@ def _load_adapter(
     UserError: the base is not there or is another one, or the adapter is of no
       known kind.
   """
-  from dst_t5x.checkpoints import run_folder
-
   about = peft_files.about(folder)
   path = seed_path or about.base
   if path and not seed_path:
@@ -198,7 +202,7 @@ def _load_adapter(
   if checkpoint_files.absolute(path) == checkpoint_files.absolute(folder):
     raise errors.UserError(f'{folder} is an adapter and cannot be its own base')
   if about.seed is not None:
-    base = run_folder.seed_of(about.seed, f'the adapter in {folder}', path)
+    base = seed_of(about.seed, f'the adapter in {folder}', path)
   else:
     base = load_seed(path).merged()
   adapter, added = peft_files.load(folder, base.params)
@@ -206,38 +210,98 @@ def _load_adapter(
   return checkpoint_files.LoadedCheckpoint(params, about.step, adapter)
 
 
-def check_matches(
-  params: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-  """Checks that a checkpoint is one of the configured model.
+def load_run(
+  path: epath.PathLike,
+  step: int | None = None,
+  seed_path: str | None = None,
+) -> checkpoint_files.LoadedCheckpoint:
+  """Returns the parameters of a run's checkpoint, whole, on the host.
+
+  If the run has an adapter, the adapter's are among them.
 
   Args:
-    params: unstacked nested dict of arrays.
-    expected: the same of `jax.ShapeDtypeStruct`.
+    path: a run folder of our own.
+    step: which checkpoint; the last by default.
+    seed_path: where its seed is; by default where it was.
 
   Raises:
-    UserError: it has another vocabulary or size, or a tensor is missing,
-      superfluous or misshapen; the first is named.
+    errors.UserError: there is no such checkpoint, or its seed is not to be had.
   """
-  found = _shapes(params)
-  wanted = _shapes(expected)
-  if found == wanted:
-    return
-  _check_sizes(sizes.sizes(params), sizes.sizes(expected))
-  for state, paths in (
-    ('lacks', sorted(set(wanted) - set(found))),
-    ('has, unlike the model,', sorted(set(found) - set(wanted))),
-  ):
-    if paths:
+  from dst_t5x.checkpoints import run_folder  # Orbax.
+
+  folder = run_folder.RunFolder(path, read_only=True)
+  try:
+    if not folder.steps:
+      raise errors.UserError(f'the run in {path} has no checkpoint yet')
+    if step is not None and step not in folder.steps:
       raise errors.UserError(
-        f'the checkpoint {state} tensor {paths[0]} ({len(paths)} in all); is'
-        ' this the model file that belongs to it?'
+        f'{path} has no checkpoint {step}, only {folder.steps}'
       )
-  path = min(path for path in wanted if found[path] != wanted[path])
-  raise errors.UserError(
-    f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
-    ' model; is this the model file that belongs to it?'
-  )
+    step = folder.steps[-1] if step is None else step
+    content, parameters = folder.about(step), folder.parameters(step)
+  finally:
+    folder.close()
+  about = json_object.JsonObject(content, f'checkpoint {step} of {path}')
+  adapter = adapters.Adapter.from_json(about.get('adapter', dict))
+  trained = stacking.unstack_layers(parameters.get('dense', {}))
+  if trained and not about.get('is_partial', bool):
+    return checkpoint_files.LoadedCheckpoint(trained, step)
+  seed = about.get('seed', dict)
+  params = seed_of(seed, f'the run in {path}', seed_path).params
+  if trained:
+    params = parts.join(params, trained)
+  else:
+    params = subsets.apply(subsets.from_arrays(parameters), params)
+  return checkpoint_files.LoadedCheckpoint(params, step, adapter)
+
+
+def seed_of(
+  reference: Mapping[str, Any], what: str, seed_path: str | None
+) -> Seed:
+  """Loads the seed that a checkpoint refers to.
+
+  Args:
+    reference: its `fingerprint`, and as far as they are known its `path`,
+      `format` and `step`.
+    what: the checkpoint, for messages.
+    seed_path: where it is; by default where it was.
+
+  Raises:
+    errors.UserError: it is not there, or is another one.
+  """
+  said = json_object.JsonObject(dict(reference), f'the seed of {what}')
+  fingerprint = said.get('fingerprint', str)
+  path = seed_path or said.get('path', str)
+  # A run that became a seed may have been trained on since.
+  was_run = said.get('format', str, '') == 'run'
+  step = said.get('step', int, None) if was_run and _is_run(path) else None
+  if what in _seeds_of.get():
+    raise errors.UserError(
+      f'{what} is its own seed, directly or through others'
+    )
+  token = _seeds_of.set((*_seeds_of.get(), what))
+  try:
+    seed = load_seed(path, step).merged()
+  except errors.UserError as e:
+    raise errors.UserError(
+      f'the seed of {what} cannot be loaded ({e}); if it was moved, set '
+      'INITIAL_CHECKPOINT_PATH'
+    ) from e
+  finally:
+    _seeds_of.reset(token)
+  if seed.fingerprint != fingerprint:
+    raise errors.UserError(
+      f'{seed.path} is not the seed of {what}: its '
+      f'fingerprint is {seed.fingerprint[:12]}…, not '
+      f'{fingerprint[:12]}…'
+    )
+  return seed
+
+
+def _is_run(path: epath.PathLike) -> bool:
+  from dst_t5x.checkpoints import run_folder  # Orbax.
+
+  return run_folder.is_run(path)
 
 
 def _check_finite(params: Mapping[str, Any], path: str) -> None:
@@ -258,79 +322,4 @@ def _check_finite(params: Mapping[str, Any], path: str) -> None:
       f'{path}: {count:,} of {array.size:,} values of tensor {bad[0]} are NaN'
       f' or infinite ({len(bad)} such tensors); take a checkpoint from before'
       ' training diverged, or one that was not cast to float16'
-    )
-
-
-@contextlib.contextmanager
-def _reached(path: epath.PathLike) -> Iterator[None]:
-  """Raises UserError where a bucket cannot be reached, whatever the client."""
-  object_stores.check(path)
-  try:
-    yield
-  except errors.UserError:
-    raise
-  except Exception as e:
-    if not object_stores.is_remote(path):
-      raise
-    raise errors.UserError(
-      f'cannot reach {path}: {object_stores.reason(e, path)}'
-    ) from e
-
-
-def _existing_folder(path: epath.PathLike) -> epath.Path:
-  """Returns the path of a folder; names the nearest if it is misspelt."""
-  folder = epath.Path(path).expanduser()
-  if folder.is_dir():
-    return folder
-  if folder.exists():
-    raise errors.UserError(f'{folder} is a file; give its folder')
-  if object_stores.is_remote(folder):
-    raise errors.UserError(
-      f'there is no {folder}, or no such bucket{_nearest_beside(folder)}'
-    )
-  missing = folder
-  while missing.parent != missing and not missing.parent.exists():
-    missing = missing.parent
-  known = []
-  if missing.parent.is_dir():
-    known = [child.name for child in missing.parent.iterdir()]
-  raise errors.UserError(
-    f'there is no {folder}: nothing called {missing.name!r} in'
-    f' {missing.parent}{errors.nearest(missing.name, known)}'
-  )
-
-
-def _nearest_beside(folder: epath.Path) -> str:
-  """Returns `; did you mean 'x'?` for what is beside a folder in a store."""
-  if not object_stores.split(folder)[1]:
-    return ''  # A bucket; others' are not ours to list.
-  try:
-    known = [child.name for child in folder.parent.iterdir()]
-  except FileNotFoundError:
-    known = []
-  return errors.nearest(folder.name, known)
-
-
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  flat = traverse_util.flatten_dict(tree, sep='/')
-  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
-
-
-def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
-  """Refuses a model of another vocabulary or size, in the config's terms."""
-  different = {
-    name: f'{name} is {found[name]} in the checkpoint, {wanted[name]} in the'
-    ' model'
-    for name in wanted
-    if name in found and found[name] != wanted[name]
-  }
-  if list(different) == ['vocab_size']:
-    raise errors.UserError(
-      f'the checkpoint has another vocabulary: {different["vocab_size"]}'
-      ' (tensor token_embedder/embedding)'
-    )
-  if different:
-    raise errors.UserError(
-      f'the checkpoint is of another size: {"; ".join(different.values())};'
-      ' choose the model file that belongs to it'
     )

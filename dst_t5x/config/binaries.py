@@ -84,12 +84,11 @@ def run(
     to_flags: makes what `parse` takes of a command line that has more.
     joined: `processes.joined` for what several processes do together.
   """
-  command(lambda argv: parse(to_flags(argv), binary)(), binary, joined)
+  command(lambda argv: parse(to_flags(argv), binary)(), joined)
 
 
 def command(
   call: Callable[[Sequence[str]], Any],
-  binary: Callable[..., Any],
   joined: Callable[[], contextlib.AbstractContextManager[None]] = (
     contextlib.nullcontext
   ),
@@ -98,14 +97,13 @@ def command(
 
   Args:
     call: does the work.
-    binary: what gin configures, for the text of `--help`.
     joined: `processes.joined` for what several processes do together.
 
   How it ends: see `perform`.
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
-    print(usage(binary))
+    print(usage())
   else:
     perform(lambda: call(argv), joined)
 
@@ -174,10 +172,11 @@ def operative_config() -> str:
   return gin.operative_config_str()
 
 
-def usage(binary: Callable[..., Any]) -> str:
-  """The text of `--help`."""
-  about = inspect.getdoc(sys.modules[binary.__module__]) or ''
-  lines = [about, _USAGE.format(module=binary.__module__)]
+def usage() -> str:
+  """Returns the text of the command's `--help`."""
+  main = sys.modules['__main__']
+  name = main.__spec__.name if main.__spec__ else main.__file__
+  lines = [inspect.getdoc(main) or '', _USAGE.format(module=name)]
   for name in gin_files.shipped():
     lines += ['', f'  {name}']
     lines += [f'      {macro}' for macro in gin_files.macro_lines(name)]

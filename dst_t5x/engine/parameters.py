@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
@@ -70,7 +71,7 @@ class ParameterSpace:
       UserError: it is not.
     """
     expected = self.base_shapes if base else self.shapes
-    seeds.check_matches(
+    matching.check_matches(
       params, jax.eval_shape(stacking.unstack_layers, expected)
     )
 

@@ -101,8 +101,6 @@ def main(argv: Sequence[str]) -> None:
   Raises:
     UserError: they make no sense.
   """
-  from dst_t5x.planning import estimate as this
-
   flags, topology = _split(argv)
   # Before anything asks JAX for its devices.
   jax.config.update('jax_platforms', 'cpu')
@@ -115,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
       f'--gin.estimate.host={host}',
       f'--gin.estimate.is_for_cpu={topology.kind == topologies.CPU}',
     ]
-    found = binaries.parse(arguments, this.estimate)()
+    found = binaries.parse(arguments, estimate)()
     if is_first:
       print(_title(topology, found))
     print(_row(name, found, topology), flush=True)

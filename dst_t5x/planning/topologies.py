@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-import os
 import re
 
+from dst_t5x.core import machine
 from dst_t5x.core.errors import UserError, nearest
 
 GIB = 2**30
@@ -81,14 +81,10 @@ def parse(text: str) -> Topology:
       f'--topology={text}: write {kind}:8, or the shape of a slice: {kind}:4x4'
     )
   devices = math.prod(int(n) for n in shape.split('x')) if shape else 1
-  accelerator = ACCELERATORS.get(kind) or Accelerator(host_memory(), 0.0)
+  of_host = Accelerator(machine.host_memory(), 0.0)
+  accelerator = ACCELERATORS.get(kind) or of_host
   if kind == CPU:  # All devices are parts of one machine.
     accelerator = Accelerator(accelerator.memory // devices, 0.0)
   if kind in ('v2', 'v3') and 'x' in shape:
     devices *= 2
   return Topology(text, kind, devices, accelerator)
-
-
-def host_memory() -> int:
-  """Returns the bytes of this machine's memory."""
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

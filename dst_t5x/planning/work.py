@@ -87,6 +87,4 @@ def with_files(flags: Sequence[str]) -> list[str]:
 
 def of_flags(flags: Sequence[str]) -> dict[str, float]:
   """Returns the work of `python -m dst_t5x.train FLAGS`, as a dictionary."""
-  from dst_t5x.planning import work as this
-
-  return dataclasses.asdict(binaries.parse(with_files(flags), this.work)())
+  return dataclasses.asdict(binaries.parse(with_files(flags), work)())

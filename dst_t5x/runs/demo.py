@@ -18,7 +18,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from dst_t5x.checkpoints import run_folder
+from dst_t5x.checkpoints import seeds
 from dst_t5x.config import binaries
 from dst_t5x.core import command_line
 from dst_t5x.core import json_text
@@ -140,7 +140,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
   rows = metrics_file.read(folder)
   results = [row for row in rows if _SCORE in row][-1]
   rates = metrics_file.rates(rows)
-  loaded = run_folder.load_run(folder)
+  loaded = seeds.load_run(folder)
   parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
   subset_file = outcome.subset_file(folder)
   reported = [row['free/total'] for row in rows if 'free/total' in row]

@@ -20,6 +20,7 @@ from t5x import checkpoints
 from t5x import train_state as train_state_lib
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
@@ -161,7 +162,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
   def _like_network(self, params: PyTree, expected: PyTree) -> PyTree:
     """Returns unstacked parameters as the network has them, checked."""
     expected = flax.core.unfreeze(expected)
-    seeds.check_matches(
+    matching.check_matches(
       params, jax.eval_shape(stacking.unstack_layers, expected)
     )
     stacked = 'layers' in expected['encoder']

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from dst_t5x.analysis import report
-from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
 from dst_t5x.config import binaries
 from dst_t5x.core import metrics_file
@@ -64,7 +63,7 @@ def _rows(output, name):
 
 def _free(folder, step, seed):
   """Returns the places where a checkpoint differs from the seed."""
-  tuned = run_folder.load_run(folder, step).params
+  tuned = seeds.load_run(folder, step).params
   old = dict(fingerprint.tensors(seed))
   return {
     (path, i)

@@ -11,6 +11,7 @@ import tiny_t5
 from dst_t5x import subsets
 from dst_t5x.checkpoints import best as best_lib
 from dst_t5x.checkpoints import run_folder
+from dst_t5x.checkpoints import seeds
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer
@@ -128,12 +129,12 @@ def test_runs_without_what_is_asked_for(tmp_path):
   )
   assert run_folder.is_run(tmp_path)
   with pytest.raises(UserError, match='has no checkpoint yet'):
-    run_folder.load_run(tmp_path)
+    seeds.load_run(tmp_path)
   folder = run_folder.RunFolder(tmp_path)
   _save(folder, 5)
   folder.close()
   with pytest.raises(UserError, match=r'has no checkpoint 4, only \[5\]'):
-    run_folder.load_run(tmp_path, 4)
+    seeds.load_run(tmp_path, 4)
 
 
 def _bytes(path: pathlib.Path) -> int:

@@ -10,6 +10,8 @@ import tiny_t5
 from dst_t5x import subsets
 from dst_t5x.adapters import lora
 from dst_t5x.checkpoints import hf_checkpoint
+from dst_t5x.checkpoints import matching
+from dst_t5x.checkpoints import places
 from dst_t5x.checkpoints import seeds
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import errors
@@ -148,7 +150,7 @@ def test_file_is_no_folder(tmp_path):
 
 
 def test_check_matches_accepts_the_model():
-  seeds.check_matches(tiny_t5.random_params(), tiny_t5.shapes())
+  matching.check_matches(tiny_t5.random_params(), tiny_t5.shapes())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_check_matches_accepts_the_model():
 def test_check_matches_tells_another_size(changes, message):
   expected = tiny_t5.shapes(dataclasses.replace(tiny_t5.CONFIG, **changes))
   with pytest.raises(errors.UserError, match=message) as caught:
-    seeds.check_matches(tiny_t5.random_params(), expected)
+    matching.check_matches(tiny_t5.random_params(), expected)
   assert '\n' not in str(caught.value)
 
 
@@ -176,7 +178,7 @@ def test_check_matches_names_a_missing_tensor():
   with pytest.raises(
     errors.UserError, match='lacks tensor decoder/layers_1/self_attention/key'
   ):
-    seeds.check_matches(params, tiny_t5.shapes())
+    matching.check_matches(params, tiny_t5.shapes())
 
 
 def test_check_matches_names_a_superfluous_tensor():
@@ -185,7 +187,7 @@ def test_check_matches_names_a_superfluous_tensor():
   with pytest.raises(
     errors.UserError, match='tensor encoder/layers_0/attention/query/bias'
   ):
-    seeds.check_matches(params, tiny_t5.shapes())
+    matching.check_matches(params, tiny_t5.shapes())
 
 
 def test_check_matches_names_a_misshapen_tensor():
@@ -194,13 +196,13 @@ def test_check_matches_names_a_misshapen_tensor():
   with pytest.raises(
     errors.UserError, match=r'decoder/relpos_bias/rel_embedding is \(2, 4\)'
   ):
-    seeds.check_matches(params, tiny_t5.shapes())
+    matching.check_matches(params, tiny_t5.shapes())
 
 
 def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
   def unreachable(path):
     raise RuntimeError('no route\nto the host')
 
-  monkeypatch.setattr(seeds, '_existing_folder', unreachable)
+  monkeypatch.setattr(places, 'existing_folder', unreachable)
   with pytest.raises(errors.UserError, match=r'cannot reach gs://x: no route$'):
     seeds.load_seed('gs://x')

@@ -132,14 +132,14 @@ def test_an_empty_checkpoint_after_a_whole_one(toy_run, tmp_path):
   empty = folder / 'checkpoints' / '90'
   empty.mkdir()
   with pytest.raises(UserError) as caught:
-    run_folder.load_run(folder)
+    seeds.load_run(folder)
   message = str(caught.value)
   assert message.startswith(f'cannot read checkpoint 90 of {folder}: ')
   assert message.endswith(
     f'; checkpoint 40 is whole: it counts once {empty} is removed'
   )
   empty.rmdir()
-  assert run_folder.load_run(folder).step == 40
+  assert seeds.load_run(folder).step == 40
 
 
 def test_checkpoints_of_other_models(toy_seed, tmp_path):
@@ -366,5 +366,5 @@ def test_what_is_not_finite_is_not_saved(toy_seed, tmp_path, rate, message):
   steps = reader.steps
   reader.close()
   assert steps == [1]
-  params = run_folder.load_run(folder, 1).params
+  params = seeds.load_run(folder, 1).params
   assert all(np.isfinite(x).all() for x in tiny_t5.flat(params).values())

@@ -11,7 +11,6 @@ import pytest
 
 from dst_t5x import subsets as subset
 from dst_t5x.checkpoints import hf_checkpoint
-from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core.errors import UserError
@@ -150,7 +149,7 @@ def test_the_best_checkpoint_leaves_a_file_too(toy_seed, tmp_path):
   assert about_best['scores']['eval/loss'] == found['value']
   assert about_best['scores']['eval/loss'] < about_last['scores']['eval/loss']
   assert subset.diff(best, last) != subset.diff(best, best)
-  run = run_folder.load_run(tmp_path / 'run', 5)
+  run = seeds.load_run(tmp_path / 'run', 5)
   of_file = seeds.load_seed(tmp_path / 'run' / 'best.dst')
   assert of_file.fingerprint == fingerprint.fingerprint(run.params)
 

@@ -97,7 +97,7 @@ def test_ctrl_c_while_xla_compiles():
       lowered.compile()
       print('compiled')
 
-    config.command(compile, None)
+    config.command(compile)
   """)
   assert not done.stdout
   assert done.stderr == 'interrupted\n'
@@ -120,7 +120,7 @@ def test_what_fails_because_of_ctrl_c_is_no_error_of_its_own():
       with careless():
         signal.raise_signal(signal.SIGINT)
 
-    config.command(work, None)
+    config.command(work)
   """)
   assert done.stderr == 'interrupted\n'
   assert done.returncode == 130

@@ -113,7 +113,7 @@ def test_command_needs_one_folder():
 def test_command_does_not_import(tmp_path, module):
   t5x_checkpoint.save(tmp_path, tiny_t5.random_params(), step=1)
   code = (
-    'import sys; from dst_t5x.subsets import fingerprint;'
+    'import sys; from dst_t5x import fingerprint;'
     f'fingerprint.main([{str(tmp_path)!r}]);'
     f'sys.exit({module!r} in sys.modules)'
   )

@@ -1,0 +1,68 @@
+"""Whether a checkpoint is one of the configured model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from dst_t5x.core import errors
+from dst_t5x.models.t5 import sizes
+
+
+def check_matches(
+  params: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+  """Checks that a checkpoint is one of the configured model.
+
+  Args:
+    params: unstacked nested dict of arrays.
+    expected: the same of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    UserError: it has another vocabulary or size, or a tensor is missing,
+      superfluous or misshapen; the first is named.
+  """
+  found = _shapes(params)
+  wanted = _shapes(expected)
+  if found == wanted:
+    return
+  _check_sizes(sizes.sizes(params), sizes.sizes(expected))
+  for state, paths in (
+    ('lacks', sorted(set(wanted) - set(found))),
+    ('has, unlike the model,', sorted(set(found) - set(wanted))),
+  ):
+    if paths:
+      raise errors.UserError(
+        f'the checkpoint {state} tensor {paths[0]} ({len(paths)} in all); is'
+        ' this the model file that belongs to it?'
+      )
+  path = min(path for path in wanted if found[path] != wanted[path])
+  raise errors.UserError(
+    f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
+    ' model; is this the model file that belongs to it?'
+  )
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+  """Refuses a model of another vocabulary or size, in the config's terms."""
+  different = {
+    name: f'{name} is {found[name]} in the checkpoint, {wanted[name]} in the'
+    ' model'
+    for name in wanted
+    if name in found and found[name] != wanted[name]
+  }
+  if list(different) == ['vocab_size']:
+    raise errors.UserError(
+      f'the checkpoint has another vocabulary: {different["vocab_size"]}'
+      ' (tensor token_embedder/embedding)'
+    )
+  if different:
+    raise errors.UserError(
+      f'the checkpoint is of another size: {"; ".join(different.values())};'
+      ' choose the model file that belongs to it'
+    )

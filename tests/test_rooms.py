@@ -1,0 +1,129 @@
+"""The rooms of `dst_t5x/`: imports go one way, and there are no cycles."""
+
+import ast
+import pathlib
+
+import pytest
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'dst_t5x'
+# Room -> the rooms that it may import, besides those that these may import.
+_MAY_IMPORT = {
+  'core': (),
+  'method': ('core',),
+  'runtime': ('core',),
+  'adapters': ('core',),
+  'models': ('adapters',),
+  'data': ('runtime',),
+  'tasks': ('data',),
+  'subsets': ('method',),
+  'checkpoints': ('models', 'subsets'),
+  'engine': ('method', 'tasks', 'checkpoints'),
+  'config': ('runtime',),
+  'runs': ('engine', 'config'),
+  'planning': ('runs',),
+  'serving': ('engine',),
+  'analysis': ('runs', 'launch'),
+  'launch': ('planning',),
+  't5x': ('runs',),
+}
+# Modules without a room of their own: the commands, and `__version__`.
+_TOP = 'commands'
+
+
+def _modules():
+  """Returns module -> file, links to the folders at the top included."""
+  paths = [
+    path
+    for folder in (_PACKAGE, _PACKAGE / 'tasks', _PACKAGE / 'launch')
+    for path in folder.rglob('*.py')
+  ]
+  names = {}
+  for path in paths:
+    parts = path.relative_to(_PACKAGE.parent).with_suffix('').parts
+    names['.'.join(p for p in parts if p != '__init__')] = path
+  return names
+
+
+_MODULES = _modules()
+
+
+def _imports(path):
+  """Returns the modules of ours that a file imports, in functions too."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      for alias in node.names:
+        full = f'{node.module}.{alias.name}'
+        found.add(full if full in _MODULES else node.module)
+  return {name for name in found if name.split('.')[0] == 'dst_t5x'}
+
+
+def _room(module):
+  parts = module.split('.')
+  is_package = _MODULES[module].name == '__init__.py'
+  return parts[1] if len(parts) > 2 or (len(parts) > 1 and is_package) else _TOP
+
+
+def _allowed(room):
+  """Returns the rooms that a room may import, directly or not; and itself."""
+  return {room}.union(*map(_allowed, _MAY_IMPORT[room]))
+
+
+_GRAPH = {name: _imports(path) for name, path in _MODULES.items()}
+
+
+def test_all_imports_are_of_modules():
+  for module, imports in _GRAPH.items():
+    assert imports <= _MODULES.keys(), module
+
+
+@pytest.mark.parametrize('room', _MAY_IMPORT)
+def test_rooms_import_what_they_may(room):
+  allowed = _allowed(room)
+  wrong = [
+    f'{module} imports {imported}'
+    for module, imports in sorted(_GRAPH.items())
+    for imported in sorted(imports)
+    # The package itself: its version.
+    if _room(module) == room
+    and imported != 'dst_t5x'
+    and _room(imported) not in allowed
+  ]
+  assert not wrong
+
+
+def test_every_module_has_a_room():
+  rooms = {_room(module) for module in _GRAPH} - {_TOP}
+  assert rooms == _MAY_IMPORT.keys()
+
+
+def test_nothing_imports_a_command():
+  commands = {m for m in _GRAPH if _room(m) == _TOP} - {'dst_t5x'}
+  for module, imports in _GRAPH.items():
+    assert not imports & commands, module
+
+
+def test_there_are_no_cycles():
+  done: set[str] = set()
+
+  def visit(module, above):
+    assert module not in above, ' -> '.join([*above, module])
+    if module not in done:
+      for imported in sorted(_GRAPH[module] - {'dst_t5x'}):
+        visit(imported, [*above, module])
+      done.add(module)
+
+  for module in _GRAPH:
+    visit(module, [])
+
+
+def test_commands_are_thin():
+  for module in _GRAPH:
+    if _room(module) == _TOP:
+      tree = ast.parse(_MODULES[module].read_text(encoding='utf-8'))
+      code = [n for n in tree.body if not isinstance(n, ast.Expr)]
+      lines = sum(node.end_lineno - node.lineno + 1 for node in code)
+      assert lines <= 60, module
