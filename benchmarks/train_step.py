@@ -16,7 +16,6 @@ PyTorch with Hugging Face PEFT. On one GPU: --batch-size 128.
 
 import argparse
 from collections.abc import Callable, Iterator
-import functools
 from typing import Any, Protocol
 
 import jax
@@ -33,6 +32,8 @@ from dst_t5x.engine import budget
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import projection
+from dst_t5x.models import adapted
+from dst_t5x.models import api
 from dst_t5x.models.t5 import network
 
 PyTree = Any
@@ -88,11 +89,9 @@ def make_batch(
   }
 
 
-def make_params(model: network.Transformer) -> PyTree:
+def make_params(model: api.Network) -> PyTree:
   """Returns random parameters."""
-  tokens = jnp.ones((1, 8), jnp.int32)
-  init = jax.jit(functools.partial(model.init, enable_dropout=False))
-  return init(jax.random.key(0), tokens, tokens, tokens)['params']
+  return jax.jit(model.initialize)(jax.random.key(0))['params']
 
 
 class Stepper(Protocol):
@@ -111,9 +110,11 @@ class Method:
   def __init__(
     self, trainer: trainer_lib.Trainer, seed: PyTree, batch: trainer_lib.Batch
   ) -> None:
-    self._prefix = np.array(adapters.prefix(trainer.network), np.int32)
+    model = trainer.network
+    prefix = model.adapter.prefix(model.vocab_size)
+    self._prefix = np.array(prefix, np.int32)
     params = seed
-    if adapters.of(trainer.network).added:
+    if model.adapter.added:
       whole = parts.flatten(make_params(trainer.network))
       params = parts.unflatten(whole | parts.flatten(seed))
     mine, frozen = trainer.split(params)
@@ -163,7 +164,7 @@ def make_methods(
     after: projection.Projection | None = None,
   ) -> Method:
     trainer = trainer_lib.Trainer(
-      network=adapters.replaced(network.Transformer(SMALL), adapter),
+      network=adapted.with_adapter(network.Transformer(SMALL), adapter),
       optimizer=optimizers.adafactor(optimizers.schedule(0.001)),
       projection=after or projection.NoProjection(),
       trained=trained,

@@ -43,7 +43,7 @@ def config(task, method, learning_rate, random_seed, **settings):
   adapter = {'lora': 'lora.LoRA', 'prompt': 'prompts.Prompt', 'ia3': 'ia3.IA3'}
   if method in adapter:
     name = f'dst_t5x.{adapter[method]}'
-    found['dst_t5x.network.T5Config.adapter'] = f'@{name}()'
+    found['dst_t5x.models.adapted.with_adapter.adapter'] = f'@{name}()'
     found |= {f'{name}.{key}': repr(v) for key, v in settings.items()}
   return found
 

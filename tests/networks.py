@@ -4,9 +4,11 @@ from typing import Any
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.adapters import api as adapters
+from dst_t5x.models import adapted
+from dst_t5x.models import api
 from dst_t5x.models.t5 import network
 
 VOCAB = 48
@@ -22,18 +24,17 @@ TINY = {
 }
 
 
-def tiny(**changes: Any) -> network.Transformer:
+def tiny(
+  adapter: adapters.Adapter | None = None, **changes: Any
+) -> api.Network:
   """Returns a network of a few thousand parameters."""
-  return network.Transformer(network.T5Config(**{**TINY, **changes}))
+  model = network.Transformer(network.T5Config(**{**TINY, **changes}))
+  return adapted.with_adapter(model, adapter)
 
 
-def random_params(model: network.Transformer, seed: int = 0) -> dict:
+def random_params(model: api.Network, seed: int = 0) -> dict:
   """Returns params of which every tensor, layer norms too, is random."""
-  tokens = jnp.ones((1, 2), jnp.int32)
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, tokens, tokens, tokens, enable_dropout=False),
-    jax.random.key(0),
-  )['params']
+  shapes = api.shapes(model)
   rng = np.random.default_rng(seed)
 
   def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -65,14 +66,9 @@ def random_batch(
   }
 
 
-def logits(model: network.Transformer, params: dict, batch: dict) -> np.ndarray:
+def logits(model: api.Network, params: dict, batch: dict) -> np.ndarray:
   """Returns the logits, without dropout, as a NumPy array."""
-  apply = jax.jit(
-    lambda params, batch: model.apply(
-      {'params': params}, **batch, enable_dropout=False
-    )
-  )
-  return np.asarray(apply(params, batch))
+  return np.asarray(jax.jit(model.logits)(params, batch))
 
 
 def flat(tree: dict) -> dict[str, Any]:

@@ -1,23 +1,29 @@
-"""What a tuning method adds to the network, and how the network asks for it.
+"""What a tuning method adds to a network, from outside.
 
-The network asks its adapter wherever it applies a linear map, and where the
-encoder looks up its tokens. An adapter is a dataclass of its settings, so that
-a checkpoint can say which one it belongs to. LoRA, (IA)³ and prompts are
-subclasses, each in a file of its own.
+A network carries no field for adapters. An adapter changes what the network's
+linear maps and token embeddings return, through Flax's method interception, so
+that it works on any network whose modules look like Flax's: ours, T5X's own,
+or a user's. An adapter is a dataclass of its settings, so that a checkpoint can
+say which one it belongs to. LoRA, (IA)³ and prompts are subclasses, each in a
+file of its own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 import re
 from typing import Any, ClassVar, NamedTuple, Self
 
 from flax import linen as nn
+from flax.linen import partitioning
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.core.errors import UserError
 
 Array = jax.Array
+Axes = tuple[str | None, ...]
 
 
 class Linear(NamedTuple):
@@ -25,28 +31,106 @@ class Linear(NamedTuple):
 
   Attributes:
     apply: the map itself, `[…, n] -> […, features]`.
-    path: of its module: `encoder/layers_0/attention/query`, or with stacked
-      layers `encoder/layers/attention/query`.
+    module: the Flax module whose map it is.
     features: size of the output's last axis.
     axes: logical names of the kernel's axes.
-    dtype: of the activations.
-    deterministic: whether dropout is off.
   """
 
   apply: Callable[[Array], Array]
-  path: str
+  module: nn.Module
   features: int
-  axes: tuple[str, str]
-  dtype: Any
-  deterministic: bool
+  axes: tuple[str | None, str | None]
+
+  @property
+  def path(self) -> str:
+    """The module's: `encoder/layers_0/attention/query`; `layers` if stacked."""
+    return '/'.join(self.module.path)
+
+  @property
+  def dtype(self) -> Any:
+    """The type of the activations."""
+    return getattr(self.module, 'dtype', None) or jnp.float32
+
+  @property
+  def deterministic(self) -> bool:
+    """Whether dropout is off."""
+    return not self.module.has_rng('dropout')
+
+  def parameter(
+    self,
+    name: str,
+    init: Callable[..., Array],
+    shape: Sequence[int],
+    axes: Axes,
+  ) -> Array:
+    """Returns a parameter beside the kernel; see `parameter`."""
+    return parameter(self.module, name, init, shape, axes)
+
+
+class Embedding(NamedTuple):
+  """A table of embeddings that an adapter may change.
+
+  Attributes:
+    apply: looks tokens up, `[batch, length] -> […, embed]`.
+    module: the Flax module whose table it is.
+    vocab_size: rows of the table.
+  """
+
+  apply: Callable[[Array], Array]
+  module: nn.Module
+  vocab_size: int
+
+  def parameter(
+    self,
+    name: str,
+    init: Callable[..., Array],
+    shape: Sequence[int],
+    axes: Axes,
+  ) -> Array:
+    """Returns a parameter beside the table; see `parameter`."""
+    return parameter(self.module, name, init, shape, axes)
+
+
+def parameter(
+  module: nn.Module,
+  name: str,
+  init: Callable[..., Array],
+  shape: Sequence[int],
+  axes: Axes,
+) -> Array:
+  """Returns a float32 parameter that a module does not have by itself.
+
+  Args:
+    module: where it lives.
+    name: what it is called there.
+    init: `(key, shape, dtype) -> value`, as in `flax.linen.initializers`.
+    shape: its shape.
+    axes: logical names of its axes, for partitioning.
+  """
+  scope = module.scope
+  assert scope is not None, 'an adapter needs a bound module'
+  # Not `module.param`, which only compact methods and `setup` may call.
+  if scope.has_variable('params', name):
+    value = scope.get_variable('params', name)
+  else:
+    value = scope.param(name, init, tuple(shape), jnp.float32)
+  module.sow(
+    'params_axes',
+    f'{name}_axes',
+    partitioning.AxisMetadata(axes),
+    reduce_fn=lambda _, new: new,
+  )
+  return partitioning.with_sharding_constraint(
+    value, jax.sharding.PartitionSpec(*axes)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
   """Adds nothing: the base class of what does.
 
-  A subclass makes its parameters with `partitioning.param_with_axes`; they
-  live in the module that asks, beside its kernel.
+  A subclass makes its parameters with `Linear.parameter`, or with
+  `Embedding.parameter`.
 
   Attributes:
     added: a regular expression over paths, of the parameters that it adds.
@@ -62,12 +146,27 @@ class Adapter:
     """Maps `[…, n]` to `[…, features]`."""
     return linear.apply(x)
 
-  def embed(
-    self, apply: Callable[[Array], Array], tokens: Array, vocab_size: int
-  ) -> Array:
-    """Maps the encoder's tokens `[batch, length]` to `[…, embed]`."""
-    del vocab_size
-    return apply(tokens)
+  def embed(self, embedding: Embedding, tokens: Array) -> Array:
+    """Maps tokens `[batch, length]` to `[batch, length, embed]`."""
+    return embedding.apply(tokens)
+
+  def intercept(
+    self,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+  ) -> Any:
+    """An interceptor for `nn.intercept_methods`."""
+    module = context.module
+    if context.method_name != '__call__' or len(args) != 1:
+      return call(*args, **kwargs)
+    if _is_linear(module):
+      return _linear(self, lambda x: call(x, **kwargs), module, args[0])
+    if (size := _vocab_size(module)) is not None:
+      embedding = Embedding(lambda x: call(x, **kwargs), module, size)
+      return self.embed(embedding, args[0])
+    return call(*args, **kwargs)
 
   def prefix(self, vocab_size: int) -> tuple[int, ...]:
     """Returns the ids that the data puts before the inputs of an example."""
@@ -81,7 +180,7 @@ class Adapter:
     random: np.random.Generator,
     encode: Callable[[str], list[int]],
   ) -> dict[str, np.ndarray]:
-    """Returns the initial parameters, where these hang on the seed.
+    """Returns the initial parameters, where they depend on the seed.
 
     Args:
       added: path -> the adapter's parameters as the network initialises them.
@@ -140,22 +239,38 @@ class Adapter:
 NONE = Adapter()
 
 
-def of(network: nn.Module) -> Adapter:
-  """Returns a network's adapter."""
-  return getattr(getattr(network, 'config', None), 'adapter', NONE)
+def _is_linear(module: nn.Module) -> bool:
+  """Whether a module is a linear map: Flax's `Dense`, and those like it."""
+  return (
+    hasattr(module, 'features')
+    and hasattr(module, 'kernel_init')
+    and not hasattr(module, 'kernel_size')
+  )
 
 
-def prefix(network: nn.Module) -> tuple[int, ...]:
-  """Returns the ids that the data puts before the inputs of an example."""
-  adapter = of(network)
-  if not adapter.added:
-    return ()
-  return adapter.prefix(network.config.vocab_size)
+def _vocab_size(module: nn.Module) -> int | None:
+  """Returns how many tokens a table of embeddings has; None if it is none."""
+  if not hasattr(module, 'attend'):
+    return None
+  size = getattr(module, 'num_embeddings', None)
+  return getattr(module, 'vocab_size', None) if size is None else size
 
 
-def replaced(network: nn.Module, adapter: Adapter) -> nn.Module:
-  """Returns the network with another adapter, or with none: `NONE`."""
-  if of(network) == adapter:
-    return network
-  config: Any = network.config
-  return network.clone(config=dataclasses.replace(config, adapter=adapter))
+def _linear(
+  adapter: Adapter, call: Callable[[Array], Array], module: Any, x: Array
+) -> Array:
+  """Lets an adapter change a linear map of one or several axes."""
+  axis = np.atleast_1d(getattr(module, 'axis', -1)) % x.ndim
+  features = np.atleast_1d(module.features)
+  n = math.prod(x.shape[i] for i in axis)
+  axes = getattr(module, 'axes', None) or getattr(module, 'kernel_axes', None)
+
+  def apply(flat: Array) -> Array:
+    y = call(flat.reshape(x.shape))
+    return y.reshape(*y.shape[: y.ndim - len(features)], -1)
+
+  linear = Linear(
+    apply, module, int(np.prod(features)), tuple(axes or (None, None))
+  )
+  y = adapter.linear(linear, x.reshape(*x.shape[: x.ndim - len(axis)], n))
+  return y.reshape(*y.shape[:-1], *features)

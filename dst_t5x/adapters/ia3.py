@@ -6,9 +6,7 @@ import re
 from typing import ClassVar
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
@@ -32,9 +30,9 @@ class IA3(adapters.Adapter):
     """Rescales the output or the input."""
     if re.fullmatch(OUTPUTS, linear.path):
       y = linear.apply(x)
-      return y * _factors(y, linear.axes[1], linear.dtype)
+      return y * _factors(linear, y, linear.axes[1])
     if re.fullmatch(INPUTS, linear.path):
-      return linear.apply(x * _factors(x, linear.axes[0], linear.dtype))
+      return linear.apply(x * _factors(linear, x, linear.axes[0]))
     return linear.apply(x)
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -50,8 +48,11 @@ class IA3(adapters.Adapter):
     return merged
 
 
-def _factors(x: jax.Array, axis: str, dtype: jnp.dtype) -> jax.Array:
-  factors = partitioning.param_with_axes(
-    'ia3', nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=(axis,)
+def _factors(
+  linear: adapters.Linear, x: jax.Array, axis: str | None
+) -> jax.Array:
+  """Returns the factors of x's last axis."""
+  factors = linear.parameter(
+    'ia3', nn.initializers.ones, (x.shape[-1],), (axis,)
   )
-  return factors.astype(dtype)
+  return factors.astype(linear.dtype)

@@ -6,7 +6,6 @@ import re
 from typing import ClassVar
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,19 +59,17 @@ class LoRA(adapters.Adapter):
     y = linear.apply(x)
     if not re.fullmatch(self.targets, linear.path):
       return y
-    a = partitioning.param_with_axes(
+    a = linear.parameter(
       'lora_a',
       _INIT_A,
       (x.shape[-1], self.rank),
-      jnp.float32,
-      axes=(linear.axes[0], 'lora_rank'),
+      (linear.axes[0], 'lora_rank'),
     )
-    b = partitioning.param_with_axes(
+    b = linear.parameter(
       'lora_b',
       nn.initializers.zeros,
       (self.rank, linear.features),
-      jnp.float32,
-      axes=('lora_rank', linear.axes[1]),
+      ('lora_rank', linear.axes[1]),
     )
     if self.dropout_rate:
       x = nn.Dropout(self.dropout_rate)(x, deterministic=linear.deterministic)

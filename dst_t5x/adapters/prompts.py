@@ -1,7 +1,7 @@
 """Prompt tuning (Lester et al., 2021): trained vectors before the inputs.
 
 The data puts placeholders before the inputs of every example, ids from the
-vocabulary's size on, which the encoder looks up in the prompt instead of the
+vocabulary's size on, which are looked up in the prompt instead of the
 embedding. So each example of a packed row has the prompt right before it, and
 attention, positions and decoding need not know of prompts at all.
 """
@@ -11,7 +11,6 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,8 @@ from dst_t5x.adapters import api as adapters
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 
-PATH = 'encoder/prompt'
+_NAME = 'prompt'
+PATH = f'token_embedder/{_NAME}'  # In T5.
 # Rows are drawn from the most frequent pieces, which come first, behind the
 # special ones (Section 3.2 there: the 5,000 most common tokens).
 _FIRST, _FREQUENT = 3, 5000
@@ -28,7 +28,7 @@ _FIRST, _FREQUENT = 3, 5000
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(adapters.Adapter):
-  """A prompt `encoder/prompt` [length, embed] before the encoder's inputs.
+  """A prompt [length, embed], beside the table of embeddings.
 
   Attributes:
     length: how many vectors.
@@ -42,7 +42,7 @@ class Prompt(adapters.Adapter):
   initialization: Literal['vocabulary', 'labels', 'uniform'] = 'vocabulary'
   labels: Sequence[str] = ()
 
-  added: ClassVar[str] = PATH
+  added: ClassVar[str] = rf'(.*/)?{_NAME}'
 
   def __post_init__(self) -> None:
     values.check_fields(self, 'PROMPT_')
@@ -55,19 +55,16 @@ class Prompt(adapters.Adapter):
       )
 
   def embed(
-    self,
-    apply: Callable[[jax.Array], jax.Array],
-    tokens: jax.Array,
-    vocab_size: int,
+    self, embedding: adapters.Embedding, tokens: jax.Array
   ) -> jax.Array:
     """Looks placeholders up in the prompt, all else in the embedding."""
-    pieces = apply(jnp.where(tokens < vocab_size, tokens, 0))
-    prompt = partitioning.param_with_axes(
-      'prompt',
+    vocab_size = embedding.vocab_size
+    pieces = embedding.apply(jnp.where(tokens < vocab_size, tokens, 0))
+    prompt = embedding.parameter(
+      _NAME,
       nn.initializers.uniform(1.0),
       (self.length, pieces.shape[-1]),
-      jnp.float32,
-      axes=('prompt', 'embed'),
+      ('prompt', 'embed'),
     )
     # An id beyond both is NaN, as one beyond the embedding is.
     vectors = jnp.take(prompt, tokens - vocab_size, axis=0, mode='fill')
@@ -86,7 +83,8 @@ class Prompt(adapters.Adapter):
     encode: Callable[[str], list[int]],
   ) -> dict[str, np.ndarray]:
     """Returns the first prompt; see `initialization`."""
-    table = np.asarray(seed['token_embedder/embedding'])
+    (path,) = added
+    table = np.asarray(seed[path.removesuffix(_NAME) + 'embedding'])
     shape = self.length, table.shape[1]
     if self.initialization == 'uniform':
       prompt = random.uniform(-0.5, 0.5, shape)
@@ -97,7 +95,7 @@ class Prompt(adapters.Adapter):
       labels = [table[encode(label)].mean(axis=0) for label in self.labels]
       labels = labels[: self.length]
       prompt[: len(labels)] = np.reshape(labels, (len(labels), shape[1]))
-    return {PATH: np.asarray(prompt, np.float32)}
+    return {path: np.asarray(prompt, np.float32)}
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Raises UserError: a prompt is no change of weights."""

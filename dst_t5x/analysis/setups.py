@@ -146,7 +146,7 @@ def _method(value: Mapping[str, Any]) -> str:
   if projection.endswith('SubsetProjection()'):
     is_random = value.get('SubsetProjection.distance') == 'random'
     return 'random' if is_random else 'dst'
-  adapter = value.get('T5Config.adapter')
+  adapter = value.get('with_adapter.adapter')
   if isinstance(adapter, str):
     name = adapter.removesuffix('()').rpartition('.')[2]
     return _ADAPTERS.get(name, name)

@@ -1,7 +1,8 @@
 """From a seqio task to batches on the device.
 
     task = task_checks.check('gsm8k', lengths, batch_size=128)
-    with TrainIterator(task, lengths, 128, seed=0, place=place) as batches:
+    converter = network.feature_converter(pack=True)
+    with TrainIterator(task, lengths, 128, converter, seed=0) as batches:
       for step, batch, position in batches: ...
 
 The order of training batches depends on the seed alone, and a `position` (the
@@ -49,26 +50,25 @@ def eval_batches(
   task: task_examples.Task,
   feature_lengths: Mapping[str, int],
   batch_size: int,
+  converter: seqio.FeatureConverter,
   split: str = 'validation',
   num_examples: int | None = None,
-  prefix: Sequence[int] = (),
 ) -> Iterator[Batch]:
   """Yields the examples of a split once and in order, for teacher forcing.
 
   Args:
     task: a task, or a mixture, whose tasks then follow each other.
     feature_lengths: pieces per example; longer examples are cut.
-    batch_size: rows of every batch; the last is padded with rows of zeros,
-      whose `decoder_loss_weights` are 0.
+    batch_size: rows of every batch; the last is padded with rows of zeros.
+    converter: makes the model's features; does not pack.
     split: the split; tasks of a mixture that lack it are left out.
     num_examples: at most so many examples, of each task.
-    prefix: ids that are put before the inputs of each example.
 
   Yields:
     Model features as numpy arrays `[batch_size, length]`.
   """
   dataset, *others = [
-    task_examples.read(member, feature_lengths, split, prefix=prefix).take(
+    task_examples.read(member, feature_lengths, split, converter).take(
       num_examples or -1
     )
     for member in task_examples.tasks_of(task)
@@ -110,16 +110,15 @@ class TrainIterator:
     task: task_examples.Task,
     feature_lengths: Mapping[str, int],
     batch_size: int,
+    converter: seqio.FeatureConverter,
     *,
     seed: int,
-    pack: bool = True,
     split: str = 'train',
     step: int = 0,
     position: bytes | None = None,
     save_after: Callable[[int], bool] = lambda step: False,
     place: Callable[[Batch], Any] = lambda batch: batch,
     prefetch: int = 2,
-    prefix: Sequence[int] = (),
     num_shards: int = 1,
     rows: np.ndarray | None = None,
   ) -> None:
@@ -129,8 +128,8 @@ class TrainIterator:
       task: the checked task or mixture.
       feature_lengths: pieces per (packed) example.
       batch_size: (packed) examples of a batch.
+      converter: makes the model's features, and packs where that is wanted.
       seed: determines the order.
-      pack: whether short examples share one row, told apart by segment ids.
       split: the split to read.
       step: training steps already done; the first item has the next number.
       position: the position saved after that step, or None for the start.
@@ -138,7 +137,6 @@ class TrainIterator:
       place: called in the thread on every numpy batch, for instance to put it
         on the device.
       prefetch: batches kept ready.
-      prefix: ids that are put before the inputs of each example.
       num_shards: parts of the data, each of which fills its share of the rows
         of every batch, one after the other.
       rows: bool [batch_size], which rows are needed; shards that fill none of
@@ -161,7 +159,7 @@ class TrainIterator:
     def read(shard: int) -> tf.data.Dataset:
       info = seqio.ShardInfo(shard, num_shards) if num_shards > 1 else None
       dataset = task_examples.read(
-        task, feature_lengths, split, pack, seed, prefix, info
+        task, feature_lengths, split, converter, seed, info
       )
       return dataset.batch(self._share, drop_remainder=True)
 

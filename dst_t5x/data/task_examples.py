@@ -1,8 +1,8 @@
-"""From a seqio task to single examples, as the model takes them."""
+"""From a seqio task to single examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import functools
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
@@ -29,30 +29,38 @@ def read(
   task: Task,
   feature_lengths: Mapping[str, int],
   split: str,
-  pack: bool = False,
+  converter: seqio.FeatureConverter | None = None,
   seed: int | None = None,
-  prefix: Sequence[int] = (),
   shard: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
-  """Returns single model examples: shuffled forever, or once without a seed."""
-  lengths = tuple((feature, feature_lengths[feature]) for feature in FEATURES)
+  """Returns single examples: shuffled forever, or once without a seed.
+
+  Args:
+    task: a task or mixture.
+    feature_lengths: feature of the task -> longest length; longer ones are cut.
+    split: which split.
+    converter: makes the model's features; without one, the task's are returned.
+    seed: determines the order.
+    shard: which part of the data; all of it by default.
+  """
+  lengths = {feature: feature_lengths[feature] for feature in FEATURES}
   make = _remembered if seed is None else _dataset
-  return make(task, lengths, split, pack, seed, tuple(prefix), shard)
+  dataset = make(task, tuple(lengths.items()), split, seed, shard)
+  if converter is None:
+    return dataset
+  return converter(dataset, task_feature_lengths=lengths)
 
 
 def _dataset(
   task: Task,
   feature_lengths: tuple[tuple[str, int], ...],
   split: str,
-  pack: bool,
   seed: int | None,
-  prefix: Sequence[int],
   shard: seqio.ShardInfo | None,
 ) -> tf.data.Dataset:
-  lengths = dict(feature_lengths)
   training = seed is not None
-  dataset = (_without_texts(task) if training else task).get_dataset(
-    lengths,
+  return (_without_texts(task) if training else task).get_dataset(
+    dict(feature_lengths),
     split=split,
     shuffle=training,
     seed=seed,
@@ -60,48 +68,10 @@ def _dataset(
     num_epochs=None if training else 1,
     try_in_mem_cache=False,
   )
-  converter = FeatureConverter(prefix, pack=pack)
-  return converter(dataset, task_feature_lengths=lengths)
 
 
 # What is evaluated; TensorFlow builds it slowly.
 _remembered = functools.lru_cache(maxsize=8)(_dataset)
-
-
-class FeatureConverter(seqio.EncDecFeatureConverter):
-  """T5's features, with a prefix before the inputs of every example.
-
-  The prefix comes on top of the inputs' length, and each example of a packed
-  row has its own.
-  """
-
-  def __init__(self, prefix: Sequence[int] = (), **options: Any) -> None:
-    """Takes the ids of the prefix; see `adapters.Adapter.prefix`."""
-    super().__init__(**options)
-    self._prefix = tuple(prefix)
-
-  def _longer(self, lengths: Mapping[str, int]) -> dict[str, int]:
-    return {**lengths, 'inputs': lengths['inputs'] + len(self._prefix)}
-
-  def _convert_features(
-    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-  ) -> tf.data.Dataset:
-    if not self._prefix:
-      return super()._convert_features(ds, task_feature_lengths)
-
-    def put_before(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-      prefix = tf.constant(self._prefix, example['inputs'].dtype)
-      return {**example, 'inputs': tf.concat([prefix, example['inputs']], 0)}
-
-    return super()._convert_features(
-      ds.map(put_before), self._longer(task_feature_lengths)
-    )
-
-  def get_model_feature_lengths(
-    self, task_feature_lengths: Mapping[str, int]
-  ) -> Mapping[str, int]:
-    """Returns the lengths of the model's features."""
-    return super().get_model_feature_lengths(self._longer(task_feature_lengths))
 
 
 def _without_texts(task: Task) -> Task:

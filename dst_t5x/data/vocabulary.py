@@ -15,7 +15,6 @@ import threading
 from typing import Any
 
 from etils import epath
-from flax import linen as nn
 import gin
 import seqio
 import tensorflow as tf
@@ -156,25 +155,22 @@ def check(vocabulary: seqio.Vocabulary) -> None:
     )
 
 
-def check_fits(
-  features: Mapping[str, seqio.Feature], network: nn.Module
-) -> None:
+def check_fits(features: Mapping[str, seqio.Feature], vocab_size: int) -> None:
   """Checks that a model has an embedding for every id of a task.
 
   Args:
     features: of the task; their vocabularies have been checked.
-    network: the model; a foreign one without `config.vocab_size` passes.
+    vocab_size: token ids that have an embedding.
 
   Raises:
     UserError: the model's vocabulary is too small.
   """
-  size = getattr(getattr(network, 'config', None), 'vocab_size', None)
   for name, feature in features.items():
-    if size is not None and feature.vocabulary.vocab_size > size:
+    if feature.vocabulary.vocab_size > vocab_size:
       raise UserError(
         f'the {name} have a vocabulary of {feature.vocabulary.vocab_size} ids,'
-        f' but vocab_size of the model is {size}: choose another model, or set'
-        ' VOCABULARY'
+        f' but vocab_size of the model is {vocab_size}: choose another model,'
+        ' or set VOCABULARY'
       )
 
 

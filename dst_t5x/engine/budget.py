@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 
 from dst_t5x import subsets
@@ -14,15 +14,16 @@ from dst_t5x.adapters import lora
 from dst_t5x.adapters import prompts
 from dst_t5x.core import parts
 from dst_t5x.core import values
-from dst_t5x.engine import parameters
+from dst_t5x.core.errors import UserError
 from dst_t5x.method import budgets
 from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import adapted
+from dst_t5x.models import api
 
 PyTree = Any
 
 # What `gin/methods/{norms,head_only}.gin` train.
 NORMS = '.*norm/scale'
-HEAD = 'decoder/logits_dense/kernel'
 _FLOAT32 = 4  # Bytes.
 
 
@@ -97,14 +98,14 @@ class Row(NamedTuple):
 
 
 def rows(
-  network: nn.Module,
+  network: api.Network,
   fraction: values.Share | None = None,
   epsilons: Sequence[values.Share] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
   ranks: Sequence[values.Positive] = (1, 2, 4, 8, 16, 32, 50),
   lengths: Sequence[values.Positive] = (1, 2, 5, 10, 20, 50, 100),
   targets: str = lora.LoRA.targets,
 ) -> list[Row]:
-  """Returns the budgets of all methods.
+  """Returns the budgets of all methods that find something to train.
 
   Args:
     network: the model.
@@ -117,14 +118,16 @@ def rows(
   Raises:
     UserError: a number that makes no sense.
   """
-  base = parameters.shapes(network)
+  base = api.shapes(network)
   n = _size(base)
 
   def added(adapter: adapters.Adapter) -> PyTree:
-    shapes = parameters.shapes(adapters.replaced(network, adapter))
-    return parts.split(shapes, [adapter.added])[0]
+    shapes = api.shapes(adapted.with_adapter(network, adapter))
+    return _matching(shapes, adapter.added)
 
   lora_1 = added(lora.LoRA(rank=1, targets=targets))
+  if not lora_1:
+    raise UserError(f'LORA_TARGETS: no linear map matches {targets!r}')
   prompt_1 = added(prompts.Prompt(length=1))
   # Each rank has as many, and each vector of a prompt.
   a_rank, a_vector = _size(lora_1), _size(prompt_1)
@@ -132,7 +135,7 @@ def rows(
     values.check({'FRACTION': (fraction, values.Share)})
     epsilons = [fraction]
     ranks = [max(1, round(fraction * n / a_rank))]
-    lengths = [max(1, round(fraction * n / a_vector))]
+    lengths = [max(1, round(fraction * n / max(a_vector, 1)))]
 
   def subset_row(name: str, setting: str, free: int) -> Row:
     size = subsets.predicted_bytes(base, free)
@@ -143,7 +146,7 @@ def rows(
     size = _adapter_bytes(free, len(jax.tree.leaves(one)))
     return Row(name, setting, Budget(n, free, size))
 
-  return [
+  found = [
     *(
       subset_row(name, f'EPSILON={epsilon:g}', free)
       for name in ('dst', 'random')
@@ -151,14 +154,24 @@ def rows(
       for free in [sum(budgets.largest_remainder([n], epsilon))]
     ),
     Row('full', '', Budget(n, n, _FLOAT32 * n)),
-    subset_row('head_only', '', _size(parts.split(base, [HEAD])[0])),
-    subset_row('norms', '', _size(parts.split(base, [NORMS])[0])),
+    subset_row('head_only', '', _size(_matching(base, network.output_matrix))),
+    subset_row('norms', '', _size(_matching(base, NORMS))),
     adapter_row('ia3', '', added(ia3.IA3()), 1),
     *(adapter_row('lora', f'LORA_RANK={r}', lora_1, r) for r in ranks),
     *(
       adapter_row('prompt', f'PROMPT_LENGTH={k}', prompt_1, k) for k in lengths
     ),
   ]
+  return [row for row in found if row.budget.free]
+
+
+def _matching(shapes: PyTree, pattern: str | None) -> dict[str, Any]:
+  """Returns path -> shape of what an expression matches; None: of nothing."""
+  return {
+    path: leaf
+    for path, leaf in parts.flatten(shapes).items()
+    if pattern is not None and re.fullmatch(pattern, path)
+  }
 
 
 def show(found: Sequence[Row]) -> None:

@@ -14,27 +14,25 @@ from typing import Any
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
 # isort: split
-from flax import linen as nn
 import jax
 import numpy as np
 import seqio
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive, first_line
 from dst_t5x.data import pipeline
 from dst_t5x.data import task_checks
 from dst_t5x.data import vocabulary
 from dst_t5x.engine import losses
-from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import task_scores
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.models import api
 
 PyTree = Any
 # What every evaluation gives, teacher-forced.
 _FORCED = ('eval/loss', 'eval/accuracy')
-# (network, params, encoder_input_tokens, max_decode_length) -> tokens, scores
+# (network, params, prompts, max_decode_length) -> tokens, scores
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -51,7 +49,7 @@ class Predictor:
     partitioner: how devices share the work.
   """
 
-  network: nn.Module
+  network: api.Network
   decoder: Decoder
   batch_size: int
   max_decode_length: int
@@ -69,23 +67,23 @@ class Predictor:
     self.seconds = 0.0
 
   def __call__(
-    self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+    self, params: PyTree, prompts: Iterable[tuple[int, np.ndarray]]
   ) -> list[tuple[int, np.ndarray]]:
-    """Returns (index, tokens) of every example, each exactly once.
+    """Returns (index, tokens) of every prompt, each exactly once.
 
     Args:
       params: the model's.
-      examples: (index, features), as seqio.Evaluator gives them.
+      prompts: (index, tokens), int32 [length], all of one length.
     """
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
-    for indices, inputs in self._batches(examples):
-      batch = self.partitioner.place_batch({'encoder_input_tokens': inputs})
+    for indices, rows in self._batches(prompts):
+      placed = self.partitioner.place_batch({'prompts': rows})
       tokens, _ = self._decode(
         self.decoder,
         self.network,
         params,
-        batch['encoder_input_tokens'],
+        placed['prompts'],
         self.max_decode_length,
       )
       tokens = np.asarray(tokens)[: len(indices)]
@@ -94,26 +92,38 @@ class Predictor:
     self.seconds += time.perf_counter() - start
     return results
 
+  def of_examples(
+    self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
+  ) -> list[tuple[int, np.ndarray]]:
+    """Returns (index, tokens) of every example, as seqio.Evaluator wants it.
+
+    Args:
+      params: the model's.
+      examples: (index, features) of the network's feature converter.
+    """
+    prompt = self.network.prompt
+    return self(params, ((index, prompt(of)) for index, of in examples))
+
   def _batches(
-    self, examples: Iterable[tuple[int, Mapping[str, Any]]]
+    self, prompts: Iterable[tuple[int, np.ndarray]]
   ) -> Iterable[tuple[list[int], np.ndarray]]:
     indices: list[int] = []
-    inputs: list[np.ndarray] = []
-    for index, features in examples:
+    rows: list[np.ndarray] = []
+    for index, prompt in prompts:
       indices.append(int(index))
-      inputs.append(np.asarray(features['encoder_input_tokens']))
+      rows.append(np.asarray(prompt))
       if len(indices) == self.batch_size:
-        yield indices, np.stack(inputs)
-        indices, inputs = [], []
+        yield indices, np.stack(rows)
+        indices, rows = [], []
     if indices:
       # The last batch is padded to the shape that is compiled already.
       missing = self.batch_size - len(indices)
-      yield indices, np.stack([*inputs, *[np.zeros_like(inputs[0])] * missing])
+      yield indices, np.stack([*rows, *[np.zeros_like(rows[0])] * missing])
 
 
 def _decode(
   decoder: Decoder,
-  network: nn.Module,
+  network: api.Network,
   params: PyTree,
   tokens: jax.Array,
   max_decode_length: int,
@@ -124,7 +134,7 @@ def _decode(
 
 def check_decoder(
   decoder: Decoder,
-  network: nn.Module,
+  network: api.Network,
   batch_size: int,
   length: int,
   max_decode_length: int,
@@ -141,13 +151,13 @@ def check_decoder(
   Raises:
     UserError: it cannot decode.
   """
-  length += len(adapters.prefix(network))
-  tokens = jax.ShapeDtypeStruct((batch_size, length), np.int32)
+  prompt = network.prompt_of_inputs(np.zeros(length, np.int32))
+  tokens = jax.ShapeDtypeStruct((batch_size, len(prompt)), np.int32)
   decode = functools.partial(
     _decode, decoder, network, max_decode_length=max_decode_length
   )
   try:
-    jax.eval_shape(decode, parameters.shapes(network), tokens)
+    jax.eval_shape(decode, api.shapes(network), tokens)
   except UserError:
     raise
   except Exception as e:
@@ -185,7 +195,7 @@ class Evaluation:
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )
 
-  def check(self, network: nn.Module) -> None:
+  def check(self, network: api.Network) -> None:
     """Reads one example, so that what is missing is missed at once.
 
     Args:
@@ -203,7 +213,7 @@ class Evaluation:
     task = task_checks.check(
       self.task, self.feature_lengths, self.batch_size, self.split
     )
-    vocabulary.check_fits(task.output_features, network)
+    vocabulary.check_fits(task.output_features, network.vocab_size)
     check_decoder(
       self.decoder,
       network,
@@ -212,7 +222,7 @@ class Evaluation:
       self._max_decode_length,
     )
 
-  def rehearse(self, network: nn.Module) -> list[str]:
+  def rehearse(self, network: api.Network) -> list[str]:
     """Scores two rows of each task, as if they were predicted right.
 
     Args:
@@ -236,7 +246,7 @@ class Evaluation:
 
   def prepare(
     self,
-    network: nn.Module,
+    network: api.Network,
     partitioner: partitioning.Partitioner,
     output_dir: str,
   ) -> 'Evaluator':
@@ -244,7 +254,7 @@ class Evaluation:
     return Evaluator(self, network, partitioner, output_dir)
 
   def predictor(
-    self, network: nn.Module, partitioner: partitioning.Partitioner
+    self, network: api.Network, partitioner: partitioning.Partitioner
   ) -> Predictor:
     """Returns what decodes examples."""
     return Predictor(
@@ -262,7 +272,7 @@ class Evaluator:
   def __init__(
     self,
     evaluation: Evaluation,
-    network: nn.Module,
+    network: api.Network,
     partitioner: partitioning.Partitioner,
     output_dir: str,
   ) -> None:
@@ -280,7 +290,7 @@ class Evaluator:
       evaluation.split,
       evaluation.feature_lengths,
       network,
-      evaluation.predictor(network, partitioner),
+      evaluation.predictor(network, partitioner).of_examples,
       output_dir,
       evaluation.num_examples,
     )
@@ -303,9 +313,9 @@ class Evaluator:
       seqio.get_mixture_or_task(evaluation.task),
       evaluation.feature_lengths,
       self._partitioner.round_up(evaluation.batch_size),
+      self._network.feature_converter(pack=False),
       evaluation.split,
       evaluation.num_examples,
-      adapters.prefix(self._network),
     )
     place = self._partitioner.place_batch
     network, loss = self._network, evaluation.loss

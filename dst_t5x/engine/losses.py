@@ -1,4 +1,4 @@
-"""The loss of a sequence-to-sequence model, normalized as T5X does it."""
+"""The loss of a language model, normalized as T5X does it."""
 
 import dataclasses
 from typing import Final, Literal, NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dst_t5x.core import values
+from dst_t5x.models import api
 
 REAL_TOKENS: Final = 'NUM_REAL_TARGET_TOKENS'
 ALL_TOKENS = 'NUM_TOTAL_TARGET_TOKENS'
@@ -46,16 +47,16 @@ class Loss:
   def __post_init__(self) -> None:
     values.check_fields(self)
 
-  def weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+  def weights(self, targets: api.Targets) -> jax.Array:
     """Returns float32 [batch, length]: the weight of each token's loss."""
-    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    weights = targets.weights.astype(jnp.float32)
     if self.loss_normalizing_factor != PER_SEQUENCE:
       return weights
-    return weights / jnp.maximum(_lengths(batch, weights), 1.0)
+    return weights / jnp.maximum(_lengths(targets, weights), 1.0)
 
-  def normalizer(self, batch: dict[str, jax.Array]) -> jax.Array | float:
+  def normalizer(self, targets: api.Targets) -> jax.Array | float:
     """Returns what the sum over this whole batch is divided by."""
-    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    weights = targets.weights.astype(jnp.float32)
     factor = self.loss_normalizing_factor
     if factor is None:
       return 1.0
@@ -64,34 +65,33 @@ class Loss:
     if factor == ALL_TOKENS:
       return float(weights.size)
     if factor == PER_SEQUENCE:
-      return jnp.maximum(jnp.sum(self.weights(batch)), 1.0)
+      return jnp.maximum(jnp.sum(self.weights(targets)), 1.0)
     return float(factor)
 
-  def sums(self, logits: jax.Array, batch: dict[str, jax.Array]) -> Sums:
+  def sums(self, logits: jax.Array, targets: api.Targets) -> Sums:
     """Sums the loss over a batch.
 
     Args:
       logits: [batch, length, vocab].
-      batch: `decoder_target_tokens` and `decoder_loss_weights`, both
-        [batch, length]; `decoder_segment_ids` too if packed.
+      targets: what they are compared with.
     """
     logits = logits.astype(jnp.float32)
-    targets = batch['decoder_target_tokens']
+    tokens = targets.tokens
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+    vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, 2)
     # A masked sum: its gradient is no scatter over [batch, length, vocab].
     target_logits = jnp.sum(
-      jnp.where(vocabulary == targets[..., None], logits, 0.0), axis=-1
+      jnp.where(vocabulary == tokens[..., None], logits, 0.0), axis=-1
     )
     cross_entropy = log_z - target_logits
     z_loss = self.z_loss * jnp.square(log_z)
     smoothed = cross_entropy
     if self.label_smoothing:
       smoothed = self._smooth(logits, log_z, cross_entropy)
-    real = batch['decoder_loss_weights'].astype(jnp.float32)
-    correct = jnp.argmax(logits, axis=-1) == targets
+    real = targets.weights.astype(jnp.float32)
+    correct = jnp.argmax(logits, axis=-1) == tokens
     return Sums(
-      loss=jnp.sum((smoothed + z_loss) * self.weights(batch)),
+      loss=jnp.sum((smoothed + z_loss) * self.weights(targets)),
       z_loss=jnp.sum(z_loss * real),
       cross_entropy=jnp.sum(cross_entropy * real),
       correct=jnp.sum(correct * real),
@@ -110,10 +110,10 @@ class Loss:
     return low * all_tokens + (high - low) * cross_entropy + entropy
 
 
-def _lengths(batch: dict[str, jax.Array], weights: jax.Array) -> jax.Array:
+def _lengths(targets: api.Targets, weights: jax.Array) -> jax.Array:
   """Returns [batch, length]: tokens in the sequence that a token is of."""
-  if 'decoder_segment_ids' not in batch:
+  if targets.segments is None:
     return jnp.sum(weights, axis=1, keepdims=True)
-  segments = batch['decoder_segment_ids']
+  segments = targets.segments
   same = segments[:, :, None] == segments[:, None, :]
   return jnp.sum(same * weights[:, None, :], axis=-1)

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from absl import logging
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
 from dst_t5x.engine import partitioning
+from dst_t5x.models import adapted
+from dst_t5x.models import api
 
 PyTree = Any
 
@@ -29,23 +29,22 @@ class ParameterSpace:
   """
 
   def __init__(
-    self, network: nn.Module, partitioner: partitioning.Partitioner
+    self, network: api.Network, partitioner: partitioning.Partitioner
   ) -> None:
     """Works out shapes and shardings; allocates nothing."""
     self._network = network
     self._partitioner = partitioner
-    variables = _abstract(network)
+    variables = api.abstract(network)
     self.shapes = variables['params']
     self.shardings = partitioner.parameters(
       variables['params_axes'], self.shapes
     )
-    base = adapters.replaced(network, adapters.NONE)
-    self.base_shapes = shapes(base)
+    self.base_shapes = api.shapes(network.base)
 
   @property
   def stacked(self) -> bool:
     """Whether layers are stacked."""
-    return 'layers' in self.shapes['encoder']
+    return self._network.scan_layers
 
   @property
   def size(self) -> int:
@@ -55,7 +54,7 @@ class ParameterSpace:
   def initialize(self, random_seed: int) -> PyTree:
     """Returns random parameters, for pretraining from scratch."""
     init = jax.jit(
-      lambda key: _init(self._network, key)['params'],
+      lambda key: self._network.initialize(key)['params'],
       out_shardings=self.shardings,
     )
     return init(self._partitioner.key(random_seed))
@@ -94,7 +93,7 @@ class ParameterSpace:
 
 
 def fit(
-  network: nn.Module,
+  network: api.Network,
   partitioner: partitioning.Partitioner,
   bytes_each: int,
   host: partitioning.Host | None = None,
@@ -109,7 +108,7 @@ def fit(
   """
   if jax.device_count() == 1:
     return partitioner
-  size = sum(leaf.size for leaf in jax.tree.leaves(shapes(network)))
+  size = sum(leaf.size for leaf in jax.tree.leaves(api.shapes(network)))
   fitted = partitioner.fitted(size, bytes_each, host)
   logging.info('mesh: %s', fitted)
   return fitted
@@ -124,13 +123,13 @@ class Loaded(NamedTuple):
     step: the training step at which they were saved; 0 if unknown.
   """
 
-  network: nn.Module
+  network: api.Network
   params: PyTree
   step: int
 
 
 def load(
-  network: nn.Module,
+  network: api.Network,
   partitioner: partitioning.Partitioner,
   path: str,
   step: int | None = None,
@@ -142,14 +141,14 @@ def load(
     UserError: it cannot be loaded, or is not one of this network.
   """
   found = seeds.load_seed(path, step, seed_path)
-  network = adapters.replaced(network, found.adapter)
+  network = adapted.with_adapter(network, found.adapter)
   space = ParameterSpace(network, partitioner)
   space.check(found.params)
   return Loaded(network, space.to_devices(found.params), found.step)
 
 
 def initialize_added(
-  network: nn.Module,
+  network: api.Network,
   seed: PyTree,
   random_seed: int,
   encode: Callable[[str], list[int]],
@@ -164,10 +163,10 @@ def initialize_added(
     encode: text -> pieces, for prompts that start as texts.
     partitioner: of the processes that do this together.
   """
-  base = parts.flatten(shapes(adapters.replaced(network, adapters.NONE)))
+  base = parts.flatten(api.shapes(network.base))
 
   def added(key: jax.Array) -> dict[str, jax.Array]:
-    params = parts.flatten(_init(network, key)['params'])
+    params = parts.flatten(network.initialize(key)['params'])
     return {path: x for path, x in params.items() if path not in base}
 
   key, everywhere = jax.random.key(random_seed), None
@@ -175,26 +174,11 @@ def initialize_added(
     key, everywhere = partitioner.key(random_seed), partitioner.replicated
   init = jax.jit(added, out_shardings=everywhere)
   drawn = jax.tree.map(np.asarray, init(key))
-  adapter = adapters.of(network)
   random = np.random.default_rng(random_seed)
   return parts.unflatten(
-    adapter.initialize(drawn, parts.flatten(seed), random, encode)
+    network.adapter.initialize(drawn, parts.flatten(seed), random, encode)
   )
 
 
 def _copy(tree: PyTree) -> PyTree:
   return jax.tree.map(jnp.copy, tree)
-
-
-def _init(network: nn.Module, key: jax.Array) -> PyTree:
-  tokens = jnp.ones((1, 2), jnp.int32)
-  return network.init(key, tokens, tokens, tokens, enable_dropout=False)
-
-
-def shapes(network: nn.Module) -> PyTree:
-  """Returns the parameters' tree of jax.ShapeDtypeStruct."""
-  return _abstract(network)['params']
-
-
-def _abstract(network: nn.Module) -> PyTree:
-  return jax.eval_shape(lambda key: _init(network, key), jax.random.key(0))

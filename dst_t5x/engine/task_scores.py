@@ -7,15 +7,13 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
 # isort: split
 from absl import logging
-from flax import linen as nn
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError, first_line
-from dst_t5x.data import task_examples
+from dst_t5x.models import api
 from dst_t5x.runtime import processes
 
 PyTree = Any
@@ -41,7 +39,7 @@ class TaskEvaluator:
     task: str,
     split: str,
     lengths: Mapping[str, int],
-    network: nn.Module,
+    network: api.Network,
     predict: Predict,
     output_dir: str | None,
     num_examples: int | None = None,
@@ -68,7 +66,7 @@ class TaskEvaluator:
     self._predict = predict
     self._evaluator = seqio.Evaluator(
       task,
-      task_examples.FeatureConverter(adapters.prefix(network), pack=False),
+      network.feature_converter(pack=False),
       eval_split=split,
       sequence_length=dict(lengths),
       num_examples=num_examples,
@@ -147,7 +145,7 @@ def rehearse(
   task: str,
   split: str,
   lengths: Mapping[str, int],
-  network: nn.Module,
+  network: api.Network,
   num_examples: int,
 ) -> list[str]:
   """Scores a few rows of each task, as if they were predicted right.
@@ -171,7 +169,7 @@ def rehearse(
   ) -> list[tuple[int, np.ndarray]]:
     del params
     return [
-      (int(index), np.asarray(features['decoder_target_tokens']))
+      (int(index), np.asarray(network.targets(features).tokens))
       for index, features in examples
     ]
 

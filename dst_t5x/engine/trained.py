@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from flax import linen as nn
-
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import api
 
 
 def expressions(
-  network: nn.Module,
+  network: api.Network,
   projection: projection_lib.Projection,
   trained: Sequence[str] | None = None,
 ) -> Sequence[str]:
@@ -27,7 +25,7 @@ def expressions(
   """
   if isinstance(trained, str):
     raise UserError(f'TRAINED is a list of expressions, not {trained!r}')
-  adapter = adapters.of(network)
+  adapter = network.adapter
   if not adapter.added:
     return trained or ['.*']
   if projection.constrains:

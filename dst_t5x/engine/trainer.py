@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from dst_t5x.engine import losses
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trained as trained_lib
 from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import api
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -76,8 +76,7 @@ class Trainer:
   for all trainers that differ in nothing else.
 
   Attributes:
-    network: the model, with the method's adapter if it has one; see
-      `network.Transformer` for the call interface.
+    network: the model, with the method's adapter if it has one.
     optimizer: gradients -> updates, and its learning rate.
     projection: what is done to the parameters after the optimizer's step.
     loss: the loss.
@@ -90,7 +89,7 @@ class Trainer:
     UserError: these do not go together.
   """
 
-  network: nn.Module
+  network: api.Network
   optimizer: optimizers.Optimizer
   projection: projection_lib.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
@@ -275,7 +274,7 @@ class Trainer:
 
     Of frozen parameters there is none.
     """
-    normalizer = self.loss.normalizer(batch)
+    normalizer = self.loss.normalizer(self.network.targets(batch))
 
     def loss(
       params: PyTree, part: Batch, key: jax.Array
@@ -307,7 +306,7 @@ class Trainer:
 
 
 def forward(
-  network: nn.Module,
+  network: api.Network,
   loss: losses.Loss,
   params: PyTree,
   batch: Batch,
@@ -322,19 +321,8 @@ def forward(
     batch: its features, each [batch, length].
     dropout_key: None for no dropout.
   """
-  logits: Any = network.apply(
-    {'params': params},
-    batch['encoder_input_tokens'],
-    batch['decoder_input_tokens'],
-    batch['decoder_target_tokens'],
-    encoder_segment_ids=batch.get('encoder_segment_ids'),
-    decoder_segment_ids=batch.get('decoder_segment_ids'),
-    encoder_positions=batch.get('encoder_positions'),
-    decoder_positions=batch.get('decoder_positions'),
-    enable_dropout=dropout_key is not None,
-    rngs=None if dropout_key is None else {'dropout': dropout_key},
-  )
-  return loss.sums(logits, batch)
+  logits = network.logits(params, batch, dropout_key)
+  return loss.sums(logits, network.targets(batch))
 
 
 def _if(

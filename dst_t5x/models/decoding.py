@@ -1,8 +1,8 @@
 """Greedy decoding and beam search.
 
-Both encode once, keep the keys and values of the encoder's output, and stop as
-soon as no example can change any more. They are pure functions of the
-parameters and the tokens, to be jitted with the network and lengths static.
+Both read the prompts once and stop as soon as no example can change any more.
+They are pure functions of the parameters and the prompts, to be jitted with the
+network and the lengths as static arguments.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from jax import lax
 import jax.numpy as jnp
 
 from dst_t5x.core import values
-from dst_t5x.models.t5.network import Transformer
+from dst_t5x.models import api
 
 Array = jax.Array
 PyTree = Any
-# Maps tokens `[rows]` and a cache to logits `[rows, vocab]` and the new cache.
+# See `api.DecodingStart.step`.
 Step = Callable[[Array, PyTree], tuple[Array, PyTree]]
 
 # Stands for minus infinity, but survives being divided and added to.
@@ -42,9 +42,9 @@ class GreedyDecoder:
 
   def __call__(
     self,
-    network: Transformer,
+    network: api.Network,
     params: PyTree,
-    encoder_input_tokens: Array,
+    prompts: Array,
     max_decode_length: int,
     eos_id: int = 1,
   ) -> tuple[Array, Array]:
@@ -53,8 +53,8 @@ class GreedyDecoder:
     Args:
       network: the network.
       params: its parameters.
-      encoder_input_tokens: int32 `[batch, length]`, 0 is padding. An example of
-        nothing but padding is not decoded.
+      prompts: int32 `[batch, length]`, padded with 0 at the end. A prompt of
+        nothing but padding is not continued.
       max_decode_length: number of tokens after which decoding ends.
       eos_id: the token that ends a sequence.
 
@@ -62,9 +62,9 @@ class GreedyDecoder:
       Tokens, int32 `[batch, max_decode_length]`, 0 after the end token; and
       scores, float32 `[batch]`, the log-probability of the tokens.
     """
-    batch = encoder_input_tokens.shape[0]
-    step, cache = _prepare(
-      network, params, encoder_input_tokens, batch, max_decode_length
+    batch = prompts.shape[0]
+    step, cache, _ = network.start_decoding(
+      params, prompts, 1, max_decode_length
     )
 
     def unfinished(state: _GreedyState) -> Array:
@@ -87,7 +87,7 @@ class GreedyDecoder:
     start = _GreedyState(
       step=jnp.int32(0),
       last=jnp.zeros(batch, jnp.int32),
-      done=_is_empty(encoder_input_tokens),
+      done=api.is_empty(prompts),
       scores=jnp.zeros(batch),
       tokens=jnp.zeros((batch, max_decode_length), jnp.int32),
       cache=cache,
@@ -130,9 +130,9 @@ class BeamSearch:
 
   def __call__(
     self,
-    network: Transformer,
+    network: api.Network,
     params: PyTree,
-    encoder_input_tokens: Array,
+    prompts: Array,
     max_decode_length: int,
     eos_id: int = 1,
   ) -> tuple[Array, Array]:
@@ -144,22 +144,18 @@ class BeamSearch:
       `[batch]`. Where none has finished, the best live one and its
       log-probability.
     """
-    batch = encoder_input_tokens.shape[0]
-    step, cache = _prepare(
-      network,
-      params,
-      encoder_input_tokens,
-      batch * self.num_beams,
-      max_decode_length,
+    batch = prompts.shape[0]
+    step, cache, batch_axis = network.start_decoding(
+      params, prompts, self.num_beams, max_decode_length
     )
-    empty = _is_empty(encoder_input_tokens)
+    empty = api.is_empty(prompts)
 
     def unfinished(state: _BeamState) -> Array:
       settled = empty | self._is_settled(state, max_decode_length)
       return (state.step < max_decode_length) & ~jnp.all(settled)
 
     def advance(state: _BeamState) -> _BeamState:
-      return self._advance(state, step, eos_id, 1 if network.scan_layers else 0)
+      return self._advance(state, step, eos_id, batch_axis)
 
     final = lax.while_loop(
       unfinished, advance, self._start(batch, max_decode_length, cache)
@@ -240,11 +236,6 @@ class BeamSearch:
     )
 
 
-def _is_empty(tokens: Array) -> Array:
-  """Returns bool `[batch]`: an example that only fills up the batch."""
-  return ~jnp.any(tokens > 0, axis=-1)
-
-
 def _best_continuations(
   logits: Array, live_scores: Array, count: int
 ) -> tuple[Array, Array, Array]:
@@ -291,47 +282,3 @@ def _choose_rows(cache: PyTree, parents: Array, batch_axis: int) -> PyTree:
     return chosen.reshape(shape)
 
   return jax.tree.map(choose, cache)
-
-
-def _prepare(
-  network: Transformer,
-  params: PyTree,
-  encoder_input_tokens: Array,
-  rows: int,
-  max_decode_length: int,
-) -> tuple[Step, PyTree]:
-  """Encodes the inputs; returns the decoding step and an empty cache."""
-  variables = {'params': params}
-  encoded = network.apply(
-    variables, encoder_input_tokens, enable_dropout=False, method='encode'
-  )
-  # Only the cache of this call is used, so XLA removes the rest of it.
-  blank = jnp.ones((rows, max_decode_length), jnp.int32)
-  _, created = network.apply(
-    variables,
-    encoded,
-    encoder_input_tokens,
-    blank,
-    blank,
-    enable_dropout=False,
-    decode=True,
-    mutable=['cache', 'memory'],
-    method='decode',
-  )
-
-  def step(tokens: Array, cache: PyTree) -> tuple[Array, PyTree]:
-    logits, updated = network.apply(
-      {**variables, 'memory': created['memory'], 'cache': cache},
-      encoded,
-      encoder_input_tokens,
-      tokens[:, None],
-      tokens[:, None],
-      enable_dropout=False,
-      decode=True,
-      max_decode_length=max_decode_length,
-      mutable=['cache'],
-      method='decode',
-    )
-    return logits[:, 0], updated['cache']
-
-  return step, created['cache']

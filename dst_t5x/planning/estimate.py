@@ -79,12 +79,8 @@ def estimate(
   )
   trainer.check_batch_size(train_data.batch_size)
   partitioner.check_batch_size(train_data.batch_size, trainer.microbatches)
-  batch = memory_lib.batch_shapes(
-    trainer,
-    train_data.batch_size,
-    train_data.feature_lengths['inputs'],
-    train_data.feature_lengths['targets'],
-    train_data.pack,
+  batch = trainer.network.batch_shapes(
+    train_data.feature_lengths, train_data.batch_size, train_data.pack
   )
   with partitioner.activate():
     step = memory_lib.abstract_step(trainer, partitioner, batch)

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core import parts
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.models import api
 from dst_t5x.planning import collectives
 
 PyTree = Any
@@ -129,11 +129,11 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     mesh: of the partitioner.
   """
   params = _bytes(step.state.params)
-  is_stacked = 'layers' in step.state.params.get('encoder', {})
   activations = _activations(trainer, step, mesh)
   # Gradients that are there before any activation is gone.
-  last = step.state.params.get('decoder', {}).get('logits_dense', {})
-  activations += params if is_stacked else _bytes(last)
+  network = trainer.network
+  last = parts.flatten(step.state.params).get(network.output_matrix or '', ())
+  activations += params if network.scan_layers else _bytes(last)
   return Memory(
     parameters=params,
     frozen=_bytes(step.fixed.frozen),
@@ -196,28 +196,18 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
     )
     for name, x in step.batch.items()
   }
-  config: Any = trainer.network.config
-  share = {
-    name: getattr(config, name) // model
-    for name in ('num_heads', 'mlp_dim', 'vocab_size')
-    if getattr(config, name) % model == 0
-  }
+  network = trainer.network.share(model)
 
-  def kept(**changed: Any) -> int:
-    network = trainer.network.clone(
-      config=dataclasses.replace(config, **share | changed)
-    )
+  def kept(network: api.Network, is_fused: bool) -> int:
     share_of_it = dataclasses.replace(trainer, network=network)
-    return _kept(share_of_it, batch, is_fused=not config.remat)
+    return _kept(share_of_it, batch, is_fused)
 
-  rows, length = batch['decoder_target_tokens'].shape
-  vocabulary = share.get('vocab_size', config.vocab_size)
-  logits = rows * length * vocabulary * np.dtype(np.float32).itemsize
-  total = kept() + logits
-  if config.remat:
-    one = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
-    one |= {'scan_layers': False}
-    total += kept(**one, remat=False) - kept(**one)
+  rows, length = jax.eval_shape(network.targets, batch).tokens.shape
+  logits = rows * length * network.vocab_size * np.dtype(np.float32).itemsize
+  total = kept(network, not network.remat) + logits
+  if network.remat:
+    one = [network.with_remat(remat, layers=1) for remat in (False, True)]
+    total += kept(one[0], False) - kept(one[1], False)
   return total
 
 
@@ -225,7 +215,7 @@ def _kept(
   trainer: trainer_lib.Trainer, batch: dict[str, Any], is_fused: bool
 ) -> int:
   """Returns bytes of what differentiating the loss of a batch leaves."""
-  shapes = parameters.shapes(trainer.network)
+  shapes = api.shapes(trainer.network)
   trained, frozen = trainer.split(shapes)
 
   def backward(params: PyTree, rest: PyTree, batch: Any, key: Any) -> Any:
@@ -274,24 +264,3 @@ def _bytes(tree: PyTree) -> int:
     math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)
   )
-
-
-def batch_shapes(
-  trainer: trainer_lib.Trainer,
-  batch_size: int,
-  inputs: int,
-  targets: int,
-  pack: bool,
-) -> dict[str, tuple[int, int]]:
-  """Returns feature of the model -> [batch, length], as the data has them."""
-  inputs += len(adapters.prefix(trainer.network))
-  lengths = {
-    'encoder_input_tokens': inputs,
-    'decoder_input_tokens': targets,
-    'decoder_target_tokens': targets,
-    'decoder_loss_weights': targets,
-  }
-  if pack:
-    for name, length in (('encoder', inputs), ('decoder', targets)):
-      lengths[f'{name}_segment_ids'] = lengths[f'{name}_positions'] = length
-  return {name: (batch_size, length) for name, length in lengths.items()}

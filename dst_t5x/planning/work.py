@@ -5,14 +5,12 @@ import dataclasses
 import functools
 from typing import Any
 
-from flax import linen as nn
 import jax
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.config import binaries
 from dst_t5x.core import parts
-from dst_t5x.engine import parameters
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.models import api
 from dst_t5x.runs import training as train_lib
 
 # Gin files around those of a training command: with its last, a binary that
@@ -56,28 +54,20 @@ def work(
   """
   del training
   shapes = _shapes(trainer.network)
-  lengths = {
-    'encoder': train_data.feature_lengths['inputs']
-    + len(adapters.prefix(trainer.network)),
-    'decoder': train_data.feature_lengths['targets'],
-  }
-  products = sum(
-    lengths[path.split('/')[0]] * leaf.size
-    for path, leaf in shapes.items()
-    # An embedding is looked up, a scale is as good as nothing.
-    if path.split('/')[0] in lengths and len(leaf.shape) > 1
+  of_example = trainer.network.work_of_example(
+    shapes, train_data.feature_lengths
   )
   return Work(
     train_steps=plan.train_steps,
     parameters=sum(leaf.size for leaf in shapes.values()),
-    tokens_per_step=train_data.batch_size * sum(lengths.values()),
-    flops_per_step=6.0 * train_data.batch_size * products,
+    tokens_per_step=train_data.batch_size * of_example.tokens,
+    flops_per_step=6.0 * train_data.batch_size * of_example.products,
   )
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(network: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-  return parts.flatten(parameters.shapes(network))
+def _shapes(network: api.Network) -> dict[str, jax.ShapeDtypeStruct]:
+  return parts.flatten(api.shapes(network))
 
 
 def with_files(flags: Sequence[str]) -> list[str]:

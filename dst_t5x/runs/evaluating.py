@@ -4,7 +4,6 @@ import os
 
 from absl import logging
 from etils import epath
-from flax import linen as nn
 
 from dst_t5x.core import json_text
 from dst_t5x.core import object_stores
@@ -14,11 +13,12 @@ from dst_t5x.core.errors import writing
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.models import api
 from dst_t5x.runtime import processes
 
 
 def evaluate(
-  network: nn.Module,
+  network: api.Network,
   checkpoint_path: values.Path,
   output_dir: values.Path,
   evaluation: evaluation_lib.Evaluation,

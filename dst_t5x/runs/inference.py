@@ -11,12 +11,10 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 # isort: split
 from absl import logging
 from etils import epath
-from flax import linen as nn
 import numpy as np
 import seqio
 import tqdm
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core import object_stores
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
@@ -28,11 +26,12 @@ from dst_t5x.data import vocabulary
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.models import api
 from dst_t5x.runtime import processes
 
 
 def infer(
-  network: nn.Module,
+  network: api.Network,
   checkpoint_path: values.Path,
   output_dir: values.Path,
   task: str,
@@ -82,7 +81,7 @@ def infer(
     task, feature_lengths, batch_size, None if input_file else split
   )
   features = found.output_features
-  vocabulary.check_fits(features, network)
+  vocabulary.check_fits(features, network.vocab_size)
   inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
   evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (
@@ -114,13 +113,12 @@ def infer(
       feature_lengths['targets'],
       partitioner,
     )
-    prefix = np.array(adapters.prefix(loaded.network), np.int32)
+    prompt = loaded.network.prompt_of_inputs
     quiet = None if processes.is_first() else True
     bar = tqdm.tqdm(rows, unit='input', disable=quiet)
     decoded = predictor(
         loaded.params,
-        ((i, {'encoder_input_tokens': np.concatenate([prefix, row['tokens']])})
-         for i, row in enumerate(bar)),
+        ((i, prompt(row['tokens'])) for i, row in enumerate(bar)),
     )  # fmt: skip
   if not processes.is_first():
     return str(path)

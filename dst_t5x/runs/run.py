@@ -31,7 +31,6 @@ import numpy as np
 
 import dst_t5x
 from dst_t5x import subsets as subset_lib
-from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import best
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import run_folder
@@ -98,7 +97,7 @@ class Run:
     self.fixed = trainer_lib.Fixed()
     self._trainer = trainer
     self._task = task
-    self._adapter = adapters.of(trainer.network)
+    self._adapter = trainer.network.adapter
     self._shapes, self._frozen_shapes = trainer.split(self.space.shapes)
     self._partitioner = partitioner
     self._reference: dict[str, Any] | None = None

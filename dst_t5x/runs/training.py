@@ -8,7 +8,6 @@ from absl import logging
 import jax
 import numpy as np
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.core import parts
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
@@ -219,13 +218,12 @@ def train(
         task,
         train_data.feature_lengths,
         train_data.batch_size,
+        trainer.network.feature_converter(train_data.pack),
         seed=random_seed,
-        pack=train_data.pack,
         step=step,
         position=position,
         save_after=lambda step: notice.stops_after(step) or plan.saves(step),
         place=partitioner.place_batch,
-        prefix=adapters.prefix(trainer.network),
         num_shards=train_data.shards,
         rows=partitioner.rows_here(train_data.batch_size),
       ) as batches,

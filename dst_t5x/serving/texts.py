@@ -34,7 +34,7 @@ class Texts:
   def check_fits(self, network: network_lib.Transformer) -> None:
     """Raises UserError if the model lacks an embedding for an id."""
     feature = seqio.Feature(self._vocabulary)
-    vocabulary_lib.check_fits({'inputs': feature}, network)
+    vocabulary_lib.check_fits({'inputs': feature}, network.vocab_size)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 [length], with the end token.

@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 import flax
-from flax import linen as nn
 import jax
 from jax.sharding import NamedSharding
 import numpy as np
@@ -19,7 +18,6 @@ import seqio
 from t5x import checkpoints
 from t5x import train_state as train_state_lib
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
@@ -27,6 +25,7 @@ from dst_t5x.core import stacking
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.models import api
 from dst_t5x.t5x import optimizer as optimizer_lib
 
 PyTree = Any
@@ -57,7 +56,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     self,
     train_state: train_state_lib.TrainState,
     *arguments: Any,
-    network: nn.Module,
+    network: api.Network,
     task: str | None = None,
     random_seed: int = 0,
     **options: Any,
@@ -113,7 +112,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
   def _tuned(self, found: seeds.Seed) -> train_state_lib.TrainState:
     """Returns the state of a model that is evaluated."""
     # T5X's own checkpoints do not say which adapter they have.
-    adapter = adapters.of(self._network)
+    adapter = self._network.adapter
     if found.adapter.added and found.adapter != adapter:
       raise UserError(
         f'{found.path} has the adapter {found.adapter}, the network '
@@ -134,7 +133,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
         f'{type(definition).__name__}: see gin/t5x/finetune.gin'
       )
     base = self._train_state.params
-    if adapter := adapters.of(self._network).added:
+    if adapter := self._network.adapter.added:
       _, base = parts.split(base, [adapter])
     params = self._like_network(seed.params, base)
     if adapter:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from t5x import adafactor
@@ -25,7 +24,7 @@ def logical_axis_rules() -> Any:
 
 
 def trainer(
-  network: nn.Module,
+  network: Any,
   projection: projection_lib.Projection,
   task: str,
   seed: str,

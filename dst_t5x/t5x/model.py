@@ -6,16 +6,18 @@ import functools
 from typing import Any
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
 import seqio
 from t5x import decoding as t5x_decoding
 from t5x import models
 from t5x import optimizers
 from t5x.examples.t5 import network as t5x_network
 
-from dst_t5x.adapters import api as adapters
-from dst_t5x.data import task_examples
 from dst_t5x.engine import losses
+from dst_t5x.models import api
 from dst_t5x.models import decoding
+from dst_t5x.models.t5 import converter
 from dst_t5x.models.t5 import network as network_lib
 
 
@@ -27,7 +29,7 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
 
   def __init__(
     self,
-    network: nn.Module,
+    network: api.Network,
     task: str,
     optimizer: optimizers.OptimizerDef | None = None,
     decoder: decoding.GreedyDecoder | decoding.BeamSearch | None = None,
@@ -36,7 +38,7 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     """Makes the model.
 
     Args:
-      network: ours, or T5X's own.
+      network: ours, or T5X's own, perhaps with an adapter.
       task: whose vocabularies the model has.
       optimizer: T5X's, or one around it; None if nothing is trained.
       decoder: `decoding.GreedyDecoder` or `decoding.BeamSearch`, which T5X's
@@ -47,13 +49,13 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     features = seqio.get_mixture_or_task(task).output_features
     beams, decode = _search(decoder)
     super().__init__(
-      module=network,
+      module=_WithAdapter(network) if network.adapter.added else network,
       input_vocabulary=features['inputs'].vocabulary,
       output_vocabulary=features['targets'].vocabulary,
       optimizer_def=optimizer,
       decode_fn=decode,
       feature_converter_cls=functools.partial(
-        task_examples.FeatureConverter, adapters.prefix(network)
+        converter.FeatureConverter, network.adapter.prefix(network.vocab_size)
       ),
       label_smoothing=loss.label_smoothing,
       z_loss=loss.z_loss,
@@ -75,24 +77,51 @@ def _search(
   return 1, greedy
 
 
-def t5x_own(like: network_lib.Transformer) -> nn.Module:
-  """Returns T5X's own T5 1.1 of the same sizes; see gin/t5x/t5x_network.gin.
+class _WithAdapter:
+  """A network's module whose `init` and `apply` run with its adapter."""
 
-  Raises:
-    SystemExit: it has no such adapter.
-  """
-  if adapters.of(like).added:
-    raise SystemExit(
-      f"error: T5X's own network has no {type(adapters.of(like)).__name__}: "
-      'leave gin/t5x/t5x_network.gin out'
-    )
+  def __init__(self, network: api.Network) -> None:
+    self._module: Any = network.base
+    self._intercept = network.adapter.intercept
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._module, name)
+
+  def init(self, *args: Any, **kwargs: Any) -> Any:
+    """As `nn.Module.init`."""
+    with nn.intercept_methods(self._intercept):
+      return self._module.init(*args, **kwargs)
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    """As `nn.Module.apply`."""
+    with nn.intercept_methods(self._intercept):
+      return self._module.apply(*args, **kwargs)
+
+
+class OwnNetwork(t5x_network.Transformer, api.Network):
+  """T5X's own T5 1.1, as far as T5X's loop asks for the model contract."""
+
+  @property
+  def vocab_size(self) -> int:
+    """See `api.Network`."""
+    return self.config.vocab_size
+
+  @property
+  def scan_layers(self) -> bool:
+    """See `api.Network`."""
+    return False
+
+  @nn.nowrap
+  def initialize(self, key: jax.Array) -> Any:
+    """See `api.Network`."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return self.init(key, tokens, tokens, tokens, enable_dropout=False)
+
+
+def t5x_own(like: network_lib.Transformer) -> OwnNetwork:
+  """Returns T5X's own T5 1.1 of our sizes; see gin/t5x/t5x_network.gin."""
   names = {field.name for field in dataclasses.fields(t5x_network.T5Config)}
-  return t5x_network.Transformer(
-    t5x_network.T5Config(
-      **{
-        name: value
-        for name, value in vars(like.config).items()
-        if name in names
-      }
-    )
+  settings = vars(like.config).items()
+  return OwnNetwork(
+    t5x_network.T5Config(**{k: v for k, v in settings if k in names})
   )

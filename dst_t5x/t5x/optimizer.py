@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
-from flax import linen as nn
 from flax import serialization
 import jax
 from jax import lax
@@ -21,6 +20,7 @@ from dst_t5x.core import parts
 from dst_t5x.engine import finiteness
 from dst_t5x.engine import trained as trained_lib
 from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import api
 
 PyTree = Any
 # What an optimizer state of T5X consists of.
@@ -66,7 +66,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
   def __init__(
     self,
     inner: optimizers.OptimizerDef,
-    network: nn.Module,
+    network: api.Network,
     projection: projection_lib.Projection,
     trained: Sequence[str] | None = None,
   ) -> None:

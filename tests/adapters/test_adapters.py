@@ -1,7 +1,6 @@
 """LoRA, (IA)³ and prompts in the network, and what a trainer trains of it."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,8 @@ from dst_t5x.core.errors import UserError
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import projection
+from dst_t5x.models import adapted
+from dst_t5x.models import api
 from dst_t5x.models.t5 import network
 
 ALL_FOUR = '.*attention/(query|key|value|out)'
@@ -32,17 +33,12 @@ _ADAPTERS = (
 
 def _network(adapter=adapters.NONE, **changes):
   config = dataclasses.replace(tiny_t5.CONFIG, **changes)
-  return network.Transformer(dataclasses.replace(config, adapter=adapter))
+  return adapted.with_adapter(network.Transformer(config), adapter)
 
 
 def _random(model, seed=0):
   """Random parameters, also of what starts at zero or one."""
-  tokens = jnp.ones((1, 4), jnp.int32)
-  shapes = jax.eval_shape(
-    lambda: model.init(
-      jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-    )
-  )['params']
+  shapes = api.shapes(model)
   random = np.random.default_rng(seed)
   flat = parts.flatten(shapes)
   return parts.unflatten(
@@ -61,9 +57,14 @@ def _batch(rows=3, inputs=6, targets=5, vocabulary=tiny_t5.CONFIG.vocab_size):
   return encoder, decoder
 
 
-def _logits(model, params, encoder, decoder, **options):
-  apply = jax.jit(functools.partial(model.apply, enable_dropout=False))
-  return apply({'params': params}, encoder, decoder, decoder, **options)
+def _logits(model, params, encoder, decoder, **more):
+  batch = {
+    'encoder_input_tokens': encoder,
+    'decoder_input_tokens': decoder,
+    'decoder_target_tokens': decoder,
+    **more,
+  }
+  return jax.jit(model.logits)(params, batch)
 
 
 @pytest.mark.parametrize('adapter', _ADAPTERS[:3])
@@ -94,9 +95,7 @@ def test_merged_weights_give_the_same_logits(adapter, stack):
 def test_at_first_nothing_is_different(adapter):
   plain, model = _network(), _network(adapter)
   base = _random(plain)
-  tokens = jnp.ones((1, 4), jnp.int32)
-  init = jax.jit(functools.partial(model.init, enable_dropout=False))
-  fresh = init(jax.random.key(0), tokens, tokens, tokens)['params']
+  fresh = jax.jit(model.initialize)(jax.random.key(0))['params']
   added = {
     path: leaf
     for path, leaf in parts.flatten(fresh).items()
@@ -120,7 +119,7 @@ def test_a_prompt_stands_before_the_inputs():
   logits = _logits(model, params, np.hstack([prefix, encoder]), decoder)
   # The same model with four more pieces, whose embeddings are the prompt.
   flat = parts.flatten(params)
-  prompt = flat.pop('encoder/prompt')
+  prompt = flat.pop(prompts.PATH)
   table = flat['token_embedder/embedding']
   flat['token_embedder/embedding'] = np.vstack([table, prompt])
   larger = _network(vocab_size=size + 4)
@@ -189,14 +188,15 @@ def test_dropout_is_of_the_low_rank_path_only():
   model = _network(lora.LoRA(dropout_rate=0.5), dropout_rate=0.0)
   params = _random(model)
   encoder, decoder = _batch()
-
-  apply = jax.jit(functools.partial(model.apply, enable_dropout=True))
+  batch = {
+    'encoder_input_tokens': encoder,
+    'decoder_input_tokens': decoder,
+    'decoder_target_tokens': decoder,
+  }
+  apply = jax.jit(model.logits)
 
   def logits(key):
-    return apply(
-      {'params': params}, encoder, decoder, decoder,
-      rngs={'dropout': jax.random.key(key)},
-    )  # fmt: skip
+    return apply(params, batch, jax.random.key(key))
 
   np.testing.assert_array_equal(logits(0), logits(0))
   assert np.abs(logits(0) - logits(1)).max() > 1e-3
@@ -243,7 +243,9 @@ def test_only_its_own_parameters_are_trained(adapter, trained, sizes):
     'decoder_loss_weights': np.ones_like(decoder),
   }
   if adapter.added == prompts.Prompt.added:
-    prefix = np.tile(np.array(adapters.prefix(model), np.int32), (3, 1))
+    prefix = np.tile(
+      np.array(adapter.prefix(model.vocab_size), np.int32), (3, 1)
+    )
     batch['encoder_input_tokens'] = np.hstack([prefix, encoder])
   # The optimizer has no state for what is frozen.
   held = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))

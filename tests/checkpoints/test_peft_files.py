@@ -13,7 +13,6 @@ import pytest
 import refusals
 from safetensors import numpy as safetensors_numpy
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.adapters import ia3
 from dst_t5x.adapters import lora
 from dst_t5x.adapters import prompts
@@ -87,7 +86,7 @@ def _save(folder, base, adapter, **options):
 def _our_logits(adapter, params, **changes):
   """Returns logits [rows, length, vocabulary] of our network."""
   model = networks.tiny(adapter=adapter, **changes)
-  prefix = np.array(adapters.prefix(model), np.int32)
+  prefix = np.array(adapter.prefix(model.vocab_size), np.int32)
   tokens = BATCH['encoder_input_tokens']
   prefixes = np.tile(prefix, (len(tokens), 1))
   batch = {**BATCH, 'encoder_input_tokens': np.hstack([prefixes, tokens])}

@@ -20,6 +20,7 @@ from dst_t5x.data import pipeline
 from dst_t5x.data import task_checks
 
 _LENGTHS = {'inputs': 24, 'targets': 16}
+_UNPACKED = seqio.EncDecFeatureConverter(pack=False)
 _FEATURE = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
 
 
@@ -67,9 +68,13 @@ def tasks():
     seqio.TaskRegistry.remove(f'toy_{name}')
 
 
-def _iterate(name, lengths=_LENGTHS, batch_size=8, seed=1, **options):
+def _iterate(
+  name, lengths=_LENGTHS, batch_size=8, seed=1, pack=True, **options
+):
+  task = seqio.get_mixture_or_task(name)
+  converter = seqio.EncDecFeatureConverter(pack=pack)
   return pipeline.TrainIterator(
-    seqio.get_mixture_or_task(name), lengths, batch_size, seed=seed, **options
+    task, lengths, batch_size, converter, seed=seed, **options
   )
 
 
@@ -243,7 +248,7 @@ def test_a_position_that_does_not_fit_is_refused(damage):
 @pytest.mark.parametrize('name', ['toy_data', 'toy_mixture', 'toy_two'])
 def test_evaluation_shows_every_example_once(name):
   task = seqio.get_mixture_or_task(name)
-  batches = list(pipeline.eval_batches(task, _LENGTHS, 16))
+  batches = list(pipeline.eval_batches(task, _LENGTHS, 16, _UNPACKED))
   texts = [text for batch in batches for text in _texts(batch)]
   expected = {'toy_data': 300, 'toy_mixture': 337, 'toy_two': 2}[name]
   assert len(texts) == len(set(texts)) == expected
@@ -254,7 +259,7 @@ def test_evaluation_shows_every_example_once(name):
 
 def test_evaluation_of_some_examples():
   task = seqio.get_mixture_or_task('toy_mixture')
-  batches = pipeline.eval_batches(task, _LENGTHS, 4, num_examples=6)
+  batches = pipeline.eval_batches(task, _LENGTHS, 4, _UNPACKED, num_examples=6)
   texts = [text for batch in batches for text in _texts(batch)]
   # Of each task so many, as seqio's evaluator counts.
   assert texts == [f'{name} {i}' for name in ('toy_data', 'toy_other')

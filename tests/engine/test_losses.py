@@ -9,25 +9,21 @@ import pytest
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import losses
+from dst_t5x.models import api
 
 VOCABULARY = 7
 
 
 def _batch(packed=False):
   """Three rows of targets with padding; packed: two sequences in a row."""
-  batch = {
-    'decoder_target_tokens': np.array(
-      [[3, 5, 1, 0, 0], [2, 1, 4, 6, 1], [0, 0, 0, 0, 0]], np.int32
-    ),
-    'decoder_loss_weights': np.array(
-      [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32
-    ),
-  }
-  if packed:
-    batch['decoder_segment_ids'] = np.array(
-      [[1, 1, 1, 0, 0], [1, 1, 2, 2, 2], [0, 0, 0, 0, 0]], np.int32
-    )
-  return batch
+  segments = np.array(
+    [[1, 1, 1, 0, 0], [1, 1, 2, 2, 2], [0, 0, 0, 0, 0]], np.int32
+  )
+  return api.Targets(
+    np.array([[3, 5, 1, 0, 0], [2, 1, 4, 6, 1], [0, 0, 0, 0, 0]], np.int32),
+    np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32),
+    segments if packed else None,
+  )
 
 
 def _logits():
@@ -55,8 +51,8 @@ def test_sums(smoothing, z_loss):
   batch, logits = _batch(), _logits()
   loss = losses.Loss(label_smoothing=smoothing, z_loss=z_loss)
   sums = loss.sums(jnp.asarray(logits), batch)
-  targets = batch['decoder_target_tokens']
-  real = batch['decoder_loss_weights']
+  targets = batch.tokens
+  real = batch.weights
   z = z_loss * _log_z(logits) ** 2
   smoothed = _cross_entropy(logits, targets, smoothing)
   expected = {
@@ -74,7 +70,7 @@ def test_a_perfect_guess_costs_nothing_with_label_smoothing():
   smoothing = 0.1
   batch = _batch()
   wanted = np.where(
-    np.arange(VOCABULARY) == batch['decoder_target_tokens'][..., None],
+    np.arange(VOCABULARY) == batch.tokens[..., None],
     1 - smoothing,
     smoothing / (VOCABULARY - 1),
   )
@@ -86,9 +82,9 @@ def test_the_gradient_is_probabilities_minus_targets():
   batch, logits = _batch(), jnp.asarray(_logits())
   loss = losses.Loss(z_loss=0.0)
   gradient = jax.grad(lambda x: loss.sums(x, batch).loss)(logits)
-  targets = jax.nn.one_hot(batch['decoder_target_tokens'], VOCABULARY)
+  targets = jax.nn.one_hot(batch.tokens, VOCABULARY)
   expected = jax.nn.softmax(logits) - targets
-  expected *= batch['decoder_loss_weights'][..., None]
+  expected *= batch.weights[..., None]
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
@@ -111,7 +107,7 @@ def test_normalizers(factor, expected):
 def test_average_per_sequence_tells_packed_sequences_apart():
   batch, logits = _batch(packed=True), _logits()
   loss = losses.Loss(z_loss=0.0, loss_normalizing_factor=losses.PER_SEQUENCE)
-  per_token = _cross_entropy(logits, batch['decoder_target_tokens'])
+  per_token = _cross_entropy(logits, batch.tokens)
   means = [per_token[0, :3].mean(), per_token[1, :2].mean()]
   means.append(per_token[1, 2:].mean())
   sums = loss.sums(jnp.asarray(logits), batch)

@@ -16,6 +16,7 @@ from dst_t5x.core import parts
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import projection
+from dst_t5x.models import adapted
 from dst_t5x.models.t5 import network
 
 CONFIG = network.T5Config(
@@ -86,9 +87,7 @@ def _states(trainer, params, fixed, batches, steps):
 def seed(rows):
   """A model that knows the two answers, and other rows than the first 32."""
   model = network.Transformer(CONFIG)
-  tokens = jnp.ones((1, 2), jnp.int32)
-  init = jax.jit(model.init)
-  params = init(jax.random.key(0), tokens, tokens, tokens)['params']
+  params = jax.jit(model.initialize)(jax.random.key(0))['params']
   trainer = _trainer(model, 0.01, projection.NoProjection())
   batches = [_batch(rows[i : i + 64]) for i in range(32, 672, 64)]
   states = _states(trainer, params, trainer_lib.Fixed(), batches, 160)
@@ -109,12 +108,7 @@ def _trainer(model, learning_rate, projection, trained=None, decay_steps=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model, params, batch):
-  return model.apply(
-    {'params': params},
-    *(batch[f'{side}_tokens'] for side in
-      ('encoder_input', 'decoder_input', 'decoder_target')),
-    enable_dropout=False,
-  )  # fmt: skip
+  return model.logits(params, batch)
 
 
 def _is_learnt(model, params, batch, loss):
@@ -150,12 +144,10 @@ def _slow(*arguments, id):
   ],
 )
 def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
-  model = adapters.replaced(network.Transformer(CONFIG), adapter)
+  model = adapted.with_adapter(network.Transformer(CONFIG), adapter)
   params = seed
   if adapter.added:
-    tokens = jnp.ones((1, 2), jnp.int32)
-    init = jax.jit(model.init)
-    fresh = init(jax.random.key(1), tokens, tokens, tokens)['params']
+    fresh = jax.jit(model.initialize)(jax.random.key(1))['params']
     old, new = parts.flatten(seed), parts.flatten(fresh)
     added = {path: new[path] for path in new if path not in old}
     added = adapter.initialize(added, old, np.random.default_rng(0), list)
@@ -165,7 +157,7 @@ def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
   fixed = trainer_lib.Fixed(
     mine if trainer.projection.constrains else (), frozen or ()
   )
-  batch = _batch(rows[:32], adapters.prefix(model))
+  batch = _batch(rows[:32], adapter.prefix(model.vocab_size))
   assert not _is_learnt(model, params, batch, 0.0)
   assert any(
     _is_learnt(model, parts.join(tuned, frozen), batch, loss)

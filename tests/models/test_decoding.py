@@ -241,18 +241,18 @@ def test_decoding_ends_with_the_last_sequence(setup, monkeypatch):
   found, _ = decode(DECODERS['greedy'], *setup)
   ended = (found == EOS).any(1)
   steps = []
-  prepare = decoding._prepare
+  start = type(model).start_decoding
 
   def counting(*args):
-    step, cache = prepare(*args)
+    begun = start(*args)
 
     def counted(tokens, cache):
       jax.debug.callback(lambda: steps.append(1))
-      return step(tokens, cache)
+      return begun.step(tokens, cache)
 
-    return counted, cache
+    return begun._replace(step=counted)
 
-  monkeypatch.setattr(decoding, '_prepare', counting)
+  monkeypatch.setattr(type(model), 'start_decoding', counting)
   decoder = jax.jit(lambda t: DECODERS['greedy'](model, params, t, 50))
   again, _ = decoder(tokens[ended])
   jax.effects_barrier()

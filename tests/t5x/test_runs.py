@@ -160,7 +160,7 @@ def test_a_killed_run_resumes_to_the_bit(dst_run, toy_seed, tmp_path):
   ('method', 'bindings', 'trained'),
   [
     ('lora', {'LORA_RANK': 2}, '/lora_'),
-    ('prompt', {'PROMPT_LENGTH': 3}, 'encoder/prompt'),
+    ('prompt', {'PROMPT_LENGTH': 3}, 'token_embedder/prompt'),
     ('ia3', {}, '/ia3'),
     ('norms', {}, 'norm/scale'),
     ('head_only', {}, 'decoder/logits_dense/kernel'),

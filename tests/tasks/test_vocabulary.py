@@ -3,9 +3,7 @@
 import threading
 
 from fixtures_data import vocabulary_file  # noqa: F401
-from flax import linen as nn
 import gin
-import networks
 import pytest
 import seqio
 import tensorflow as tf
@@ -117,7 +115,6 @@ def test_tasks_use_what_is_chosen_like_the_vocabulary_itself(
 def test_a_model_must_have_an_embedding_for_every_id(by_gin):
   by_gin('bytes')
   features = vocabulary.output_features()
-  vocabulary.check_fits(features, networks.tiny(vocab_size=259))
-  vocabulary.check_fits(features, nn.Dense(1))  # Nobody knows.
+  vocabulary.check_fits(features, 259)
   with pytest.raises(UserError, match=r'259 ids, but vocab_size .* is 256'):
-    vocabulary.check_fits(features, networks.tiny(vocab_size=256))
+    vocabulary.check_fits(features, 256)

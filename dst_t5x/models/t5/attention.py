@@ -12,7 +12,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.models.t5 import layers
 from dst_t5x.models.t5.dropout import Dropout
 
@@ -112,7 +111,6 @@ class _Attention(nn.Module):
   decode: bool = False
   dtype: Any = jnp.float32
   float32_logits: bool = False
-  adapter: adapters.Adapter = adapters.NONE
 
   def _project(self, x: Array, name: str) -> Array:
     """Maps `[batch, length, embed]` to `[batch, heads, length, head_dim]`."""
@@ -125,7 +123,6 @@ class _Attention(nn.Module):
       axes=('embed', 'joined_kv'),
       dtype=self.dtype,
       kernel_init=query_init if name == 'query' else _NORMAL,
-      adapter=self.adapter,
       name=name,
     )(x)
     x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
@@ -174,7 +171,6 @@ class _Attention(nn.Module):
       axes=('joined_kv', 'embed'),
       dtype=self.dtype,
       kernel_init=_NORMAL,
-      adapter=self.adapter,
       name='out',
     )(x.reshape(*x.shape[:-2], -1))
 

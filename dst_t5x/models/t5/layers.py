@@ -2,8 +2,7 @@
 
 Parameter names, shapes, initialisers and logical axes are those of T5X's
 `t5x.examples.t5.layers`, so that its checkpoints load by name. Every linear map
-goes through `Dense`, so one place decides how a kernel acts, and asks the
-adapter, if there is one.
+goes through `Dense`: one place decides how a kernel acts.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dst_t5x.adapters import api as adapters
 from dst_t5x.models.t5.dropout import Dropout
 
 Array = jax.Array
@@ -39,7 +37,6 @@ class Dense(nn.Module):
   axes: tuple[str, str]
   dtype: DType = jnp.float32
   kernel_init: Initializer = _TRUNCATED
-  adapter: adapters.Adapter = adapters.NONE
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -51,15 +48,7 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    linear = adapters.Linear(
-      lambda x: jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)),
-      '/'.join(self.path),
-      self.features,
-      self.axes,
-      self.dtype,
-      deterministic=not self.has_rng('dropout'),
-    )
-    return self.adapter.linear(linear, inputs)
+    return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -121,7 +110,6 @@ class MlpBlock(nn.Module):
   mlp_dim: int
   activations: Sequence[str]
   dtype: DType = jnp.float32
-  adapter: adapters.Adapter = adapters.NONE
 
   @nn.compact
   def __call__(self, inputs: Array, dropout: Dropout) -> Array:
@@ -132,7 +120,6 @@ class MlpBlock(nn.Module):
         self.mlp_dim,
         axes=('embed', 'mlp'),
         dtype=self.dtype,
-        adapter=self.adapter,
         name=f'wi_{i}' if len(self.activations) > 1 else 'wi',
       )(inputs)
       gates.append(x if name == 'linear' else getattr(nn, name)(x))
@@ -142,6 +129,5 @@ class MlpBlock(nn.Module):
       inputs.shape[-1],
       axes=('mlp', 'embed'),
       dtype=self.dtype,
-      adapter=self.adapter,
       name='wo',
     )(x)

@@ -1,0 +1,51 @@
+"""The features that T5 1.1 reads: their names, and how long they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dst_t5x.models import api
+
+# Those that the network reads; packed rows have the last four.
+INPUTS = (
+  'encoder_input_tokens',
+  'decoder_input_tokens',
+  'decoder_target_tokens',
+  'encoder_segment_ids',
+  'decoder_segment_ids',
+  'encoder_positions',
+  'decoder_positions',
+)
+# The task's feature that each stack reads.
+_STACKS = {'encoder': 'inputs', 'decoder': 'targets'}
+
+
+def batch_shapes(
+  feature_lengths: Mapping[str, int], rows: int, pack: bool
+) -> api.Shapes:
+  """Returns feature -> [batch, length]; see `api.Network.batch_shapes`."""
+  inputs, targets = feature_lengths['inputs'], feature_lengths['targets']
+  lengths = {
+    'encoder_input_tokens': inputs,
+    'decoder_input_tokens': targets,
+    'decoder_target_tokens': targets,
+    'decoder_loss_weights': targets,
+  }
+  if pack:
+    for stack, feature in _STACKS.items():
+      length = feature_lengths[feature]
+      lengths[f'{stack}_segment_ids'] = lengths[f'{stack}_positions'] = length
+  return {name: (rows, length) for name, length in lengths.items()}
+
+
+def work_of_example(
+  shapes: Mapping[str, Any], feature_lengths: Mapping[str, int]
+) -> api.Work:
+  """Returns what one example takes; see `api.Network.work_of_example`."""
+  lengths = {stack: feature_lengths[name] for stack, name in _STACKS.items()}
+  products = sum(
+    lengths[path.split('/')[0]] * leaf.size
+    for path, leaf in shapes.items()
+    # An embedding is looked up, a scale is as good as nothing.
+    if path.split('/')[0] in lengths and len(leaf.shape) > 1
+  )
+  return api.Work(sum(lengths.values()), products)
