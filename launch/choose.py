@@ -7,11 +7,11 @@ r"""Makes a sweep of the best of another's runs: learning rates, say.
 
 Runs that differ in nothing but `--over` (LEARNING_RATE by default) and
 RANDOM_SEED are a cell. Of each cell one value is taken, by the rule by which
-the report chooses, too (see `dst_t5x/selection.py`): the best mean score over
-random seeds, the lowest of a loss; a value of which a run failed is out, as
-long as there is another. It stands in the new file with all other settings of
-the cell; `--gin.NAME=A,B` adds or replaces settings, several as an axis. A
-comment beside each value has all means that it was chosen by.
+the report chooses, too (`dst_t5x/checkpoints/selection.py`): the best mean
+score over random seeds, the lowest of a loss; a value of which a run failed is
+out, as long as there is another. It stands in the new file with all other
+settings of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an
+axis. A comment beside each value has all means that it was chosen by.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

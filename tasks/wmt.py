@@ -7,7 +7,7 @@ pairs are not spelt out; the sets below have 31,480.
 
 Any other pair of languages and years is a call of `add_task`, which a gin file
 can make too (`gin/tasks/wmt.gin`). BLEU and chrF are SacreBLEU's against all
-references; for BLEURT see `dst_t5x/score.py`.
+references; for BLEURT see `dst_t5x/data/scoring.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,10 @@
-"""The method as pure functions on pytrees; needs JAX and NumPy alone."""
+"""The method as pure functions on pytrees; needs JAX and NumPy alone.
+
+from dst_t5x.method import SubsetProjection
+"""
+
+from dst_t5x.method.projection import NoProjection
+from dst_t5x.method.projection import Projection
+from dst_t5x.method.projection import SubsetProjection
+
+__all__ = ['NoProjection', 'Projection', 'SubsetProjection']

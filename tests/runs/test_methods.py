@@ -81,9 +81,9 @@ def test_what_it_trains_is_reported(run):
 
 
 @pytest.mark.slow
-def test_the_method_in_the_readme(repository, toy_seed, tmp_path, monkeypatch):
-  text = (repository / 'README.md').read_text()
-  section = text.split('### A method of your own')[1].split('\n## ')[0]
+def test_the_method_in_the_docs(repository, toy_seed, tmp_path, monkeypatch):
+  text = (repository / 'docs' / 'methods.md').read_text()
+  section = text.split('## A method of your own')[1].split('\n## ')[0]
   indented = (
     line
     for line in section.splitlines(keepends=True)
