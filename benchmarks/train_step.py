@@ -60,8 +60,6 @@ _ADAPTERS: dict[str, adapters.Adapter] = {
   'prompt': prompts.Prompt(length=10),
   'ia3': ia3.IA3(),
 }
-_PARTS = {'norms': [budget.NORMS], 'head_only': [budget.HEAD]}
-_METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
 SMALL = network.T5Config(
   vocab_size=32128,
   emb_dim=512,
@@ -73,6 +71,11 @@ SMALL = network.T5Config(
   mlp_activations=('gelu', 'linear'),
   dropout_rate=0.0,
 )
+_PARTS = {
+  'norms': [budget.NORMS],
+  'head_only': [network.Transformer(SMALL).output_matrix],
+}
+_METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
 
 
 def make_batch(

@@ -18,6 +18,7 @@ PRETRAIN = [
 # Command -> the module and the function that do its work.
 _BINARIES = {
   'eval': ('runs.evaluating', 'evaluate'),
+  'estimate': ('planning.estimate', 'estimate'),
   'infer': ('runs.inference', 'infer'),
   'prepare_data': ('data.preparation', 'prepare_data'),
   'show_task': ('data.task_report', 'show_task'),

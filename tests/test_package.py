@@ -234,7 +234,10 @@ def test_the_tests_need_no_cache_of_pytest(repository):
   done = subprocess.run(
     [
       *(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-q'),
-      *('--collect-only', str(repository / 'tests' / 'test_printed.py')),
+      *(
+        '--collect-only',
+        str(repository / 'tests' / 'core' / 'test_printed.py'),
+      ),
     ],
     capture_output=True,
     check=False,

@@ -81,4 +81,4 @@ def broken(targets, predictions):
   raise LookupError('no such scores')
 
 
-add('toy_broken', _read, broken)
+add('toy_unscored', _read, broken)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import re
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -26,18 +26,38 @@ Array = jax.Array
 Axes = tuple[str | None, ...]
 
 
-class Linear(NamedTuple):
-  """A linear map that an adapter may change.
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part of a network that an adapter may change.
 
   Attributes:
-    apply: the map itself, `[…, n] -> […, features]`.
-    module: the Flax module whose map it is.
-    features: size of the output's last axis.
-    axes: logical names of the kernel's axes.
+    apply: what it does by itself.
+    module: the Flax module that does it.
   """
 
   apply: Callable[[Array], Array]
   module: nn.Module
+
+  def parameter(
+    self,
+    name: str,
+    init: Callable[..., Array],
+    shape: Sequence[int],
+    axes: Axes,
+  ) -> Array:
+    """Returns a parameter beside the module's own; see `parameter`."""
+    return parameter(self.module, name, init, shape, axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Part):
+  """A linear map, `[…, n] -> […, features]`.
+
+  Attributes:
+    features: size of the output's last axis.
+    axes: logical names of the kernel's axes.
+  """
+
   features: int
   axes: tuple[str | None, str | None]
 
@@ -56,39 +76,16 @@ class Linear(NamedTuple):
     """Whether dropout is off."""
     return not self.module.has_rng('dropout')
 
-  def parameter(
-    self,
-    name: str,
-    init: Callable[..., Array],
-    shape: Sequence[int],
-    axes: Axes,
-  ) -> Array:
-    """Returns a parameter beside the kernel; see `parameter`."""
-    return parameter(self.module, name, init, shape, axes)
 
-
-class Embedding(NamedTuple):
-  """A table of embeddings that an adapter may change.
+@dataclasses.dataclass(frozen=True)
+class Embedding(Part):
+  """A table of embeddings, `[batch, length] -> [batch, length, embed]`.
 
   Attributes:
-    apply: looks tokens up, `[batch, length] -> […, embed]`.
-    module: the Flax module whose table it is.
     vocab_size: rows of the table.
   """
 
-  apply: Callable[[Array], Array]
-  module: nn.Module
   vocab_size: int
-
-  def parameter(
-    self,
-    name: str,
-    init: Callable[..., Array],
-    shape: Sequence[int],
-    axes: Axes,
-  ) -> Array:
-    """Returns a parameter beside the table; see `parameter`."""
-    return parameter(self.module, name, init, shape, axes)
 
 
 def parameter(
@@ -129,8 +126,7 @@ def parameter(
 class Adapter:
   """Adds nothing: the base class of what does.
 
-  A subclass makes its parameters with `Linear.parameter`, or with
-  `Embedding.parameter`.
+  A subclass makes its parameters with `Part.parameter`.
 
   Attributes:
     added: a regular expression over paths, of the parameters that it adds.

@@ -162,12 +162,12 @@ def _load_subset(
   found, content = subsets.load(path)
   about = json_object.JsonObject(content, f'what {path} says')
   reference = about.inner('seed')
-  if not seed_path and not reference.get('path', str, ''):
+  if not seed_path and 'path' not in reference.content:
     raise errors.UserError(
       f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
     )
   seed_path = seed_path or object_stores.stated(
-    reference.get('path', str),
+    reference.content['path'],
     path,
     'its seed',
     'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'

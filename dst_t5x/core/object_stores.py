@@ -73,9 +73,10 @@ def stated(
   Raises:
     UserError: it is no path, or has to be asked for.
   """
-  if not isinstance(path, str) or not path or '\0' in path:
+  if not isinstance(path, str) or not path or not path.isprintable():
     raise errors.UserError(
-      f'{file} says that {what} is in {path!r}, which is no path: {remedy}'
+      f'{file} says that {what} is in {ascii(path)[:100]}, which is no '
+      f'path: {remedy}'
     )
   # For epath `/s3/bucket` is in a store, too.
   here = epath.Path(os.path.abspath(os.path.expanduser(path)))

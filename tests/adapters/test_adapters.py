@@ -166,7 +166,10 @@ def test_first_prompts():
     adapter = prompts.Prompt(length=4, **options)
     encode = {'yes': [7], 'not so': [8, 9], 'a': [1], 'b': [2], 'c': [3]}
     (prompt,) = adapter.initialize(
-      {}, seed, np.random.default_rng(1), encode.__getitem__
+      {prompts.PATH: np.zeros((4, 8), np.float32)},
+      seed,
+      np.random.default_rng(1),
+      encode.__getitem__,
     ).values()
     assert prompt.shape == (4, 8)
     assert prompt.dtype == np.float32

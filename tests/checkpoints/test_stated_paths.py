@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import refusals
 import safetensors.numpy
 import stores
 import subsets
@@ -126,7 +127,9 @@ def test_what_is_no_path(tmp_path, seed, stated):
 def test_a_reference_of_the_wrong_types(tmp_path, seed, step):
   for kind in ('run', ['run'], None):
     path = _write(tmp_path / 'a.dst', seed, seed[0], format=kind, step=step)
-    assert seeds.load_seed(path).format == 'dst'
+    line = refusals.refusal(seeds.load_seed, path)
+    assert (line is None) == (kind != ['run'])
+    assert line is None or 'format must be' in line
 
 
 @pytest.mark.parametrize('names', ['a', 'ab', 'abc'])

@@ -105,11 +105,12 @@ def test_no_macro_may_be_anything(name):
     (
       'DECODER=@decoding.BeamSearch',
       'DECODER must be a function (@module.name); it is '
-      '@dst_t5x.decoding.BeamSearch: write @dst_t5x.decoding.BeamSearch()',
+      '@dst_t5x.models.decoding.BeamSearch: write '
+      '@dst_t5x.models.decoding.BeamSearch()',
     ),
     (
       'PROJECTION=@decoding.GreedyDecoder()',
-      'PROJECTION must be a Projection (@module.name()); it is @dst_t5x.decod',
+      'PROJECTION must be a Projection (@module.name()); it is @dst_t5x',
     ),
     ("DISTANCE='relativ'", 'DISTANCE must be one of '),
     ('ACTIVATION_DTYPE=float16', 'ACTIVATION_DTYPE must be one of '),
@@ -134,7 +135,7 @@ def test_a_parameter_may_be_set_before_what_it_belongs_to_is_chosen():
   for ordered in (flags, flags[::-1]):
     binaries.parse([*arguments, *ordered], commands.binary('infer'))
     found = binaries.bindings(commands.binary('infer'))
-    assert found['dst_t5x.decoding.BeamSearch.num_beams'] == '2'
+    assert found['dst_t5x.models.decoding.BeamSearch.num_beams'] == '2'
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_metrics(tmp_path):
 
 def test_best_and_report(tmp_path):
   metrics_file.append(tmp_path, 1, NUMBERS)
-  best.write(tmp_path, 'a/f1')
+  best.write(tmp_path, 'a/f1', [1])
   found = _strict((tmp_path / 'best.json').read_text())
   assert found['scores'] == {'a/em': None, 'a/f1': 1.5}
   cost = budget.Budget(10, 1, 100)

@@ -36,10 +36,13 @@ def test_devices_that_cannot_be_divided():
 
 _EIGHT_DEVICES = """
 import jax, numpy as np
-from dst_t5x import network, optimizers, parameters, partitioning, projection
-from dst_t5x import stacking, subset, trainer
+from dst_t5x import subsets
+from dst_t5x.core import stacking
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import optimizers, parameters, partitioning, trainer
+from dst_t5x.method import projection
+from dst_t5x.models.t5 import network
 import jax.numpy as jnp
-from dst_t5x.errors import UserError
 import tiny_t5, dataclasses
 
 P = jax.sharding.PartitionSpec
@@ -106,9 +109,9 @@ with partitioner.activate():
     lambda tree: jax.tree.map(lambda x: jnp.where(x > 1.5, x + 1, x), tree),
     out_shardings=space.shardings,
   )(params)
-  here = subset.merge([subset.extract_here(tuned, host)])
-  assert subset.to_arrays(here)['subset'].tobytes() == subset.to_arrays(
-    subset.extract(jax.device_get(tuned), host)
+  here = subsets.merge([subsets.extract_here(tuned, host)])
+  assert subsets.to_arrays(here)['subset'].tobytes() == subsets.to_arrays(
+    subsets.extract(jax.device_get(tuned), host)
   )['subset'].tobytes()
   assert here.size > 100
   # The optimizer's unfactored moments lie where the parameters do.

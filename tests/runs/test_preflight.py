@@ -58,16 +58,21 @@ def test_what_is_wrong_comes_before_what_takes_long(toy_seed, tmp_path, capsys):
       {'KEEP_BEST_BY': 'toy/exact_mach'},
       r"KEEP_BEST_BY: no metric 'toy/exact_mach'; did you mean 'toy/exact_m",
     ),
-    ({'DECODER': 'greedy'}, r"DECODER 'greedy' cannot decode: .*GreedyDecoder"),
-    ({'DECODER': '@decoding.GreedyDecoder'}, r'DECODER .* cannot decode: '),
+    ({'DECODER': 'greedy'}, r"DECODER must be a function .* it is 'greedy'"),
+    ({'DECODER': '@decoding.GreedyDecoder'}, r'DECODER must be .*Decoder\(\)'),
+    # What only trying it tells: a function of other arguments.
+    ({'DECODER': '@toy_task.exact_match'}, r'DECODER .* cannot decode: '),
     ({'BEAMS': 0}, r'BeamSearch.num_beams must be .* it is 0'),
     ({'BEAMS': -4}, r'BeamSearch.num_beams must be .* it is -4'),
     ({'EVAL_SPLIT': None}, r'EVAL_SPLIT .* None'),
     (
-      {'MIXTURE_OR_TASK_NAME': 'toy_broken'},
-      r"split of task 'toy_broken' cannot be scored: .*no such scores",
+      {'MIXTURE_OR_TASK_NAME': 'toy_unscored'},
+      r"split of task 'toy_unscored' cannot be scored: .*no such scores",
     ),
-    ({'INITIAL_CHECKPOINT_PATH': ''}, r'no seed: set INITIAL_CHECKPOINT_PATH'),
+    (
+      {'INITIAL_CHECKPOINT_PATH': ''},
+      r'INITIAL_CHECKPOINT_PATH must be a path',
+    ),
     (
       {'training.train.from_scratch': True},
       r'this method tunes a pretrained seed',

@@ -319,7 +319,7 @@ KEYS = ('task', 'step', 'epsilon', 'silos', 'distance', 'scores')
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
   """A server for many examples."""
-  service = over_http._service(tmp_path_factory.mktemp('served'), LIMITS)
+  service = serving.service(tmp_path_factory.mktemp('served'), LIMITS)
   app = app_lib.create_app(service)
   with testclient.TestClient(app, raise_server_exceptions=False) as client:
     assert client.put('/subsets/good', content=FILES[1]).status_code == 201

@@ -14,6 +14,7 @@ from t5x import optimizers
 from dst_t5x.adapters import lora
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import projection as projection_lib
+from dst_t5x.models import adapted
 from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import optimizer as optimizer_lib
 from dst_t5x.t5x import trainer as trainer_lib
@@ -198,8 +199,7 @@ def test_learning_rates_reach_the_inner_optimizer():
 
 
 def test_what_does_not_go_together():
-  adapted = network_lib.Transformer(
-    network_lib.T5Config(**{**vars(engines.CONFIG), 'adapter': lora.LoRA()})
-  )
+  network = network_lib.Transformer(engines.CONFIG)
+  with_lora = adapted.with_adapter(network, lora.LoRA())
   with pytest.raises(UserError, match='use one method file'):
-    optimizer_lib.SubsetOptimizer(_adafactor(), adapted, _HALF)
+    optimizer_lib.SubsetOptimizer(_adafactor(), with_lora, _HALF)

@@ -226,6 +226,31 @@ def test_t5x_own_network_gives_the_same(dst_run, toy_seed, tmp_path):
   assert len(free['ours'] & free['theirs']) >= 0.99 * 393
 
 
+def test_lora_works_on_t5x_own_network(toy_seed, tmp_path):
+  flags = binaries.finetune(
+    toy_seed, 'lora', tmp_path / 'run', DROPOUT_RATE=0.0, LORA_DROPOUT_RATE=0.0
+  )
+  toy, method, run, *bindings = flags
+  tuned = []
+  for name, files in (
+    ('ours', []),
+    ('theirs', ['--gin_file=gin/t5x/t5x_network.gin']),
+  ):
+    folder = f'--gin.MODEL_DIR={str(tmp_path / name)!r}'
+    binaries.call('train', toy, *files, method, run, *bindings, folder)
+    found = t5x_checkpoint.load(tmp_path / name / 'checkpoint_20').params
+    tuned.append(parts.flatten(found))
+  ours, theirs = tuned
+  seed = parts.flatten(seeds.load_seed(toy_seed).params)
+  assert ours.keys() == theirs.keys() > seed.keys()
+  for path, tensor in theirs.items():
+    if path in seed:
+      np.testing.assert_array_equal(tensor, seed[path])
+    else:
+      assert tensor.any(), path  # Its second factor began at zero.
+      np.testing.assert_allclose(tensor, ours[path], atol=1e-3)
+
+
 def _error(capsys, *flags):
   with pytest.raises(SystemExit) as stop:
     binaries.call('train', *flags)
