@@ -1,5 +1,6 @@
 """A task that is learnt in seconds: letters to capitals. See toy.gin."""
 
+import os
 import random
 
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def spiked():
 
 
 # Whether the metric of `toy_fragile` fails as soon as a prediction is wrong.
-BREAKS = {'now': False}
+BREAKS = {'now': 'TOY_BREAKS' in os.environ}
 
 
 def fragile(targets, predictions):
@@ -74,6 +75,7 @@ def fragile(targets, predictions):
 
 
 add('toy_fragile', _read, fragile)
+add('toy_generator_fragile', _read_with_generator, fragile)
 
 
 def broken(targets, predictions):

@@ -89,7 +89,7 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
     model
     for model in scores.models
     if scores.curves(model)
-    and (not is_relative or scores.reference(model, 'full'))
+    and (not is_relative or _is_base(scores.reference(model, 'full')))
   ]
   points = [
     c for m in models for v in scores.curves(m).values() for c in v if c.chosen
@@ -115,6 +115,11 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
     + _missing_note(scores.cells)
     + _variant_note(curves),
   )
+
+
+def _is_base(full: cells_lib.Score | None) -> bool:
+  """Whether scores can be told as per cent of a full fine-tuning's."""
+  return full is not None and bool(full.values) and full.mean != 0
 
 
 def _draw_budgets(
@@ -207,7 +212,7 @@ def by_size(scores: Scores) -> style.Figure | None:
   curves = dict(
     sorted(curves.items(), key=lambda item: item[1][0].chosen[0].parameters)
   )
-  is_relative = all(scores.reference(model, 'full') for model in curves)
+  is_relative = all(_is_base(scores.reference(m, 'full')) for m in curves)
   figure, axes = style.panels(1)
   for i, (model, cells) in enumerate(curves.items()):
     full = scores.reference(model, 'full')
