@@ -62,7 +62,7 @@ def test_demo_leaves_table_picture_and_subset_twice(
   assert captured.out.startswith('5 runs: 5 finished.\n')
   assert 'damaged' not in captured.err
   assert (
-    tmp_path / 'report' / 'figures' / 'figure_1_demo_finetune.png'
+    tmp_path / 'report' / 'figures' / 'figure_6_demo_finetune.png'
   ).exists()
 
 
