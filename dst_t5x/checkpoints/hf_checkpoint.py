@@ -189,7 +189,7 @@ def _imported(
 def _complete(
   folder: epath.Path, found: dict[str, np.ndarray], head_may_be_embedding: bool
 ) -> None:
-  """Gives tensors that have several names the one of the layout.
+  """Gives every tensor of several names the name that the layout has.
 
   Raises:
     UserError: what should be one tensor is two.

@@ -225,7 +225,7 @@ def load_run(
     seed_path: where its seed is; by default where it was.
 
   Raises:
-    errors.UserError: there is no such checkpoint, or its seed is not to be had.
+    UserError: there is no such checkpoint, or its seed is not to be had.
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
@@ -267,7 +267,7 @@ def seed_of(
     seed_path: where it is; by default where it was.
 
   Raises:
-    errors.UserError: it is not there, or is another one.
+    UserError: it is not there, or is another one.
   """
   said = json_object.JsonObject(dict(reference), f'the seed of {what}')
   fingerprint = said.get('fingerprint', str)

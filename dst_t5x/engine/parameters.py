@@ -42,11 +42,6 @@ class ParameterSpace:
     self.base_shapes = api.shapes(network.base)
 
   @property
-  def stacked(self) -> bool:
-    """Whether layers are stacked."""
-    return self._network.scan_layers
-
-  @property
   def size(self) -> int:
     """The number of parameters without an adapter's, n."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.base_shapes))
@@ -82,7 +77,7 @@ class ParameterSpace:
       like: a part of the network's parameters, if not all of `params` is
         wanted.
     """
-    if self.stacked:
+    if self._network.scan_layers:
       params = stacking.stack_layers(params)
     params = parts.select(params, params if like is None else like)
     shardings = parts.select(self.shardings, params)

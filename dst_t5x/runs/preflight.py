@@ -56,9 +56,9 @@ class Training:
 
   Attributes:
     trainer: says what is trained.
-    train_data: a `train.TrainData`.
+    train_data: a `training.TrainData`.
     evaluation: what is evaluated.
-    plan: a `train.Plan`.
+    plan: a `training.Plan`.
     partitioner: with nothing left open.
     space: the network's parameters.
     binary: what gin configured.
@@ -306,7 +306,7 @@ def written(
   Args:
     trainer: says what is saved.
     space: the network's parameters.
-    plan: a `train.Plan`.
+    plan: a `training.Plan`.
   """
 
   def size(tree: Any) -> int:

@@ -9,10 +9,12 @@ import anyio
 from starlette import responses
 from starlette import types
 
+from dst_t5x.serving import middleware
+
 GONE = 499  # nginx's status for a client that has gone; nobody receives it.
 
 
-class WhilePresent:
+class WhilePresent(middleware.OnHttp):
   """ASGI middleware: no work is done for a client that has gone.
 
   The application is cancelled, whether the request was cut short or its client
@@ -20,17 +22,10 @@ class WhilePresent:
   end.
   """
 
-  def __init__(self, app: types.ASGIApp) -> None:
-    """Wraps an application."""
-    self._app = app
-
-  async def __call__(
+  async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
     """Answers, or answers nothing if the client has gone."""
-    if scope['type'] != 'http':
-      await self._app(scope, receive, send)
-      return
     watching: list[asyncio.Task[None]] = []
     with anyio.CancelScope() as work:
 
@@ -57,23 +52,20 @@ class WhilePresent:
           task.cancel()
 
 
-class Counted:
+class Counted(middleware.OnHttp):
   """ASGI middleware: says how each request ended; 500 if it failed."""
 
   def __init__(
     self, app: types.ASGIApp, note: Callable[[str, int], None]
   ) -> None:
     """Wraps an application; `note` gets a route and a status."""
-    self._app = app
+    super().__init__(app)
     self._note = note
 
-  async def __call__(
+  async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
     """Answers as the application does, if that does."""
-    if scope['type'] != 'http':
-      await self._app(scope, receive, send)
-      return
     status = None
 
     async def noting(message: types.Message) -> None:
@@ -96,19 +88,19 @@ class Counted:
       self._note(route, status or GONE)
 
 
-class OnlyHosts:
+class OnlyHosts(middleware.OnHttp):
   """ASGI middleware: requests that name another host are refused."""
 
   def __init__(self, app: types.ASGIApp, hosts: Collection[str]) -> None:
     """Wraps an application; `hosts` are names and addresses, no ports."""
-    self._app = app
+    super().__init__(app)
     self._hosts = frozenset(hosts)
 
-  async def __call__(
+  async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
     """Answers 400 instead of the application, if it must."""
-    if scope['type'] == 'http' and _host(scope) not in self._hosts:
+    if _host(scope) not in self._hosts:
       text = 'the request names another host than this server: use the address'
       response = responses.JSONResponse(
         {'error': f'{text} that it prints when it starts'}, 400

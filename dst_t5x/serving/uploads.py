@@ -3,6 +3,8 @@
 from starlette import responses
 from starlette import types
 
+from dst_t5x.serving import middleware
+
 # A body of bytes, in OpenAPI's terms.
 FILE_BODY = {
   'requestBody': {
@@ -16,21 +18,18 @@ FILE_BODY = {
 }
 
 
-class BodyLimit:
+class BodyLimit(middleware.OnHttp):
   """ASGI middleware: a body that is too long is not read to its end."""
 
   def __init__(self, app: types.ASGIApp, limit: int) -> None:
     """Wraps an application; `limit` is in bytes."""
-    self._app = app
+    super().__init__(app)
     self._limit = limit
 
-  async def __call__(
+  async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
     """Answers 413 instead of the application, if it must."""
-    if scope['type'] != 'http':
-      await self._app(scope, receive, send)
-      return
     headers = dict(scope['headers'])
     length = headers.get(b'content-length', b'0')
     if length.isdigit() and int(length) > self._limit:

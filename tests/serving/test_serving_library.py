@@ -305,7 +305,7 @@ JSON = st.recursive(
   st.none()
   | st.booleans()
   | st.integers()
-  | st.floats()
+  | st.floats(allow_nan=False, allow_infinity=False)
   | st.text()
   | st.sampled_from(('\ud800', '\udfff', 'x' * 5000, '\n', 10**400)),
   lambda inner: (
@@ -351,6 +351,16 @@ def test_any_metadata(served, about):
   assert _assert_list_is_whole(served, 'odd') == response.json()
   assert served.get('/subsets/odd').json() == response.json()
   assert served.delete('/subsets/odd').status_code == 204
+
+
+@pytest.mark.parametrize('number', ['NaN', 'Infinity', '-Infinity', '1e999'])
+def test_metadata_that_are_no_json(served, number):
+  seed = f'{{"fingerprint": "{serving.fingerprint(**SIZES)}"}}'
+  blob = _with_about(f'{{"seed": {seed}, "scores": {{"a": {number}}}}}')
+  response = served.put('/subsets/odd', content=blob)
+  assert response.status_code == 422
+  assert 'odd' in response.json()['error']
+  assert _assert_list_is_whole(served, 'odd') is None
 
 
 @pytest.mark.parametrize('nesting', [2, 3, 400, 5000])
