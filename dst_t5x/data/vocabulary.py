@@ -14,6 +14,9 @@ import tempfile
 import threading
 from typing import Any
 
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
 from etils import epath
 import gin
 import seqio

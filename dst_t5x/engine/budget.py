@@ -15,8 +15,9 @@ from dst_t5x.adapters import prompts
 from dst_t5x.core import parts
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
+from dst_t5x.engine import trained as trained_lib
+from dst_t5x.method import api as methods
 from dst_t5x.method import budgets
-from dst_t5x.method import projection as projection_lib
 from dst_t5x.models import adapted
 from dst_t5x.models import api
 
@@ -56,7 +57,7 @@ class Budget:
 def of_run(
   base: PyTree,
   trained: PyTree,
-  projection: projection_lib.Projection,
+  projection: methods.Projection,
   about: Mapping[str, Any] | None = None,
 ) -> Budget:
   """Returns the budget of a run.
@@ -68,8 +69,8 @@ def of_run(
     about: metadata of a subset's file, as far as they are known.
   """
   n, free = _size(base), _size(trained)
-  if isinstance(projection, projection_lib.SubsetProjection):
-    free = sum(projection.layout(trained).budgets(projection.epsilon))
+  if projection.constrains:
+    free = projection.free(trained)
     return Budget(n, free, subsets.predicted_bytes(base, free, about))
   own = parts.flatten(trained).keys()
   if not own <= parts.flatten(base).keys():
@@ -97,8 +98,39 @@ class Row(NamedTuple):
   budget: Budget
 
 
+def own(
+  network: api.Network,
+  projection: methods.Projection | None = None,
+  adapter: adapters.Adapter | None = None,
+  trained: Sequence[str] | None = None,
+) -> Row | None:
+  """Returns the budget of the method that a gin file describes.
+
+  Args:
+    network: the model.
+    projection: PROJECTION; None where no method is given.
+    adapter: ADAPTER.
+    trained: TRAINED.
+
+  Raises:
+    UserError: these do not go together.
+  """
+  if projection is None:
+    return None
+  whole = adapted.with_adapter(network, adapter)
+  expressions = trained_lib.expressions(whole, projection, trained)
+  shapes, _ = parts.split(api.shapes(whole), expressions)
+  settings = projection.settings()
+  name = settings.pop('method')
+  if not projection.constrains:
+    name = type(adapter).__name__ if adapter else ', '.join(trained or [name])
+  told = ' '.join(f'{key}={value}' for key, value in settings.items())
+  return Row(name, told, of_run(api.shapes(network), shapes, projection))
+
+
 def rows(
   network: api.Network,
+  own: Row | None = None,
   fraction: values.Share | None = None,
   epsilons: Sequence[values.Share] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
   ranks: Sequence[values.Positive] = (1, 2, 4, 8, 16, 32, 50),
@@ -109,6 +141,7 @@ def rows(
 
   Args:
     network: the model.
+    own: the row of a method besides ours.
     fraction: give of each method only what is nearest to it.
     epsilons: of `dst` and `random`.
     ranks: of `lora`.
@@ -147,6 +180,7 @@ def rows(
     return Row(name, setting, Budget(n, free, size))
 
   found = [
+    *([own] if own else []),
     *(
       subset_row(name, f'EPSILON={epsilon:g}', free)
       for name in ('dst', 'random')

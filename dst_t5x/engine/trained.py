@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from dst_t5x.core.errors import UserError
-from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import api as methods
 from dst_t5x.models import api
 
 
 def expressions(
   network: api.Network,
-  projection: projection_lib.Projection,
+  projection: methods.Projection,
   trained: Sequence[str] | None = None,
 ) -> Sequence[str]:
   """Returns regular expressions over the paths of what is trained.

@@ -20,7 +20,7 @@ from dst_t5x.engine import finiteness
 from dst_t5x.engine import losses
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trained as trained_lib
-from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import api as methods
 from dst_t5x.models import api
 
 PyTree = Any
@@ -54,26 +54,24 @@ class Fixed(NamedTuple):
   Attributes:
     seed: θ⁰, of what is trained; () where the projection does not keep it.
     frozen: the parameters that are not trained.
-    numbers: the projection's, see `Trainer.program`.
   """
 
   seed: PyTree = ()
   frozen: PyTree = ()
-  numbers: PyTree = ()
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['optimizer'],
-  meta_fields=['network', 'projection', 'loss', 'microbatches', 'trained'],
+  data_fields=['optimizer', 'projection'],
+  meta_fields=['network', 'loss', 'microbatches', 'trained'],
 )
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """The pure functions of training.
 
-  A pytree whose leaves are the optimizer's numbers: `jax.jit(Trainer.init)`
-  and `jax.jit(Trainer.train_step)`, called with a trainer, are compiled once
-  for all trainers that differ in nothing else.
+  A pytree whose leaves are the optimizer's numbers and, in a `program`, the
+  projection's: `jax.jit(Trainer.init)` and `jax.jit(Trainer.train_step)` are
+  compiled once for all programs that differ in nothing else.
 
   Attributes:
     network: the model, with the method's adapter if it has one.
@@ -91,7 +89,7 @@ class Trainer:
 
   network: api.Network
   optimizer: optimizers.Optimizer
-  projection: projection_lib.Projection
+  projection: methods.Projection
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: values.Positive = 1
   trained: Sequence[str] | None = None
@@ -101,7 +99,10 @@ class Trainer:
     if isinstance(self.trained, list):  # From gin; `jit` hashes us.
       object.__setattr__(self, 'trained', tuple(self.trained))
     trained_lib.expressions(self.network, self.projection, self.trained)
-    for part in (self.network, self.projection, self.loss):
+    settings: list[Any] = [self.network, self.loss]
+    if not jax.tree.leaves(self.projection):  # Else it is a program's.
+      settings.append(self.projection)
+    for part in settings:
       try:
         hash(part)
       except TypeError as e:
@@ -144,18 +145,15 @@ class Trainer:
       )
     return None
 
-  def program(self, params: PyTree) -> tuple['Trainer', PyTree]:
-    """Returns what is compiled, and the projection's numbers for `Fixed`.
-
-    Trainers that differ in numbers alone have equal programs.
+  def program(self, shapes: PyTree) -> 'Trainer':
+    """Returns the trainer whose `init` and `train_step` are compiled.
 
     Args:
-      params: the trained ones, or their shapes.
+      shapes: of what is trained, or the parameters.
     """
-    if not isinstance(self.projection, projection_lib.SubsetProjection):
-      return self, ()
-    projection, numbers = self.projection.split(params)
-    return dataclasses.replace(self, projection=projection), numbers
+    # A step calls no more of a projection than its program has.
+    projection: Any = self.projection.prepare(shapes)
+    return dataclasses.replace(self, projection=projection)
 
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if a batch cannot be split evenly."""
@@ -222,9 +220,8 @@ class Trainer:
         state.params, fixed.seed, state.projection_state
       )
       new_params = optax.apply_updates(state.params, updates)
-      numbers = [fixed.numbers] if fixed.numbers else []
       params, projection_state = self.projection.apply(
-        new_params, theta_0, state.projection_state, *numbers
+        new_params, theta_0, state.projection_state
       )
       return params, opt_state, projection_state
 

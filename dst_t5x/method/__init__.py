@@ -3,8 +3,8 @@
 from dst_t5x.method import SubsetProjection
 """
 
+from dst_t5x.method.api import Projection
 from dst_t5x.method.projection import NoProjection
-from dst_t5x.method.projection import Projection
 from dst_t5x.method.projection import SubsetProjection
 
 __all__ = ['NoProjection', 'Projection', 'SubsetProjection']

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,3 +54,14 @@ def mean(groups: silos.Layout, seed: PyTree) -> jax.Array:
 
 
 NORMALIZATIONS: Mapping[str, Scale] = {'size': size, 'mean': mean}
+
+
+def bits_of_slices(groups: silos.Layout, scales: Any) -> jax.Array:
+  """Returns uint32 [slices], the bits of what distances are divided by.
+
+  Args:
+    groups: whose sizes or means they are.
+    scales: float32 [groups].
+  """
+  group = np.array([i for leaf in groups.leaves for i in leaf.silos])
+  return lax.bitcast_convert_type(jnp.asarray(scales)[group], jnp.uint32)

@@ -28,26 +28,26 @@ In any JAX loop, here Optax's AdaFactor on a toy:
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.core import json_text
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
-from dst_t5x.method import counting
+from dst_t5x.method import api
 from dst_t5x.method import distance_bits
-from dst_t5x.method import iterative_thresholds
 from dst_t5x.method import masks
 from dst_t5x.method import normalizations
 from dst_t5x.method import reports
 from dst_t5x.method import sharding_types
 from dst_t5x.method import silos as silo_lib
-from dst_t5x.method import sorted_thresholds
 from dst_t5x.method import sparse_seed as sparse_seed_lib
-from dst_t5x.method import thresholds
+from dst_t5x.method import step as step_lib
+from dst_t5x.method.step import ProjectionState
 
 PyTree = Any
 
@@ -60,50 +60,20 @@ Silos = (
 )
 
 
-class Projection(Protocol):
-  """What happens to the parameters after the optimizer's step."""
-
-  @property
-  def constrains(self) -> bool:
-    """Whether parameters are tied to a seed, so that one is needed."""
-
-  @property
-  def keep_seed(self) -> bool:
-    """Whether the seed has to be at hand in each step."""
-
-  def init(self, seed_params: PyTree) -> PyTree:
-    """Returns the state before the first step."""
-
-  def seed(self, params: PyTree, kept: PyTree, state: PyTree) -> PyTree:
-    """Returns θ⁰: what was kept, or else rebuilt."""
-
-  def norm_of_free(
-    self, tree: PyTree, params: PyTree, kept: PyTree, state: PyTree
-  ) -> jax.Array:
-    """Returns the L2 norm, float32 [], over what is free in `params`."""
-
-  def apply(
-    self, new_params: PyTree, seed_params: PyTree, state: PyTree
-  ) -> tuple[PyTree, PyTree]:
-    """Returns the projected parameters and the next state."""
-
-
 @dataclasses.dataclass(frozen=True)
-class NoProjection:
+class NoProjection(api.Projection):
   """Full fine-tuning and pretraining: every parameter is free."""
 
   constrains = False
   keep_seed = False
 
-  def init(self, seed_params: PyTree) -> tuple[()]:
-    """Returns an empty state."""
-    del seed_params
-    return ()
+  def settings(self) -> dict[str, Any]:
+    """Returns the method's name."""
+    return {'method': 'full'}
 
-  def seed(self, params: PyTree, kept: PyTree, state: tuple[()]) -> PyTree:
-    """Returns what was kept: nothing is needed."""
-    del params, state
-    return kept
+  def free(self, shapes: PyTree) -> int:
+    """Returns the number of all parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
   def norm_of_free(
     self, tree: PyTree, params: PyTree, kept: PyTree, state: tuple[()]
@@ -120,47 +90,8 @@ class NoProjection:
     return new_params, state
 
 
-class ProjectionState(NamedTuple):
-  """What one step tells the next.
-
-  Thresholds and drift make the exact search fast, without influence on its
-  result; the iterative one starts from the thresholds.
-
-  Attributes:
-    thresholds: uint32 [silos], see `SubsetProjection.distances`; 0 before the
-      first step.
-    drift: float32 [silos], running mean of how far a threshold moves in a
-      step, in units of the last bit.
-    passes: uint32 [], passes over the parameters that the last step took.
-    scales: float32 [groups], what distances are divided by; () if by nothing.
-    chosen: without churn, the subset as `masks.pack` has it and whether it is
-      chosen for good, bool []; else ().
-    sparse_seed: what gives the seed back from θᵗ; () where it is kept.
-  """
-
-  thresholds: jax.Array
-  drift: jax.Array
-  passes: jax.Array
-  scales: jax.Array | tuple[()] = ()
-  chosen: Any = ()
-  sparse_seed: sparse_seed_lib.SparseSeed | tuple[()] = ()
-
-
-class Numbers(NamedTuple):
-  """The settings of a `SubsetProjection` that its program does not depend on.
-
-  Attributes:
-    budgets: uint32 [silos, 2], the free components of each silo: upper and
-      lower half.
-    salts: uint32 [slices], see `keys.salts`.
-  """
-
-  budgets: Any
-  salts: Any
-
-
 @dataclasses.dataclass(frozen=True)
-class SubsetProjection:
+class SubsetProjection(api.Projection):
   """Keeps the ε·|S| components of every silo that are farthest from the seed.
 
   Exact where the paper approximates (App. C): after `apply` every silo has
@@ -207,8 +138,6 @@ class SubsetProjection:
   keep_seed: bool = True
   random_seed: values.RandomSeed = 0
 
-  constrains = True
-
   def __post_init__(self) -> None:
     values.check_fields(self)
     if self.normalization is not None and self.distance == RANDOM:
@@ -228,25 +157,63 @@ class SubsetProjection:
     """Returns the partition of `params` into silos."""
     return silo_lib.make_layout(params, self.silos, self.exclude)
 
-  def split(
-    self, params: PyTree
-  ) -> tuple['SubsetProjection', Numbers | tuple[()]]:
-    """Returns what is compiled, and the numbers that go to its `apply`.
+  def settings(self) -> dict[str, Any]:
+    """Returns the name, `dst` or `random`, and the settings, as JSON."""
+    name = 'random' if self.distance == RANDOM else 'dst'
+    return {'method': name} | json_text.plain(dataclasses.asdict(self))
 
-    ε and random seeds then are no constants of the step, which is compiled
-    once for all of them. Without numbers, (), everything is in the program.
+  def free(self, shapes: PyTree) -> int:
+    """Returns how many parameters are free, ε·|S| over all silos."""
+    return sum(self.layout(shapes).budgets(self.epsilon))
 
-    Args:
-      params: the trained parameters, or their shapes.
+  def table(self, shapes: PyTree) -> str:
+    """Returns the budget of each silo, as text."""
+    return self.layout(shapes).table(self.epsilon)
+
+  def scalars(self, shapes: PyTree, state: ProjectionState) -> dict[str, float]:
+    """Returns passes, and thresholds by module, averaged over layers.
+
+    A threshold is a distance; of a random distance, the share of possible
+    scores that are below.
+    """
+    thresholds = np.asarray(state.thresholds)
+    if self.distance == RANDOM:
+      distances = thresholds / 2.0**31
+    else:
+      distances = thresholds.view(np.float32).astype(np.float64)
+    modules: dict[str, list[float]] = {}
+    names = self.layout(shapes).names
+    for silo, distance in zip(names, distances, strict=True):
+      modules.setdefault(silo_lib.without_layer(silo), []).append(distance)
+    return {'speed/projection_passes': float(state.passes)} | {
+      f'threshold/{module}': float(np.mean(of_module))
+      for module, of_module in sorted(modules.items())
+    }
+
+  def may_have_made(self, params: PyTree, seed_params: PyTree) -> bool:
+    """Returns whether no silo has more free components than its budget."""
+    layout = self.layout(params)
+    most = np.array(layout.budgets(self.epsilon))
+    if self.threshold == 'iterative':  # It may exceed the budget.
+      most = np.maximum(most, np.array(layout.sizes) // 2)
+    free = reports.count_free(layout, params, seed_params)
+    return bool((free <= most).all())
+
+  def prepare(self, shapes: PyTree) -> api.Program:
+    """Returns what a step calls; ε and random seeds are numbers of it.
+
+    The iterative and the sorting search, and the search without a kept seed,
+    have them as constants.
     """
     if self.threshold != 'exact' or not self.keep_seed:
-      return self, ()
-    layout = self.layout(params)
-    halves = _halves(layout.budgets(self.epsilon))
-    shapes = [tensor.shape for tensor in jax.tree.leaves(params)]
-    salts = distance_bits.salts(layout, shapes, self.random_seed)
-    program = dataclasses.replace(self, epsilon=1.0, random_seed=0)
-    return program, Numbers(halves, np.asarray(salts))
+      return self
+    layout = self.layout(shapes)
+    tensors = [tensor.shape for tensor in jax.tree.leaves(shapes)]
+    return _Prepared(
+      dataclasses.replace(self, epsilon=1.0, random_seed=0),
+      budgets=step_lib.halves(layout.budgets(self.epsilon)),
+      salts=np.asarray(distance_bits.salts(layout, tensors, self.random_seed)),
+    )
 
   def init(self, seed_params: PyTree) -> ProjectionState:
     """Returns the state before the first step.
@@ -279,20 +246,6 @@ class SubsetProjection:
       if self.keep_seed
       else sparse_seed_lib.nothing(seed_params, layout.budgets(self.epsilon)),
     )
-
-  def distances(self, thresholds: np.ndarray) -> np.ndarray:
-    """Returns thresholds of a state as distances, to be reported.
-
-    Args:
-      thresholds: uint32 [silos].
-
-    Returns:
-      float64 [silos]. Of a random distance, the share of possible scores that
-      are below.
-    """
-    if self.distance == RANDOM:
-      return thresholds / 2.0**31
-    return thresholds.view(np.float32).astype(np.float64)
 
   def seed(
     self, params: PyTree, kept: PyTree, state: ProjectionState
@@ -328,11 +281,7 @@ class SubsetProjection:
     return sparse_seed_lib.norm(state.sparse_seed, layout, tree, budget)
 
   def apply(
-    self,
-    new_params: PyTree,
-    seed_params: PyTree,
-    state: ProjectionState,
-    numbers: Numbers | tuple[()] = (),
+    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components to the seed (Eq. 6, 7).
 
@@ -342,174 +291,113 @@ class SubsetProjection:
       seed_params: θ⁰, a tree of the same structure, shapes and dtypes: see
         `seed` if it is not kept.
       state: what `init` or the last `apply` returned.
-      numbers: that `split` returned, where this is its program.
 
     Returns:
       θᵗ⁺¹ and the next state.
     """
-    apply = sharding_types.hide(self._apply, results=(new_params, state))
-    return apply(new_params, seed_params, state, numbers)
+    layout = self.layout(new_params)
+    budgets = step_lib.halves(layout.budgets(self.epsilon))
+    tensors = [tensor.shape for tensor in jax.tree.leaves(new_params)]
+    salts = distance_bits.salts(layout, tensors, self.random_seed)
+    return _apply(self, budgets, salts, new_params, seed_params, state)
 
-  def _apply(
-    self,
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['budgets', 'salts'],
+  meta_fields=['method'],
+)
+@dataclasses.dataclass(frozen=True)
+class _Prepared(api.Program):
+  """A `SubsetProjection` whose ε and random seed are no constants.
+
+  Attributes:
+    method: the other settings.
+    budgets: uint32 [silos, 2], see `step.halves`.
+    salts: uint32 [slices], see `distance_bits.salts`.
+  """
+
+  method: SubsetProjection
+  budgets: Any
+  salts: Any
+
+  def init(self, seed_params: PyTree) -> ProjectionState:
+    """Returns the state before the first step."""
+    return self.method.init(seed_params)
+
+  def apply(
+    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+  ) -> tuple[PyTree, ProjectionState]:
+    """Resets all but the farthest components; see `SubsetProjection.apply`."""
+    salts = jnp.asarray(self.salts)
+    return _apply(
+      self.method, self.budgets, salts, new_params, seed_params, state
+    )
+
+
+def _apply(
+  method: SubsetProjection,
+  budgets: Any,
+  salts: jax.Array,
+  new_params: PyTree,
+  seed_params: PyTree,
+  state: ProjectionState,
+) -> tuple[PyTree, ProjectionState]:
+  """Projects with the budgets and salts of all silos."""
+
+  def apply(
     new_params: PyTree,
     seed_params: PyTree,
     state: ProjectionState,
-    numbers: Numbers | tuple[()],
+    budgets: Any,
+    salts: jax.Array,
   ) -> tuple[PyTree, ProjectionState]:
     # XLA may compute θ′ anew, with other roundings, wherever it is used. The
     # barrier makes counts and mask see the same numbers.
     new_params, seed_params = lax.optimization_barrier(
       (new_params, seed_params)
     )
-    step = _Step(self, new_params, seed_params, state.scales, numbers)
-    if not state.chosen:
+    step = _step(method, budgets, salts, new_params, seed_params, state)
+    if state.chosen:
+      keep, state = step.kept_without_churn(state)
+    else:
       cut, state = step.search(state)
       keep = step.kept(cut)
-    else:
-      keep, state = step.kept_without_churn(state)
-    if not self.keep_seed:
-      listed = step.listed(keep)
-      state = state._replace(sparse_seed=listed)
+    if not method.keep_seed:
+      free = step.tree.layout.budgets(method.epsilon)
+      state = state._replace(sparse_seed=step.sparse_seed(keep, free))
     # A select, never an added difference: p + (s - p) misses s's bits.
     return jax.tree.map(lax.select, keep, new_params, seed_params), state
 
-
-class _Step:
-  """One step's distances, and what is found out about them."""
-
-  def __init__(
-    self,
-    method: SubsetProjection,
-    new_params: PyTree,
-    seed_params: PyTree,
-    scales: jax.Array | tuple[()],
-    numbers: Numbers | tuple[()],
-  ) -> None:
-    self._method = method
-    self._layout = method.layout(new_params)
-    self._budgets = self._layout.budgets(method.epsilon)
-    self._halves = numbers.budgets if numbers else _halves(self._budgets)
-    new, self._structure = jax.tree.flatten(new_params)
-    is_normalized = method.normalization is not None
-    if is_normalized:
-      of_slices = _scales_of_slices(method, new_params, scales)
-    elif numbers:
-      of_slices = jnp.asarray(numbers.salts)
-    else:
-      shapes = [tensor.shape for tensor in new]
-      of_slices = distance_bits.salts(self._layout, shapes, method.random_seed)
-    self._tree = distance_bits.Tree(
-      self._layout,
-      distance_bits.random
-      if method.distance == RANDOM
-      else distance_bits.measured(method.distance, is_normalized),
-      new,
-      jax.tree.leaves(seed_params),
-      of_slices,
-    )
-
-  def search(
-    self, state: ProjectionState
-  ) -> tuple[thresholds.Cut, ProjectionState]:
-    """Finds the cut of every silo, starting from the last step's."""
-    passes = jnp.uint32(1)
-    if self._method.threshold == 'exact':
-      cut, passes = thresholds.find(
-        functools.partial(counting.count, self._tree),
-        self._halves,
-        self._layout.sizes,
-        guess=state.thresholds,
-        # A threshold that stood still may yet move a little.
-        spread=jnp.maximum(state.drift, 8.0),
-      )
-    elif self._method.threshold == 'iterative':
-      cut, passes = iterative_thresholds.find(
-        self._count_above,
-        self._layout.quotas(self._method.epsilon),
-        state.thresholds,
-        self._method.delta,
-        self._method.iterations,
-      )
-    else:
-      cut = sorted_thresholds.find(
-        self._layout, distance_bits.of_tensors(self._tree), self._budgets
-      )
-    now = cut.threshold.astype(jnp.float32)
-    moved = jnp.abs(now - state.thresholds.astype(jnp.float32))
-    drift = jnp.where(
-      # The first distance is that from nothing; 2²⁰ keys are 9 %.
-      state.thresholds == 0,
-      2.0**20,
-      0.7 * state.drift + 0.3 * moved,
-    )
-    searched = jnp.any(jnp.asarray(self._halves) > 0, axis=1)
-    return cut, state._replace(
-      thresholds=jnp.where(searched, cut.threshold, 0),
-      drift=drift,
-      passes=passes,
-    )
-
-  def _count_above(self, threshold: jax.Array) -> jax.Array:
-    with jax.enable_x64(True):
-      # Twice the same: XLA:CPU counts one candidate on a single thread.
-      above = jnp.repeat(threshold[:, None].astype(jnp.uint64) + 1, 2, axis=1)
-      query = thresholds.Query(
-        candidates=above,
-        tie=jnp.zeros_like(threshold),
-        # Always so, which XLA must not know, or it stores the distances.
-        active=threshold > 0,
-      )
-      return counting.count(self._tree, query)[:, 0]
-
-  def kept(self, cut: thresholds.Cut) -> PyTree:
-    """Returns the tree of masks: which components stay free."""
-    return jax.tree.unflatten(
-      self._structure, distance_bits.kept(self._tree, cut)
-    )
-
-  def kept_without_churn(
-    self, state: ProjectionState
-  ) -> tuple[PyTree, ProjectionState]:
-    """Returns the masks that stay, chosen in this step or an earlier one.
-
-    A step in which nothing moved, such as the first of a warm-up, chooses
-    nothing: an empty subset would stay empty.
-    """
-
-    def choose() -> tuple[tuple[PyTree, jax.Array], ProjectionState]:
-      cut, after = self.search(state._replace(chosen=()))
-      found = masks.pack(self.kept(cut))
-      return (found, masks.any_set(found)), after
-
-    def stay() -> tuple[tuple[PyTree, jax.Array], ProjectionState]:
-      return state.chosen, state._replace(chosen=(), passes=jnp.uint32(0))
-
-    chosen, state = lax.cond(state.chosen[1], stay, choose)
-    shapes = jax.tree.unflatten(self._structure, self._tree.new)
-    return masks.unpack(chosen[0], shapes), state._replace(chosen=chosen)
-
-  def listed(self, keep: PyTree) -> sparse_seed_lib.SparseSeed:
-    """Returns the seeds of what stays free and is not as it was."""
-    new, seed = (
-      jax.tree.unflatten(self._structure, x)
-      for x in (self._tree.new, self._tree.seed)
-    )
-    free = jax.tree.map(
-      lambda mask, a, b: mask & reports.differs(a, b), keep, new, seed
-    )
-    return sparse_seed_lib.extract(free, seed, self._layout, self._budgets)
+  hidden = sharding_types.hide(apply, results=(new_params, state))
+  return hidden(new_params, seed_params, state, budgets, salts)
 
 
-def _halves(budgets: Sequence[int]) -> np.ndarray:
-  """Returns uint32 [silos, 2], as `Numbers.budgets`."""
-  return np.array([divmod(n, 2**32) for n in budgets], np.uint32).reshape(-1, 2)
-
-
-def _scales_of_slices(
-  method: SubsetProjection, params: PyTree, scales: jax.Array | tuple[()]
-) -> jax.Array:
-  """Returns the bit patterns of what distances are divided by, [slices]."""
-  groups = silo_lib.make_layout(params, method.normalize_over)
-  group = np.array([i for leaf in groups.leaves for i in leaf.silos])
-  return lax.bitcast_convert_type(jnp.asarray(scales)[group], jnp.uint32)
+def _step(
+  method: SubsetProjection,
+  budgets: Any,
+  salts: jax.Array,
+  new_params: PyTree,
+  seed_params: PyTree,
+  state: ProjectionState,
+) -> step_lib.Step:
+  """Returns the step with the method's distance and search."""
+  layout = method.layout(new_params)
+  new, structure = jax.tree.flatten(new_params)
+  is_normalized = method.normalization is not None
+  of_slices = salts
+  if is_normalized:
+    groups = silo_lib.make_layout(new_params, method.normalize_over)
+    of_slices = normalizations.bits_of_slices(groups, state.scales)
+  measure = (
+    distance_bits.random
+    if method.distance == RANDOM
+    else distance_bits.measured(method.distance, is_normalized)
+  )
+  tree = distance_bits.Tree(
+    layout, measure, new, jax.tree.leaves(seed_params), of_slices
+  )
+  find = step_lib.search(
+    method.threshold, layout, method.epsilon, method.delta, method.iterations
+  )
+  return step_lib.Step(tree, structure, budgets, find)

@@ -1,9 +1,11 @@
 """What training says of the subset: how large, where, and how it churns."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dst_t5x.method import masks
 from dst_t5x.method import silos
@@ -71,3 +73,24 @@ def subset_report(
       per_slice = jnp.sum(set_bits.reshape(len(leaf.silos), -1), axis=1)
       counts[name] = counts[name].at[jnp.asarray(leaf.silos)].add(per_slice)
   return counts, now
+
+
+def count_free(
+  layout: silos.Layout, params: PyTree, seed: PyTree
+) -> np.ndarray:
+  """Returns uint64 [silos], how many components differ from the seed.
+
+  Args:
+    layout: the silos.
+    params: θᵗ, arrays on the devices or the host.
+    seed: θ⁰.
+  """
+  return np.asarray(_count_free(layout, params, seed)).astype(np.uint64)
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _count_free(
+  layout: silos.Layout, params: PyTree, seed: PyTree
+) -> jax.Array:
+  nothing = masks.nothing(params)
+  return subset_report(layout, params, seed, nothing)[0]['free']

@@ -56,6 +56,11 @@ def per_module(path: str) -> str:
   return '/'.join(part for part in parts if not _LAYER.match(part))
 
 
+def without_layer(silo: str) -> str:
+  """Returns a silo's module, whatever the layer: `encoder/attention`."""
+  return re.sub(rf'{STACK}_\d+/', '', silo)
+
+
 def per_module_and_layer(path: str) -> str:
   """Returns the module of a layer: `encoder/layers_3/attention`.
 
@@ -188,7 +193,10 @@ class Layout:
     return free + [0] * (EXCLUDED in self.names)
 
   def table(self, epsilon: float) -> str:
-    """Returns silo, components and budget, a silo a line, and their sums."""
+    """Returns silo, components and budget, a silo a line, and their sums.
+
+    With exclusions, a first line says which share the budget is of the rest.
+    """
     free = self.budgets(epsilon)
     rows = [('silo', 'parameters', 'budget')]
     rows += [
@@ -197,7 +205,13 @@ class Layout:
     ]
     rows.append(('sum', f'{self.size:,}', f'{sum(free):,}'))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return '\n'.join(
+    share = ''
+    if self.included < self.size:
+      share = (
+        f'{100 * sum(free) / self.included:.6g} % of the {self.included} that '
+        'are not excluded\n'
+      )
+    return share + '\n'.join(
       f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}'
       for a, b, c in rows
     )

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import math
 import os
-import re
 from typing import Any
 
 from absl import logging
@@ -16,7 +15,7 @@ from dst_t5x.core import metrics_file
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import budget as budget_lib
 from dst_t5x.engine import trainer as trainer_lib
-from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import api as methods
 from dst_t5x.method import reports
 from dst_t5x.method import silos
 from dst_t5x.runs import history
@@ -39,7 +38,7 @@ class Monitor:
   def __init__(
     self,
     folder: str | os.PathLike[str],
-    projection: projection_lib.Projection,
+    projection: methods.Projection,
     state: trainer_lib.TrainState,
     seed: PyTree,
     steps: int,
@@ -81,8 +80,14 @@ class Monitor:
     self.is_refused = False
     self._seed = seed
     self._subset = (
-      SubsetMonitor(projection, state.params, state.projection_state, seed)
-      if isinstance(projection, projection_lib.SubsetProjection)
+      SubsetMonitor(
+        projection,
+        state.params,
+        state.projection_state,
+        seed,
+        state.step.sharding,
+      )
+      if projection.constrains
       else None
     )
 
@@ -214,75 +219,58 @@ class SubsetMonitor:
 
   def __init__(
     self,
-    projection: projection_lib.SubsetProjection,
+    projection: methods.Projection,
     params: PyTree,
     projection_state: PyTree,
     seed: PyTree,
+    replicated: Any,
   ) -> None:
     """Remembers the subset.
 
     Args:
-      projection: its thresholds are reported by module.
+      projection: the method.
       params: what is trained, before the first step.
       projection_state: that goes with it.
       seed: θ⁰, or () if the projection does not keep it.
+      replicated: the sharding of what all devices have whole.
     """
     self._projection = projection
-    layout = projection.layout(params)
-    self._silos = [module_of(name) for name in layout.names]
-    # Modules are counted whatever the silos are.
     self._modules = silos.make_layout(params, 'per_module').names
-    self._free = jax.jit(_pack, static_argnames='projection')(
-      projection, params, projection_state, seed
-    )
-    self._report = jax.jit(
-      _report,
-      static_argnames='projection',
-      # Every process wants the counts; masks stay where the parameters are.
-      out_shardings=(projection_state.passes.sharding, None),
-    )
+    self._free = jax.jit(_pack)(projection, params, projection_state, seed)
+    # Every process wants the counts; masks stay where the parameters are.
+    self._report = jax.jit(_report, out_shardings=(replicated, None))
 
   def report(
     self, params: PyTree, projection_state: PyTree, seed: PyTree
   ) -> dict[str, float]:
-    """Returns free parameters, their churn since the last report, thresholds.
+    """Returns free parameters by module, their churn, and the method's own.
 
-    Parameters and shares are those of modules, whatever the silos; thresholds
-    those of silos, averaged over layers.
+    The churn is that since the last report.
     """
     counts, self._free = self._report(
       self._projection, params, projection_state, seed, self._free
     )
     free, new = jax.device_get((counts['free'], counts['new']))
-    thresholds = self._projection.distances(
-      np.asarray(projection_state.thresholds)
-    )
     total = int(free.sum())
-    values = {
-      'speed/projection_passes': float(projection_state.passes),
+    values = self._projection.scalars(params, projection_state)
+    values |= {
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,
     }
     for module, count in zip(self._modules, free, strict=True):
       values[f'free/{module}'] = float(count)
       values[f'share/{module}'] = float(count) / total if total else math.nan
-    for module in sorted(set(self._silos)):
-      of_module = np.array([name == module for name in self._silos])
-      values[f'threshold/{module}'] = float(thresholds[of_module].mean())
     return values
 
 
 def _pack(
-  projection: projection_lib.SubsetProjection,
-  params: PyTree,
-  state: PyTree,
-  kept: PyTree,
+  projection: methods.Projection, params: PyTree, state: PyTree, kept: PyTree
 ) -> PyTree:
   return reports.pack_free(params, projection.seed(params, kept, state))
 
 
 def _report(
-  projection: projection_lib.SubsetProjection,
+  projection: methods.Projection,
   params: PyTree,
   state: PyTree,
   kept: PyTree,
@@ -291,8 +279,3 @@ def _report(
   seed = projection.seed(params, kept, state)
   modules = silos.make_layout(params, 'per_module')
   return reports.subset_report(modules, params, seed, before)
-
-
-def module_of(silo: str) -> str:
-  """Returns a silo's module, whatever the layer: `encoder/attention`."""
-  return re.sub(rf'{silos.STACK}_\d+/', '', silo)

@@ -49,7 +49,6 @@ from dst_t5x.engine import finiteness
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
-from dst_t5x.method import projection as projection_lib
 from dst_t5x.runs import history as history_lib
 from dst_t5x.runs import identity
 from dst_t5x.runs import outcome
@@ -193,9 +192,8 @@ class Run:
       self._params = seed.params
     self._check_seed()
     to_devices = self.space.to_devices
-    self.program, numbers = self._trainer.program(self._shapes)
+    self.program = self._trainer.program(self._shapes)
     self.fixed = trainer_lib.Fixed(
-      numbers=numbers,
       seed=to_devices(self._params, self._shapes)
       if projection.keep_seed
       else (),
@@ -225,18 +223,8 @@ class Run:
 
   def _log_budget(self) -> None:
     logging.info('budget: %s', self.budget)
-    projection = self._trainer.projection
-    if not isinstance(projection, projection_lib.SubsetProjection):
-      return
-    layout = projection.layout(self._shapes)
-    if layout.included < layout.size:
-      logging.info(
-        'budget: that is %.6g %% of the %d that are not excluded',
-        100 * self.budget.free / layout.included,
-        layout.included,
-      )
-    table = layout.table(projection.epsilon)
-    logging.info('the budget of each silo:\n%s', table)
+    if table := self._trainer.projection.table(self._shapes):
+      logging.info('the budget of each silo:\n%s', table)
 
   def begin(
     self, random_seed: int, encode: Callable[[str], list[int]]
@@ -431,7 +419,7 @@ class Run:
     self, step: int, found: subset_lib.Subset
   ) -> history_lib.Report:
     """Adds a checkpoint's subset to the run's history."""
-    distance = getattr(self._trainer.projection, 'distance', '')
+    distance = self._trainer.projection.settings().get('distance', '')
     moved = history_lib.distances_from_seed(found, self._params, distance)
     return history_lib.Report(
       self._history.add(step, found, self._about(step)),
@@ -465,14 +453,14 @@ class Run:
     return subset_lib.extract(trained, self._params)
 
   def _about(self, step: int) -> dict[str, Any]:
-    projection = self._trainer.projection
+    settings = self._trainer.projection.settings()
     return {
       'step': step,
       'seed': self._reference,
       'task': self._task,
-      'epsilon': getattr(projection, 'epsilon', None),
-      'silos': getattr(projection, 'silos', None),
-      'distance': getattr(projection, 'distance', None),
+      'epsilon': settings.get('epsilon'),
+      'silos': settings.get('silos'),
+      'distance': settings.get('distance'),
       'adapter': self._adapter.to_json(),
       'is_partial': bool(self._frozen_shapes),
       'parameters': self.space.size,

@@ -194,7 +194,7 @@ def train(
     dropout_key = partitioner.key(random_seed)
     monitor = monitor_lib.Monitor(
       run.path,
-      run.program.projection,
+      trainer.projection,
       state,
       run.fixed.seed,
       plan.train_steps,

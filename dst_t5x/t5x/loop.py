@@ -10,7 +10,7 @@ from t5x import optimizers
 from t5x import partitioning
 from t5x import utils
 
-from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import api as methods
 from dst_t5x.t5x import checkpointer
 from dst_t5x.t5x import model as model_lib
 from dst_t5x.t5x import optimizer as optimizer_lib
@@ -25,7 +25,7 @@ def logical_axis_rules() -> Any:
 
 def trainer(
   network: Any,
-  projection: projection_lib.Projection,
+  projection: methods.Projection,
   task: str,
   seed: str,
   batch: Mapping[str, Any],

@@ -19,7 +19,7 @@ from t5x import optimizers
 from dst_t5x.core import parts
 from dst_t5x.engine import finiteness
 from dst_t5x.engine import trained as trained_lib
-from dst_t5x.method import projection as projection_lib
+from dst_t5x.method import api as methods
 from dst_t5x.models import api
 
 PyTree = Any
@@ -67,7 +67,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     self,
     inner: optimizers.OptimizerDef,
     network: api.Network,
-    projection: projection_lib.Projection,
+    projection: methods.Projection,
     trained: Sequence[str] | None = None,
   ) -> None:
     """Takes what the method's gin file says.

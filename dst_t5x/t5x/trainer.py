@@ -4,14 +4,12 @@ from typing import Any
 
 import flax
 import jax
-import numpy as np
 from t5x import train_state as train_state_lib
 from t5x import trainer
 
 from dst_t5x.core.errors import UserError
-from dst_t5x.method import masks
-from dst_t5x.method import projection as projection_lib
 from dst_t5x.method import reports
+from dst_t5x.method import silos
 from dst_t5x.runs import monitor
 from dst_t5x.t5x import optimizer as optimizer_lib
 
@@ -52,9 +50,11 @@ class SubsetTrainer(trainer.Trainer):
     except UserError as error:
       raise SystemExit(f'error: {error}') from error
     super().__init__(train_state=train_state, **options)
-    if isinstance(projection, projection_lib.SubsetProjection):
+    if projection.constrains:
       self._monitor = monitor.SubsetMonitor(
-        projection, *self._watched(train_state)
+        projection,
+        *self._watched(train_state),
+        optimizer.state.refused_in_row.sharding,
       )
 
   def train(self, *arguments: Any, **options: Any) -> Any:
@@ -105,26 +105,18 @@ def check_seed(
     UserError: it is not.
   """
   projection = definition.projection
-  if not isinstance(projection, projection_lib.SubsetProjection):
+  if not projection.constrains:
     return
-  trained = flax.core.unfreeze(definition.split(params)[0])
-  layout = projection.layout(trained)
-  budgets = np.array(layout.budgets(projection.epsilon))
-  if projection.threshold == 'iterative':  # It may exceed the budget.
-    budgets = np.maximum(budgets, np.array(layout.sizes) // 2)
-
-  @jax.jit
-  def free(trained: PyTree, kept: PyTree, state: PyTree) -> jax.Array:
-    seed = projection.seed(trained, kept, state)
-    nothing = masks.nothing(trained)
-    return reports.subset_report(layout, trained, seed, nothing)[0]['free']
-
+  params = flax.core.unfreeze(definition.split(params)[0])
   kept = flax.core.unfreeze(state.seed)
-  counts = np.asarray(free(trained, kept, state.projection))
-  if (counts > budgets).any():
+  seed = jax.jit(projection.seed)(params, kept, state.projection)
+  if not projection.may_have_made(params, seed):
+    layout = silos.make_layout(params, 'per_tensor')
+    free = reports.count_free(layout, params, seed).sum()
     raise UserError(
-      f'{counts.sum():,} of {layout.size:,} parameters differ from the seed, '
-      f'where the budget is {budgets.sum():,}: the seed is not the checkpoint '
+      f'{free:,} of {layout.size:,} parameters differ from the seed, '
+      f'where the budget is {projection.free(params):,}: the seed is not the '
+      'checkpoint '
       'that they were restored from. Start from INITIAL_CHECKPOINT_PATH with '
       'gin/t5x/finetune.gin, without assignment_map or fallback_to_scratch; to '
       'resume, keep EPSILON and SILOS as they were'

@@ -364,13 +364,11 @@ def test_trainers_that_differ_in_numbers_share_a_program(seed, batch):
       optimizer=optimizers.adafactor(schedule),
       projection=dataclasses.replace(projection),
     )
-    program, numbers = trainer.program(seed)
     state = trainer.init(jax.tree.map(jnp.asarray, seed))
-    given = step(program, state, trainer_lib.Fixed(seed, (), numbers), *rest)
+    fixed = trainer_lib.Fixed(seed)
+    given = step(trainer.program(seed), state, fixed, *rest)
     if compare:  # With the step of which all numbers are constants.
-      constant = jax.jit(trainer.train_step)(
-        state, trainer_lib.Fixed(seed), *rest
-      )
+      constant = jax.jit(trainer.train_step)(state, fixed, *rest)
       for a, b in zip(*map(jax.tree.leaves, (given, constant)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     return step._cache_size()
