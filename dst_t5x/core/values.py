@@ -213,6 +213,11 @@ def _may_be(
       _is_protocol(kind) and '__call__' in vars(kind)
     )
   result = typing.get_origin(reference.result) or reference.result
+  if result in (typing.Union, types.UnionType):
+    return any(
+      _may_be(dataclasses.replace(reference, result=part), kind, arguments)
+      for part in typing.get_args(reference.result)
+    )
   if not _is_known(result):
     return True
   if _is_protocol(kind):

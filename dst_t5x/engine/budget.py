@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -120,12 +120,17 @@ def own(
   whole = adapted.with_adapter(network, adapter)
   expressions = trained_lib.expressions(whole, projection, trained)
   shapes, _ = parts.split(api.shapes(whole), expressions)
-  settings = projection.settings()
-  name = settings.pop('method')
+  name = projection.settings()['method']
   if not projection.constrains:
-    name = type(adapter).__name__ if adapter else ', '.join(trained or [name])
-  told = ' '.join(f'{key}={value}' for key, value in settings.items())
-  return Row(name, told, of_run(api.shapes(network), shapes, projection))
+    name = type(adapter).__name__ if adapter else ' '.join(trained or [name])
+  fields: Any = dataclasses.fields(cast(Any, projection))
+  changed = {
+    field.name: value
+    for field in fields
+    if (value := getattr(projection, field.name)) != field.default
+  }
+  setting = ' '.join(f'{key}={value}' for key, value in changed.items())
+  return Row(name, setting, of_run(api.shapes(network), shapes, projection))
 
 
 def rows(
@@ -211,11 +216,17 @@ def _matching(shapes: PyTree, pattern: str | None) -> dict[str, Any]:
 def show(found: Sequence[Row]) -> None:
   """Prints what `rows` returned."""
   print(f'{found[0].budget.parameters:,} parameters')
+  # A method of your own may need more room than ours.
+  of_name = max(10, *(len(row.method) + 1 for row in found))
+  of_setting = max(20, *(len(row.setting) + 1 for row in found))
   titles = 'free', 'fraction', 'bytes'
-  print(f'{"method":10}{"setting":20}{"{:>14}{:>14}{:>16}".format(*titles)}')
+  print(
+    f'{"method":{of_name}}{"setting":{of_setting}}'
+    f'{"{:>14}{:>14}{:>16}".format(*titles)}'
+  )
   for row in found:
     budget = row.budget
     print(
-      f'{row.method:10}{row.setting:20}{budget.free:14,}'
+      f'{row.method:{of_name}}{row.setting:{of_setting}}{budget.free:14,}'
       f'{budget.fraction:14.6%}{budget.file_bytes:16,}'
     )

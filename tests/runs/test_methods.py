@@ -1,8 +1,6 @@
 """Every method, run as a user runs it: what it trains, saves and leaves."""
 
 import json
-import re
-import textwrap
 
 import commands
 import numpy as np
@@ -78,42 +76,6 @@ def test_what_it_trains_is_reported(run):
     report['fraction'] == row['free/fraction'] == (_TRAINED[method] / 39_328)
   )
   assert report['results']['eval/loss'] > 0
-
-
-@pytest.mark.slow
-def test_the_method_in_the_docs(repository, toy_seed, tmp_path, monkeypatch):
-  text = (repository / 'docs' / 'methods.md').read_text()
-  section = text.split('## A method of your own')[1].split('\n## ')[0]
-  indented = (
-    line
-    for line in section.splitlines(keepends=True)
-    if line.startswith('    ') or not line.strip()
-  )
-  code = textwrap.dedent(''.join(indented))
-  _, module, config = re.split(r'# biases\.(?:py|gin)\n', code)
-  (tmp_path / 'biases.py').write_text(module)
-  (tmp_path / 'biases.gin').write_text(config)
-  monkeypatch.syspath_prepend(tmp_path)
-  arguments = commands.finetune(toy_seed, 'full')
-  arguments[1] = f'--gin_file={tmp_path / "biases.gin"}'
-  folder = tmp_path / 'run'
-  plan = commands.flags(MODEL_DIR=folder, TRAIN_STEPS=5, EVAL_EXAMPLES=4)
-  commands.call('train', *arguments, *plan)
-  report = json.loads((folder / 'report.json').read_text())
-  # Of 4 attentions with 3 · 16 + 32 outputs, 3 feed-forwards, and the logits.
-  assert report['free'] == 4 * (3 * 16 + 32) + 3 * (2 * 48 + 32) + 264
-  # In a process of its own, `eval` has to be told where the class is.
-  arguments = [
-    commands.TOY,
-    '--gin_file=gin/runs/eval.gin',
-    '--gin.EVAL_EXAMPLES=4',
-    *commands.flags(CHECKPOINT_PATH=folder, EVAL_OUTPUT_DIR=tmp_path / 'eval'),
-  ]
-  status, _, err = commands.finish(commands.start('eval', *arguments))
-  assert status == 1
-  assert "kind 'Biases' is not known" in err.splitlines()[-1]
-  file = f'--gin_file={tmp_path / "biases.gin"}'
-  commands.run('eval', *arguments, file, environment={'PYTHONPATH': tmp_path})
 
 
 def test_eval_needs_no_word_of_the_method(run, tmp_path):
