@@ -234,17 +234,24 @@ class Partitioner:
   def like_parameters(
     self, tree: PyTree, params: PyTree, shardings: PyTree
   ) -> PyTree:
-    """Returns shardings for what goes with the parameters.
+    """Returns the sharding of each leaf of a training state.
+
+    A leaf is sharded as a parameter if its path ends in the parameter's path
+    and it has the parameter's shape. The longest such path counts. All other
+    leaves are replicated: counts, and the vectors of factored moments.
+
+    `optax.tree_map_params` cannot replace this. It calls the optimizer's `init`
+    with a placeholder, but the structure of `optimizers.adafactor`'s state
+    depends on which parameters are stacked. Nor does it see the state of a
+    method.
 
     Args:
-      tree: abstract optimizer state, say. A leaf under a parameter's path and
-        of its shape is sharded like it; anything else is replicated, which
-        is little: factored moments are vectors.
+      tree: abstract training state, or a part of it.
       params: abstract parameters.
-      shardings: their shardings.
+      shardings: shardings of the parameters.
     """
-    known: Mapping[str, tuple[tuple[int, ...], NamedSharding]] = {
-      _path(key_path): (leaf.shape, sharding)
+    by_path: Mapping[tuple[Any, ...], tuple[tuple[int, ...], NamedSharding]] = {
+      _names(key_path): (leaf.shape, sharding)
       for (key_path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(params),
         jax.tree.leaves(shardings),
@@ -253,10 +260,13 @@ class Partitioner:
     }
 
     def sharding(key_path: Any, leaf: Any) -> NamedSharding:
-      path = _path(key_path)
-      for parameter, (shape, its_sharding) in known.items():
-        if path.endswith(parameter) and leaf.shape == shape:
-          return its_sharding
+      names = _names(key_path)
+      for start in range(len(names)):
+        shape, parameter_sharding = by_path.get(
+          names[start:], (None, self.replicated)
+        )
+        if shape == leaf.shape:
+          return parameter_sharding
       return self.replicated
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -299,8 +309,10 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _path(key_path: Any) -> str:
-  return '/' + jax.tree_util.keystr(key_path, simple=True, separator='/')
+def _names(key_path: Any) -> tuple[str, ...]:
+  return tuple(
+    jax.tree_util.keystr((key,), simple=True, separator='/') for key in key_path
+  )
 
 
 def _plain(tree: Any) -> Any:
