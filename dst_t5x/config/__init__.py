@@ -1,1 +1,1 @@
-"""Gin: files, names, checks, and the command lines of the binaries."""
+"""Gin: files, names, checks, and the command lines of the commands."""
