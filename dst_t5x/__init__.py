@@ -5,12 +5,12 @@ import os
 from dst_t5x.core import data_folders  # noqa: F401
 from dst_t5x.core import printed
 
-# Before etils asks: TensorFlow knows no s3://, see `object_stores`.
+# etils reads this when it is imported. TensorFlow does not support s3://.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 
 __version__ = '0.1.0'
 
-# Here, as every command comes by. Whoever imports the package for another
-# program keeps that program's streams as they are.
+# Every command imports this module. Programs that import the package as a
+# library keep their streams as they are.
 if printed.is_command():
   printed.everywhere()

@@ -1,3 +1,3 @@
-"""Sweeps and launchers; imports no JAX."""
+"""Sweeps and launchers. No module here imports JAX at its top level."""
 
 import dst_t5x  # noqa: F401 # Sets up what commands print.

@@ -1,17 +1,17 @@
-r"""Makes a sweep of the best of another's runs: learning rates, say.
+r"""Makes a sweep from the best runs of another one, for example learning rates.
 
     python -m launch.sweep search.yaml
     python -m launch.choose search.yaml --by=gsm8k/strict_match \
       --gin.RANDOM_SEED=1,2,3,4 --gin.EVAL_SPLIT=test > final.yaml
     python -m launch.sweep final.yaml
 
-Runs that differ in nothing but `--over` (LEARNING_RATE by default) and
-RANDOM_SEED are a cell. Of each cell one value is taken, by the rule by which
-the report chooses, too (`dst_t5x/checkpoints/selection.py`): the best mean
-score over random seeds, the lowest of a loss; a value of which a run failed is
-out, as long as there is another. It stands in the new file with all other
-settings of the cell; `--gin.NAME=A,B` adds or replaces settings, several as an
-axis. A comment beside each value has all means that it was chosen by.
+A cell is a set of runs that differ only in `--over` (LEARNING_RATE by default)
+and RANDOM_SEED. The command chooses one value in each cell by the same rule as
+the report (`dst_t5x/checkpoints/selection.py`): the best mean score over random
+seeds, which is the lowest for a loss. A value with a failed run is chosen only
+if all values have one. The new file has the chosen value and all other settings
+of the cell. `--gin.NAME=A,B` adds or replaces settings; several values become
+an axis. A comment beside each value lists the means of all values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,31 +28,31 @@ from dst_t5x.core.errors import UserError, first_line, nearest
 from dst_t5x.launch import grid
 from dst_t5x.launch import states
 
-_SEED = 'RANDOM_SEED'
+_RANDOM_SEED = 'RANDOM_SEED'
 
 
 class Cell(NamedTuple):
-  """Runs that differ in what is searched, and in the random seed.
+  """Runs that differ only in the searched setting and in the random seed.
 
   Attributes:
-    settings: those that they share.
-    told: the ones that names tell.
-    scores: value of what is searched -> random seed -> score.
-    failed: the values of which a run failed.
+    settings: the settings that they share.
+    named_keys: the shared settings that are part of their names.
+    scores: value of the searched setting -> random seed -> score.
+    failed: the values that have a failed run.
   """
 
   settings: grid.Settings
-  told: frozenset[str]
+  named_keys: frozenset[str]
   scores: dict[str, dict[str, float]]
   failed: set[str]
 
 
-# A run, where it stands, and the metrics of the checkpoint that counts.
+# A run, its state, and the metrics of its chosen checkpoint.
 Ended = tuple[grid.Run, states.State, dict[str, float]]
 
 
 class _Dumper(yaml.SafeDumper):
-  """Writes texts that look like numbers without quotes, as `grid` reads."""
+  """Writes texts that look like numbers without quotes, for `grid`."""
 
   yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
@@ -69,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--by',
     required=True,
-    help='metric; the higher the better, but for a loss',
+    help='metric; higher is better, except for a loss',
   )
-  parser.add_argument('--over', default='LEARNING_RATE', help='what is chosen')
+  parser.add_argument(
+    '--over', default='LEARNING_RATE', help='setting to choose'
+  )
   parser.add_argument(
     '--output', help="the sweep's folder (default: runs/SWEEP)"
   )
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--only',
     metavar='PATTERN',
     action='append',
-    help='runs whose names match this, or one of several: *_dst_*',
+    help='runs whose names match this pattern, or one of several: *_dst_*',
   )
   flags = [argument for argument in argv if argument.startswith('--gin.')]
   options = parser.parse_args([a for a in argv if a not in flags])
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _runs(name: str, output: str | None) -> list[Ended]:
-  """Returns the runs of a sweep, where they stand, and their metrics."""
+  """Returns the runs of a sweep with their states and metrics."""
   output = output or f'runs/{pathlib.PurePath(name).stem}'
   sweep = states.Sweep(grid.read(name), output)
   return [
@@ -121,7 +123,7 @@ def _cells(found: Iterable[Ended], by: str, over: str) -> list[Cell]:
   """Returns the cells, in the order of the sweep.
 
   Raises:
-    UserError: a run has not ended, or nothing has such a score.
+    UserError: a run has not ended, or no run has the score.
   """
   cells: dict[tuple[tuple[str, str], ...], Cell] = {}
   for run, state, results in found:
@@ -137,27 +139,29 @@ def _cells(found: Iterable[Ended], by: str, over: str) -> list[Cell]:
       )
     if over not in state.settings:
       raise UserError(f'{state.name} does not set {over}')
-    rest = {k: v for k, v in state.settings.items() if k not in (over, _SEED)}
-    cell = Cell(rest, frozenset(run.told), {}, set())
+    rest = {
+      k: v for k, v in state.settings.items() if k not in (over, _RANDOM_SEED)
+    }
+    cell = Cell(rest, frozenset(run.named_keys), {}, set())
     cell = cells.setdefault(tuple(sorted(rest.items())), cell)
     value = state.settings[over]
     of_value = cell.scores.setdefault(value, {})
     if is_failed:
       cell.failed.add(value)
     else:
-      # Runs of several sweeps may have the same random seed.
-      seed = state.settings.get(_SEED, '')
-      of_value[_new(seed, of_value)] = results[by]
+      # Runs of different sweeps may have the same random seed.
+      random_seed = state.settings.get(_RANDOM_SEED, '')
+      of_value[_unused_name(random_seed, of_value)] = results[by]
   if not cells:
     raise UserError('there is no such run')
   return list(cells.values())
 
 
-def _new(seed: str, known: Mapping[str, float]) -> str:
-  """Returns a random seed, told from one that is known already."""
-  while seed in known:
-    seed += ' again'
-  return seed
+def _unused_name(random_seed: str, known: Mapping[str, float]) -> str:
+  """Returns a name for a random seed that is not among the known ones."""
+  while random_seed in known:
+    random_seed += ' again'
+  return random_seed
 
 
 def _sweep(
@@ -166,18 +170,18 @@ def _sweep(
   """Returns the text of the new sweep.
 
   Raises:
-    UserError: of a cell no run has ended well.
+    UserError: all runs of a cell have failed.
   """
-  told = {key for cell in cells for key in cell.told}
+  named_keys = {key for cell in cells for key in cell.named_keys}
   common = {
     key: value
     for key, value in cells[0].settings.items()
-    if key not in told | added.keys()
+    if key not in named_keys | added.keys()
     and all(cell.settings.get(key) == value for cell in cells)
   }
   lines = [_line(key, value) for key, value in common.items()]
   lines += [_line(k, v[0]) for k, v in added.items() if len(v) == 1]
-  # In each cell: runs that share a program follow each other.
+  # Within a cell, runs that share a compiled program follow each other.
   axes = [_line(k, v) for k, v in added.items() if len(v) > 1]
   lines.append('grids:')
   for settings, told_here, scores, failed in cells:
@@ -201,7 +205,7 @@ def _sweep(
 
 
 def _line(key: str, value: str | list[str]) -> str:
-  """Returns `key: value` of a sweep's file."""
+  """Returns the line `key: value` of a sweep's file."""
   flow = yaml.dump(
     [value], Dumper=_Dumper, default_flow_style=True, width=10**6
   )

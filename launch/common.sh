@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What the launchers of this folder have in common; sourced by them.
+# Functions that the launchers in this folder share; they source this file.
 
 fail() {
   echo "error: $*" >&2
   exit 1
 }
 
-# Prints the comment at a script's head.
+# Prints the comment at the beginning of a script.
 usage() {
   sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$1"
 }

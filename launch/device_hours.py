@@ -1,4 +1,4 @@
-"""What a sweep costs: runs, steps, estimated device-hours."""
+"""The cost of a sweep: runs, steps, estimated device-hours."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -10,7 +10,7 @@ from dst_t5x.launch import grid
 from dst_t5x.launch import states
 from dst_t5x.planning import topologies
 
-# Share of the peak that training reaches: an assumption, and a middling one.
+# Assumed share of the peak rate that training reaches.
 _UTILIZATION = 0.4
 _KEYS = ('model', 'task', 'method')
 _SECONDS_PER_HOUR = 3600
@@ -21,11 +21,11 @@ class _Row:
   """Runs of one model, task and method.
 
   Attributes:
-    runs: all of them.
-    to_go: those that are not finished.
-    steps: theirs, that are left.
-    hours: of one device, that these take.
-    mark: an asterisk, where the hours come from finished runs.
+    runs: number of runs.
+    to_go: number of unfinished runs.
+    steps: steps that remain.
+    hours: hours of one device for these steps.
+    mark: an asterisk if the hours are estimated from finished runs.
   """
 
   runs: int = 0
@@ -40,12 +40,12 @@ def report(
   work: Mapping[str, Mapping[str, Any]],
   topology: str,
 ) -> str:
-  """Returns a table: a row for each model, task and method.
+  """Returns a table with one row for each model, task and method.
 
   Args:
-    found: name -> where the run stands.
+    found: name -> state of the run.
     work: name -> `dst_t5x.work` of the run.
-    topology: of the devices that a run shall have, or `cpu`.
+    topology: the devices of a run, or `cpu`.
 
   Raises:
     UserError: there is no such topology.
@@ -81,7 +81,7 @@ def report(
 def _row(
   runs: Sequence[tuple[states.State, Mapping[str, Any]]], rate: float
 ) -> _Row:
-  """Returns the row of runs of a kind, at so many operations a second."""
+  """Returns the row of some runs, given a rate in operations per second."""
   per_step = _measured([state for state, _ in runs])
   row = _Row(runs=len(runs), mark='' if per_step is None else '*')
   for state, work in runs:
@@ -97,7 +97,7 @@ def _row(
 def _notes(
   devices: topologies.Topology, rate: float, is_measured: bool
 ) -> list[str]:
-  """Returns how the hours came about."""
+  """Returns notes on how the hours were estimated."""
   peak = (
     f'the peak of {devices.kind}'
     if devices.accelerator.flops
@@ -118,7 +118,7 @@ def _notes(
 
 
 def _measured(found: Sequence[states.State]) -> float | None:
-  """Returns the median of seconds a step over runs that finished at once."""
+  """Returns the median of seconds per step over uninterrupted runs."""
   taken = [
     state.seconds / state.step
     for state in found
@@ -128,7 +128,7 @@ def _measured(found: Sequence[states.State]) -> float | None:
 
 
 def _rate_here(size: int = 768) -> float:
-  """Returns operations a second of a product of float32 matrices here."""
+  """Returns this machine's rate of float32 matrix products, in operations/s."""
   import numpy as np
 
   a = np.ones((size, size), np.float32)

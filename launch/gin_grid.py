@@ -1,4 +1,4 @@
-"""A sweep's file as gin, which says what `launch/grid.py` says in YAML.
+"""Sweep files in gin, equivalent to those in YAML (`launch/grid.py`).
 
     model = 'small'
     task = ['gsm8k', 'wmt22_de_en']
@@ -11,9 +11,10 @@
 
     full/method = 'full'
 
-A list is an axis of the grid. A scope is a grid that inherits what has none, or
-a shorter one; its own name tells nothing. A value that is itself a list is
-written as a tuple, or within another list: `METRICS = [['bleu', 'chrf']]`.
+A list is an axis of the grid. A scope is a grid that inherits the settings
+without a scope or with a shorter one. The name of a scope has no meaning. A
+value that is itself a list is written as a tuple or within another list:
+`METRICS = [['bleu', 'chrf']]`.
 """
 
 from collections.abc import Container
@@ -26,14 +27,14 @@ from dst_t5x.core.errors import UserError
 
 
 class _Text(str):
-  """What gin shall read as it stands."""
+  """A text that gin reads without quotes."""
 
   def __repr__(self) -> str:
     return str(self)
 
 
 class _AsWritten(config_parser.ParserDelegate):
-  """Looks nothing up: training will."""
+  """A delegate of gin's parser that accepts all names; training checks them."""
 
   def configurable_reference(self, scoped_name: str, evaluate: bool) -> _Text:
     """Returns `@name` or `@name()`."""
@@ -45,13 +46,13 @@ class _AsWritten(config_parser.ParserDelegate):
 
 
 class _Parser(config_parser.ConfigParser):
-  """Gin's parser, which keeps how numbers are written: runs are called so."""
+  """Gin's parser, which keeps the spelling of numbers, for names of runs."""
 
   def __init__(self, text: str) -> None:
     super().__init__(text, _AsWritten())
 
   def parse_value(self) -> Any:
-    """Returns a value; numbers as text."""
+    """Returns a value; numbers are texts."""
     written = self.current_token.string
     value = super().parse_value()
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -61,16 +62,16 @@ class _Parser(config_parser.ConfigParser):
 def read(
   text: str, name: str, grids: str, kinds: Container[str]
 ) -> dict[str, Any]:
-  """Returns the content of a file in the form that YAML gives it.
+  """Returns the content of a file in the form of a YAML file's.
 
   Args:
-    text: the file's.
-    name: the file's, for messages.
+    text: the content.
+    name: the file's name, for messages.
     grids: the key of the grids within a grid.
-    kinds: keys that choose gin files.
+    kinds: the keys that choose gin files.
 
   Raises:
-    UserError: gin cannot read it, or a name is there twice.
+    UserError: gin cannot read the file, or a name appears twice.
   """
   nodes: dict[tuple[str, ...], dict[str, Any]] = {(): {}}
 
@@ -82,7 +83,7 @@ def read(
 
   for statement, place in gin_files.statements(text, name, _Parser):
     if isinstance(statement, config_parser.BlockDeclaration):
-      continue  # Its bindings follow.
+      continue  # The bindings of the scope follow.
     if not isinstance(statement, config_parser.BindingStatement):
       raise UserError(f'{place}: a sweep includes and imports nothing')
     key = '.'.join(filter(None, (statement.selector, statement.arg_name)))
@@ -101,11 +102,11 @@ def read(
 
 
 def _text(value: Any, is_file: bool) -> str:
-  """Returns a value as YAML would hold it: without quotes gin can do without.
+  """Returns a value as in YAML, without quotes that gin does not need.
 
   Args:
-    value: as parsed.
-    is_file: whether it chooses a gin file.
+    value: the parsed value.
+    is_file: whether the value chooses a gin file.
   """
   if isinstance(value, str) and (is_file or _is_bare(value)):
     return str(value)
@@ -113,7 +114,7 @@ def _text(value: Any, is_file: bool) -> str:
 
 
 def _is_bare(value: str) -> bool:
-  """Whether the command line of training takes a word for text."""
+  """Returns whether training's command line takes a word for a text."""
   try:
     return gin_files.literal('', value) == repr(value)
   except UserError:

@@ -4,22 +4,22 @@
 #   launch/gke.sh --name=dst --cluster=… --zone=us-central2-b --type=v5p-64 \
 #     -- --gin_file=gin/models/t5_1_1_xl.gin … --gin.MODEL_DIR="'gs://…'"
 #
-# Hands the training command over as a workload, with this checkout in its
-# image; the cluster queues it, and starts it again where it is preempted:
-# training goes on from its last checkpoint in MODEL_DIR, a gs://….
+# Submits the training command as a workload whose image contains this checkout.
+# The cluster queues it and restarts it after a preemption. Training resumes
+# from its last checkpoint in MODEL_DIR, which must be gs://….
 #
-#   --name=NAME          of the workload (required)
-#   --cluster=CLUSTER    made by `xpk cluster create` (required)
+#   --name=NAME          name of the workload (required)
+#   --cluster=CLUSTER    cluster made by `xpk cluster create` (required)
 #   --zone=ZONE          (required)
 #   --type=TYPE          v4-32, v5litepod-16, v5p-64, … (required)
-#   --project=PROJECT    default: that of gcloud's configuration
+#   --project=PROJECT    default: the project in gcloud's configuration
 #   --slices=N           default: 1
-#   --restarts=N         how often to start again (default: 10)
-#   --image=IMAGE        that this checkout is put into (default: python:3.12)
+#   --restarts=N         maximum number of restarts (default: 10)
+#   --image=IMAGE        base image (default: python:3.12)
 #   --env=NAME=VALUE     a variable for training; may be repeated
-#   --list               show the cluster's workloads, and no more
-#   --delete             delete the workload, and no more
-#   --dry_run            print every command, and run none
+#   --list               only show the cluster's workloads
+#   --delete             only delete the workload
+#   --dry_run            only print the commands
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,22 +1,22 @@
-"""What a sweep's file says, and the runs that it expands to.
+"""Sweep files and the runs that they expand to.
 
-A file is YAML whose values are gin's, as on the command line of training:
+A file is YAML with gin's values, as on the command line of training:
 
     model: small                  # gin/models/t5_1_1_small.gin
     task: [gsm8k, wmt22_de_en]    # A list is an axis of the grid.
     TRAIN_STEPS: 1000
     INITIAL_CHECKPOINT_PATH: gs://bucket/t5_1_1_{model}
-    grids:                        # Each inherits what stands around it.
+    grids:                        # Each inherits the settings around it.
     - method: dst
       EPSILON: [1e-6, 1e-4]
       LEARNING_RATE: [0.1, 0.3]
     - method: full
 
 Lower-case keys choose gin files: the name of one of the package's, or the path
-of another. Other keys are macros, or parameters with a dot in their names. A
-run is called by its model, task and method, and by everything that is a list,
-be it one of a single value. What gin wants in brackets or in quotes is text:
-`METRICS: "['bleu', 'chrf']"`. The same as gin: `launch/gin_grid.py`.
+of another one. Other keys are macros, or parameters if they have a dot. A run's
+name consists of its model, task and method and of every setting that is a list,
+also a list of one value. A value of gin with brackets or quotes is a text:
+`METRICS: "['bleu', 'chrf']"`. `launch/gin_grid.py` reads the same in gin.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ import yaml
 from dst_t5x.core.errors import UserError, nearest
 from dst_t5x.launch import gin_grid
 
-# In the order in which training reads them.
+# In the order in which training reads the files.
 FILES = {
   'model': 'gin/models/t5_1_1_{}.gin',
   'task': 'gin/tasks/{}.gin',
@@ -53,14 +53,14 @@ class Run:
   """One run of a sweep.
 
   Attributes:
-    name: that of its folder.
-    settings: key of the sweep's file -> value, as training's flags take it.
-    told: the keys that are lists in the file, which names tell.
+    name: the name of its folder.
+    settings: key of the sweep's file -> value, as in training's flags.
+    named_keys: the keys that are lists in the file and so part of the name.
   """
 
   name: str
   settings: Settings
-  told: tuple[str, ...] = ()
+  named_keys: tuple[str, ...] = ()
 
   def flags(self, model_dir: str | os.PathLike[str]) -> list[str]:
     """Returns the arguments of `python -m dst_t5x.train`."""
@@ -75,13 +75,13 @@ class Run:
 
   @property
   def train_steps(self) -> int | None:
-    """TRAIN_STEPS, if the sweep says it."""
+    """TRAIN_STEPS; None if the sweep does not set it."""
     value = self.settings.get('TRAIN_STEPS', '')
     return int(value) if value.isdigit() else None
 
 
 def is_override(argument: str) -> bool:
-  """Whether an argument of the command line overrides the file."""
+  """Returns whether a command-line argument overrides a setting of the file."""
   name = argument.removeprefix('--').partition('=')[0]
   return argument.startswith('--') and (
     name.startswith('gin.') or name in FILES
@@ -89,7 +89,7 @@ def is_override(argument: str) -> bool:
 
 
 def shipped() -> list[str]:
-  """Names of the sweeps that come with the package."""
+  """Returns the names of the package's sweeps."""
   root = _SHIPPED.parent.parent
   return sorted(
     path.relative_to(root).as_posix()
@@ -103,17 +103,17 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
 
   Args:
     name: a path, or one of `shipped`.
-    flags: `--gin.NAME=VALUE`, or `--model=NAME`, which override the file.
+    flags: `--gin.NAME=VALUE` or `--model=NAME`; they override the file.
 
   Raises:
-    UserError: there is no such file, or it makes no sense.
+    UserError: there is no such file, or it is invalid.
   """
   content = _content(_find(name), name)
   overrides = dict(map(_override, flags))
   runs: dict[str, Run] = {}
-  for settings, told in _expand(_checked(content, name), overrides):
+  for settings, named_keys in _expand(_checked(content, name), overrides):
     filled = _filled_in(settings, name)
-    run = Run(_run_name(settings, told), filled, tuple(told))
+    run = Run(_run_name(settings, named_keys), filled, tuple(named_keys))
     if runs.setdefault(run.name, run).settings != run.settings:
       key = _difference(runs[run.name].settings, run.settings)
       raise UserError(
@@ -124,7 +124,7 @@ def read(name: str, flags: Sequence[str] = ()) -> list[Run]:
 
 
 def _content(path: epath.Path, name: str) -> Any:
-  """Returns what a file holds: mappings, lists and texts."""
+  """Returns the content of a file: mappings, lists and texts."""
   try:
     text = path.read_text()
   except (OSError, UnicodeDecodeError) as error:
@@ -139,7 +139,7 @@ def _content(path: epath.Path, name: str) -> Any:
 
 
 class _Loader(yaml.BaseLoader):
-  """Reads all scalars as text, and refuses keys that are there twice."""
+  """Reads all scalars as texts; refuses a key that appears twice."""
 
   def construct_mapping(self, node: Any, deep: bool = False) -> Any:
     """Returns the mapping."""
@@ -164,7 +164,7 @@ def _find(name: str) -> epath.Path:
 
 
 def _checked(node: Any, where: str) -> dict[str, Any]:
-  """Returns a node of the file if it is of the right form."""
+  """Returns a node of the file after checking its form."""
   if not isinstance(node, dict):
     raise UserError(f'{where}: `key: value` is wanted, not {node!r}')
   for key, value in node.items():
@@ -196,26 +196,26 @@ def _checked(node: Any, where: str) -> dict[str, Any]:
 def _expand(
   node: Mapping[str, Any], overrides: Settings, inside: bool = False
 ) -> Iterator[tuple[dict[str, str], dict[str, None]]]:
-  """Yields the settings of each run, and the keys that its name tells."""
+  """Yields the settings of each run, and the keys that are part of its name."""
   own = {
     key: value if isinstance(value, list) else [value]
     for key, value in node.items()
     if key != _GRIDS and key not in overrides
   }
-  told = [key for key in own if isinstance(node[key], list)]
+  named_keys = [key for key in own if isinstance(node[key], list)]
   added = {} if inside else dict(overrides)
   for values in itertools.product(*own.values()):
     settings = dict(zip(own, values, strict=True)) | added
     if _GRIDS not in node:
-      yield settings, dict.fromkeys(told)
+      yield settings, dict.fromkeys(named_keys)
       continue
     for child in node[_GRIDS]:
-      for inner, inner_told in _expand(child, overrides, inside=True):
-        yield settings | inner, dict.fromkeys([*told, *inner_told])
+      for inner, inner_keys in _expand(child, overrides, inside=True):
+        yield settings | inner, dict.fromkeys([*named_keys, *inner_keys])
 
 
 def _override(flag: str) -> tuple[str, str]:
-  """Returns name and value of `--gin.NAME=VALUE`, or of `--model=NAME`."""
+  """Returns name and value of `--gin.NAME=VALUE` or `--model=NAME`."""
   name, equals, value = flag.removeprefix('--').partition('=')
   if not equals or not value:
     raise UserError(f'{flag} needs a value: {flag}=…')
@@ -238,10 +238,10 @@ def _filled_in(settings: Settings, where: str) -> dict[str, str]:
   }
 
 
-def _run_name(settings: Settings, told: Mapping[str, None]) -> str:
-  """Returns `small_gsm8k_dst_epsilon=1e-4`."""
+def _run_name(settings: Settings, named_keys: Mapping[str, None]) -> str:
+  """Returns the name of a run, such as `small_gsm8k_dst_epsilon=1e-4`."""
   parts = [stem(settings[key]) for key in FILES if key in settings]
-  for key in told:
+  for key in named_keys:
     if key not in FILES:
       short = key.lower() if key.isupper() else key
       value = settings[key].strip('\'"')
@@ -253,12 +253,12 @@ def _run_name(settings: Settings, told: Mapping[str, None]) -> str:
 
 
 def _gin_file(kind: str, value: str) -> str:
-  """Returns the gin file that a value of `model`, say, chooses."""
+  """Returns the gin file of a value of `model`, `task` or `method`."""
   return value if value.endswith('.gin') else FILES[kind].format(value)
 
 
 def stem(value: str) -> str:
-  """Returns how a value of `model`, say, is called in names."""
+  """Returns the name of a value of `model`, `task` or `method` in run names."""
   return pathlib.PurePath(value).stem if value.endswith('.gin') else value
 
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep on this machine: some processes take them one by one."""
+"""Runs of a sweep on this machine, in a pool of worker processes."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -13,24 +13,24 @@ from typing import Any
 
 from dst_t5x.core.errors import UserError
 
-# Libraries may leak: a process is replaced after so many runs. Starting one
-# takes some ten seconds.
+# A process is replaced after this many runs because libraries may leak memory.
+# Starting one takes about ten seconds.
 _RUNS_PER_PROCESS = 100
-_PATIENCE = 60  # Seconds that a run gets to end after Ctrl-C.
+_PATIENCE = 60  # Seconds that a run has to end after Ctrl-C.
 
 
 class WorkerDied(Exception):
-  """A worker ended without an answer: how."""
+  """A worker has ended without an answer; the message says how."""
 
 
 class Worker:
-  """A process that does one thing after another; see `launch.worker`."""
+  """A process that carries out commands in sequence; see `launch.worker`."""
 
   def __init__(self, environment: Mapping[str, str], share: set[int]) -> None:
-    """Starts it.
+    """Starts the process.
 
     Args:
-      environment: variables of its own.
+      environment: additional environment variables.
       share: the processors that it may use.
     """
     self._process = subprocess.Popen(
@@ -39,29 +39,29 @@ class Worker:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      # Ctrl-C reaches it through us, once.
+      # The sweep receives Ctrl-C and passes it on once.
       start_new_session=True,
     )
     if share and hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(self._process.pid, share)
 
   def wait_until_ready(self) -> None:
-    """Waits until it has imported what runs need.
+    """Waits until the worker has imported what runs need.
 
     Raises:
-      WorkerDied: it could not.
+      WorkerDied: it has ended.
     """
     self._read()
 
   def call(self, command: str, **arguments: Any) -> dict[str, Any]:
-    """Has it do something, and returns its answer.
+    """Sends the worker a command and returns the answer.
 
     Raises:
-      WorkerDied: it ended meanwhile.
+      WorkerDied: it has ended.
     """
     assert self._process.stdin is not None
     line = json.dumps({'command': command} | arguments)
-    # How it ended, if it has, is found out next.
+    # If the worker has ended, reading the answer finds out how.
     with contextlib.suppress(BrokenPipeError, ValueError):
       self._process.stdin.write(line + '\n')
       self._process.stdin.flush()
@@ -80,13 +80,13 @@ class Worker:
     raise WorkerDied(f'the process was ended by {name}{hint}')
 
   def stop(self) -> None:
-    """Has it end soon: its run, if any, ends as it does with Ctrl-C."""
+    """Ends the worker; its run ends as after Ctrl-C."""
     assert self._process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
 
   def close(self) -> None:
-    """Ends it: at once if it is idle, after its run's clean end if not."""
+    """Ends the worker, at once or after the clean end of its run."""
     assert self._process.stdout is not None
     self.stop()
     try:
@@ -98,14 +98,14 @@ class Worker:
 
 
 class Pool:
-  """Workers that take jobs from one list; a context manager that ends them."""
+  """Workers that take jobs from one list; a context manager."""
 
   def __init__(self, parallel: int, environment: Mapping[str, str]) -> None:
     """Starts nothing yet.
 
     Args:
-      parallel: how many workers there shall be.
-      environment: variables of theirs.
+      parallel: number of workers.
+      environment: additional environment variables of the workers.
     """
     self._environment = dict(environment)
     self._shares = _shares(parallel)
@@ -121,7 +121,7 @@ class Pool:
     self.stop()
 
   def stop(self) -> None:
-    """Ends all workers; their runs end as they do with Ctrl-C."""
+    """Ends all workers; their runs end as after Ctrl-C."""
     self._is_stopping.set()
     with self._lock:
       workers = list(self._workers.values())
@@ -131,10 +131,10 @@ class Pool:
       worker.close()
 
   def worker(self, index: int = 0) -> Worker:
-    """Returns a worker of the pool, started if need be.
+    """Returns a worker of the pool; starts it if necessary.
 
     Raises:
-      UserError: it cannot start; what it says of that went to stderr.
+      UserError: it cannot start; stderr has its own message.
     """
     with self._lock:
       if self._is_stopping.is_set():
@@ -159,17 +159,17 @@ class Pool:
     started: Callable[[str], None],
     ended: Callable[[str, dict[str, Any]], None],
   ) -> None:
-    """Has all jobs done.
+    """Does all jobs.
 
     Args:
       jobs: name, and arguments of `worker.train_run`.
-      started: is told the name of each job that begins.
-      ended: is told the name, and the answer of the worker; `error` says how
-        the process ended, if it did.
+      started: called with the name of each job that begins.
+      ended: called with the name and the worker's answer. The answer has
+        `error` if the process ended.
 
     Raises:
       UserError: a worker cannot start.
-      KeyboardInterrupt: and all runs have ended.
+      KeyboardInterrupt: on Ctrl-C, after all runs have ended.
     """
     todo: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
     for job in jobs:
@@ -208,7 +208,7 @@ class Pool:
     started: Callable[[str], None],
     ended: Callable[[str, dict[str, Any]], None],
   ) -> None:
-    """Lets one worker take jobs until there are none."""
+    """Gives one worker jobs until there are none left."""
     runs = 0
     while not self._is_stopping.is_set():
       try:
@@ -233,7 +233,7 @@ class Pool:
 
 
 def _shares(parallel: int) -> list[set[int]]:
-  """Divides the processors: two that share all are slower than each alone."""
+  """Divides the processors: two processes that share all are slower."""
   if not hasattr(os, 'sched_getaffinity'):
     return [set() for _ in range(parallel)]
   processors = sorted(os.sched_getaffinity(0))
@@ -243,7 +243,7 @@ def _shares(parallel: int) -> list[set[int]]:
 
 
 def _devices(parallel: int) -> list[dict[str, str]]:
-  """Divides the GPUs that CUDA_VISIBLE_DEVICES names, if it names enough."""
+  """Divides the GPUs in CUDA_VISIBLE_DEVICES if there are enough."""
   name = 'CUDA_VISIBLE_DEVICES'
   devices = [d for d in os.environ.get(name, '').split(',') if d.strip()]
   if len(devices) < parallel:

@@ -1,12 +1,12 @@
-"""Raw results of sweeps, one line of JSON a run, small enough to be committed.
+"""Raw results of sweeps, one line of JSON a run, small enough to commit.
 
     python -m launch.records runs/search runs/final > studies/mine/runs.jsonl
 
-Each line has the sweep, the run's name and settings, its state, the scores that
-count (and the loss of the last evaluation), what was free and in which modules
-(by the last report), steps per second (the median of its reports but for the
-first, which has the compilation), seconds, and devices. A run that has not
-finished says so.
+A line has the sweep, the run's name, settings and state, the scores of the
+chosen checkpoint, the loss of the last evaluation, the free parameters in all
+and by module (from the last report), steps per second (the median of all
+reports but the first, which includes compilation), seconds, and devices. Runs
+that have not finished have a line too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def records(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Yields what is to be kept of each run of a sweep.
+  """Yields the record of each run of a sweep.
 
   Args:
-    folder: of the sweep.
+    folder: the sweep's folder.
 
   Raises:
-    UserError: it is not that of a sweep.
+    UserError: the folder is not a sweep's.
   """
   try:
     rows = json.loads((folder / states.TABLE_FILE).read_text())

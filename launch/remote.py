@@ -1,4 +1,4 @@
-"""The commands that start runs of a sweep, here or elsewhere."""
+"""The commands that start runs of a sweep, locally or elsewhere."""
 
 from collections.abc import Sequence
 import hashlib
@@ -17,13 +17,13 @@ _SCRIPTS = {'tpu': _HERE / 'tpu_pod.sh', 'gke': _HERE / 'gke.sh'}
 def command(
   where: str, name: str, flags: Sequence[str], launcher: Sequence[str]
 ) -> str:
-  """Returns the command that starts a run, for a shell.
+  """Returns the shell command that starts a run.
 
   Args:
     where: `local`, `slurm`, `tpu` or `gke`.
-    name: the run's.
-    flags: of training.
-    launcher: options of sbatch, or of the script.
+    name: the run's name.
+    flags: training's flags.
+    launcher: options of sbatch or of the script.
   """
   return shlex.join(arguments(where, name, flags, launcher))
 
@@ -44,17 +44,17 @@ def arguments(
 
 
 def short_name(name: str) -> str:
-  """Returns a name for a cloud: small letters, digits, hyphens; 39 at most."""
+  """Returns a name for a cloud: a-z, 0-9 and hyphens, at most 39 characters."""
   digest = hashlib.sha256(name.encode()).hexdigest()[:6]
   words = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
   return f'r-{words[:30].strip("-")}-{digest}'
 
 
 def check(where: str, launcher: Sequence[str]) -> None:
-  """Has the script check its options, before any run is started.
+  """Makes the script check its options before any run is started.
 
   Raises:
-    UserError: what the script says.
+    UserError: the script refuses them.
   """
   tool = {'tpu': 'gcloud', 'gke': 'xpk'}[where]
   if not shutil.which(tool):

@@ -9,7 +9,7 @@ from typing import Any
 
 from dst_t5x.core.errors import UserError
 
-# Words of Slurm for a job that has not ended.
+# Slurm's states of a job that has not ended.
 _ALIVE = (
   'PENDING',
   'RUNNING',
@@ -18,15 +18,16 @@ _ALIVE = (
   'SUSPENDED',
   'UNKNOWN',
 )
-_TIMEOUTS = 100  # That a job may reach; each goes on from the last checkpoint.
+# Timeouts allowed for a job; each time it resumes from the last checkpoint.
+_TIMEOUTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """What a job does; submitit pickles it.
+  """The work of a job; submitit pickles it.
 
   Attributes:
-    flags: of `python -m dst_t5x.train`.
+    flags: arguments of `python -m dst_t5x.train`.
     log: file for its output.
   """
 
@@ -34,13 +35,13 @@ class Training:
   log: str
 
   def __call__(self) -> dict[str, Any]:
-    """Trains; returns what `worker.train_run` does."""
+    """Trains; returns the result of `worker.train_run`."""
     from dst_t5x.launch import worker
 
     return worker.train_run(self.flags, self.log)
 
   def checkpoint(self) -> Any:
-    """Is called before the time is over, or at a preemption: queue it again."""
+    """Requeues the job; submitit calls this at a timeout or a preemption."""
     import submitit
 
     return submitit.helpers.DelayedSubmission(self)
@@ -55,13 +56,13 @@ def submit(
   """Submits an array of jobs; returns name -> job.
 
   Args:
-    jobs: name -> what to do.
-    options: of sbatch, `--partition=gpu`; one must be `--time`.
-    parallel: how many may run at a time.
-    folder: for submitit's own files, on a disk that all nodes see.
+    jobs: name -> work.
+    options: options of sbatch, such as `--partition=gpu`; `--time` is required.
+    parallel: number of jobs that may run at the same time.
+    folder: folder for submitit's files, on a disk that all nodes share.
 
   Raises:
-    UserError: an option is missing or makes no sense, or sbatch refuses.
+    UserError: an option is missing or invalid, or sbatch refuses it.
   """
   parameters = _parameters(options)
   minutes = _minutes(parameters.pop('time'))
@@ -84,7 +85,7 @@ def submit(
 
 
 def is_alive(job: str, folder: pathlib.Path) -> bool:
-  """Whether a job is queued or running, as far as sacct knows."""
+  """Returns whether a job is queued or running, according to sacct."""
   return _submitit().SlurmJob(folder, job).state in _ALIVE
 
 
@@ -102,7 +103,7 @@ def _parameters(options: Sequence[str]) -> dict[str, Any]:
   """Returns sbatch's options under submitit's names.
 
   Raises:
-    UserError: one is not of the form --name=value.
+    UserError: an option does not have the form --name=value.
   """
   parameters: dict[str, Any] = {}
   for option in options:
@@ -117,10 +118,10 @@ def _parameters(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _minutes(time: str) -> int:
-  """Returns the minutes of one of sbatch's forms of --time.
+  """Returns the minutes of a time in one of sbatch's forms.
 
   Raises:
-    UserError: it is none: [days-]hours:minutes:seconds, or minutes.
+    UserError: it is neither [days-]hours:minutes:seconds nor minutes.
   """
   found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', str(time))
   if not found:

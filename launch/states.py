@@ -1,7 +1,7 @@
-"""Where the runs of a sweep stand, told from their folders.
+"""The states of a sweep's runs, from their folders.
 
-The folders alone decide what is done again: a sweep that was killed knows as
-much as one that ended. `OUTPUT/runs.json` has the table for scripts.
+Only the folders decide which runs are done again, so that a sweep that was
+killed can continue. `OUTPUT/runs.json` has the table for scripts.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from dst_t5x.launch import grid
 FINISHED = 'finished'
 RUNNING = 'running'
 FAILED = 'failed'
-STOPPED = 'stopped'  # Begun, not finished; goes on from its checkpoint.
+STOPPED = 'stopped'  # Started, not finished; resumes from its checkpoint.
 WAITING = 'waiting'
 SUBMITTED = 'submitted'
 
@@ -33,18 +33,18 @@ TABLE_FILE = 'runs.json'
 
 @dataclasses.dataclass
 class State:
-  """Where one run stands.
+  """The state of one run.
 
   Attributes:
-    name: the run's.
-    settings: the run's.
+    name: the run's name.
+    settings: the run's settings.
     state: one of the words above.
-    step: steps that are done, as far as its metrics tell.
-    train_steps: all that it shall do, where the sweep says that.
-    scores: the metrics of its tasks: those of the checkpoint that counts.
-    seconds: that the last process spent on it, all in all.
-    error: why it failed, one line.
-    job: of the queue that it was submitted to.
+    step: the last step that its metrics have.
+    train_steps: the number of steps in all; None if the sweep does not set it.
+    scores: the metrics of its tasks at the chosen checkpoint.
+    seconds: seconds that the last process took.
+    error: one line that says why it failed.
+    job: the job that it was submitted as.
   """
 
   name: str
@@ -59,14 +59,14 @@ class State:
 
 
 class Sweep:
-  """The runs of a sweep and the folder that holds theirs."""
+  """The runs of a sweep, and the folder that contains their folders."""
 
   def __init__(self, runs: Sequence[grid.Run], output: str) -> None:
     """Reads nothing yet.
 
     Args:
-      runs: of one sweep.
-      output: their folders are in it; may be in an object store.
+      runs: the runs of one sweep.
+      output: the folder of their folders; may be in an object store.
     """
     self.runs = {run.name: run for run in runs}
     self.output = epath.Path(output).expanduser()
@@ -77,30 +77,30 @@ class Sweep:
 
   @property
   def here(self) -> pathlib.Path:
-    """The folder on this machine; it has the logs, if no more."""
+    """The sweep's folder on this machine; it has at least the logs."""
     if object_stores.is_remote(self.output):
       return pathlib.Path('runs') / self.output.name
     return pathlib.Path(self.output)
 
   def log(self, name: str) -> pathlib.Path:
-    """Returns where the output of a run goes."""
+    """Returns the file for the output of a run."""
     return self.here / name / 'log.txt'
 
   def states(
     self,
     names: Iterable[str] | None = None,
-    believe: Container[str] = (SUBMITTED,),
+    trusted: Container[str] = (SUBMITTED,),
   ) -> dict[str, State]:
-    """Returns name -> where the run stands.
+    """Returns name -> state of the run.
 
     Args:
-      names: of the runs; all by default.
-      believe: words of `runs.json` that still hold, of runs that neither
+      names: names of runs; all by default.
+      trusted: states of `runs.json` that are still valid if the run has neither
         finished nor failed since.
     """
-    before = self._before()
+    last_rows = self._last_rows()
     return {
-      name: self._state(self.runs[name], before.get(name, {}), believe)
+      name: self._state(self.runs[name], last_rows.get(name, {}), trusted)
       for name in (self.runs if names is None else names)
     }
 
@@ -111,8 +111,8 @@ class Sweep:
     text = json_text.dumps(rows, indent=1) + '\n'
     whole_files.write_text(self.output / TABLE_FILE, text)
 
-  def _before(self) -> dict[str, dict[str, Any]]:
-    """Returns name -> what was last written of it."""
+  def _last_rows(self) -> dict[str, dict[str, Any]]:
+    """Returns name -> the run's last row in `runs.json`."""
     try:
       rows = json.loads((self.output / TABLE_FILE).read_text())
       return {row['name']: row for row in rows}
@@ -120,7 +120,7 @@ class Sweep:
       return {}
 
   def results(self, name: str) -> dict[str, float]:
-    """Returns all metrics of the checkpoint that counts, of a finished run."""
+    """Returns all metrics of the chosen checkpoint of a finished run."""
     folder = self.folder(name)
     step = (best.read(folder) or {}).get('step')
     last = _json(folder / 'report.json').get('results', {})
@@ -128,7 +128,7 @@ class Sweep:
     return {name: value for name, value in found.items() if '/' in name}
 
   def _state(
-    self, run: grid.Run, known: Mapping[str, Any], believe: Container[str]
+    self, run: grid.Run, known: Mapping[str, Any], trusted: Container[str]
   ) -> State:
     folder = self.folder(run.name)
     state = State(run.name, run.settings, WAITING, train_steps=run.train_steps)
@@ -141,14 +141,14 @@ class Sweep:
       state.scores = _of_tasks(self.results(run.name))
     elif error := self.error(run.name):
       state.state, state.error = FAILED, error
-    elif known.get('state') in believe:
+    elif known.get('state') in trusted:
       state.state = str(known['state'])
     elif (folder / 'run.json').exists():
       state.state = STOPPED
     return state
 
   def error(self, name: str) -> str:
-    """Returns why a run failed: the last line of its log, if an error."""
+    """Returns why a run failed, from the last line of its log, or ''."""
     return error_of_log(self.log(name))
 
 
@@ -172,20 +172,20 @@ def summary(states: Sequence[State]) -> str:
     word: sum(state.state == word for state in states)
     for word in (FINISHED, RUNNING, SUBMITTED, STOPPED, FAILED, WAITING)
   }
-  told = ', '.join(f'{n} {word}' for word, n in counts.items() if n)
-  return f'{len(states)} runs: {told}'
+  counted = ', '.join(f'{n} {word}' for word, n in counts.items() if n)
+  return f'{len(states)} runs: {counted}'
 
 
 def _of_tasks(metrics: dict[str, float]) -> dict[str, float]:
   return {
     name: value
     for name, value in metrics.items()
-    if best.task_of(name) and value is not None  # It was no number.
+    if best.task_of(name) and value is not None  # None stands for NaN.
   }
 
 
 def _json(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns what a file holds; nothing if it is missing or torn."""
+  """Returns the content of a file; {} if it is missing or incomplete."""
   try:
     content = json.loads(epath.Path(path).read_text())
     return content if isinstance(content, dict) else {}

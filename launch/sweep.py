@@ -1,7 +1,7 @@
-"""Runs all of a sweep: `python -m launch.sweep SWEEP.yaml --parallel=2`.
+"""Runs a sweep: `python -m launch.sweep SWEEP.yaml --parallel=2`.
 
-The same command again skips what is finished and goes on with what is not.
-`launch/grid.py` and `launch/gin_grid.py` say what a sweep's file is.
+The same command again skips the finished runs and resumes the others.
+`launch/grid.py` and `launch/gin_grid.py` describe a sweep's file.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from dst_t5x.launch import slurm
 from dst_t5x.launch import states
 
 _WHERE = ('local', 'slurm', 'tpu', 'gke')
-_MOST_AT_A_TIME = 1000  # As many jobs as Slurm has in an array by default.
+_MOST_AT_A_TIME = 1000  # The default size limit of an array of jobs in Slurm.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(
   argv: Sequence[str],
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
-  """Returns our options, gin's flags, and what is for the launcher."""
+  """Returns our options, gin's flags, and options for the launcher."""
   argv = list(argv)
   launcher: list[str] = []
   if '--' in argv:
@@ -81,13 +81,15 @@ def _parse(
     type=command_line.whole(1, _MOST_AT_A_TIME),
     default=1,
     metavar='N',
-    help='runs at a time',
+    help='runs at the same time',
   )
   parser.add_argument(
     '--only', metavar='PATTERN', help='runs whose names match: *_dst_*'
   )
   parser.add_argument(
-    '--budget', action='store_true', help='runs, steps, device-hours; no more'
+    '--budget',
+    action='store_true',
+    help='only print runs, steps and device-hours',
   )
   parser.add_argument(
     '--topology',
@@ -95,10 +97,10 @@ def _parse(
     help='for --budget: v4:4x4x4, v5e:2x2, h200:8 (default: cpu, this one)',
   )
   parser.add_argument(
-    '--dry_run', action='store_true', help='print the commands; no more'
+    '--dry_run', action='store_true', help='only print the commands'
   )
   parser.add_argument(
-    '--table', action='store_true', help='print where the runs stand; no more'
+    '--table', action='store_true', help='only print the states of the runs'
   )
   rest = [argument for argument in argv if not grid.is_override(argument)]
   options = parser.parse_args(rest)
@@ -110,7 +112,7 @@ def _parse(
 def _sweep(
   options: argparse.Namespace, flags: list[str], launcher: list[str]
 ) -> int:
-  """Does what the options say."""
+  """Carries out the options; returns the exit status."""
   runs = grid.read(options.sweep, flags)
   if options.only:
     runs = [run for run in runs if fnmatch.fnmatch(run.name, options.only)]
@@ -145,8 +147,8 @@ def _flags(sweep: states.Sweep, run: grid.Run) -> list[str]:
 
 
 def _environment(sweep: states.Sweep) -> dict[str, str]:
-  """Returns variables of all workers: what one compiles, others need not."""
-  # Where `launch` and `dst_t5x` are, if they were found beside the caller.
+  """Returns the workers' variables; workers share compiled programs."""
+  # The worker has to find `launch` and `dst_t5x` in the caller's folder too.
   path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
   variables = {'PYTHONPATH': path}
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -158,10 +160,10 @@ def _environment(sweep: states.Sweep) -> dict[str, str]:
 def _check(
   pool: local.Pool, sweep: states.Sweep, with_work: bool
 ) -> dict[str, dict[str, Any]]:
-  """Checks all configurations; returns name -> `dst_t5x.work`, if wanted.
+  """Checks all configurations; returns name -> `dst_t5x.work` if requested.
 
   Raises:
-    UserError: one makes no sense, or its folder is another run's.
+    UserError: a configuration is invalid, or its folder is another run's.
   """
   print(f'checking {len(sweep.runs)} runs', file=sys.stderr)
   worker = pool.worker()
@@ -184,10 +186,10 @@ def _check(
 
 @contextlib.contextmanager
 def _only_sweep(sweep: states.Sweep) -> Iterator[None]:
-  """Keeps a second sweep out of the folder.
+  """Keeps a second sweep from using the folder.
 
   Raises:
-    UserError: there is one already, or the folder cannot be written to.
+    UserError: another sweep uses it, or it cannot be written to.
   """
   try:
     sweep.here.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ def _only_sweep(sweep: states.Sweep) -> Iterator[None]:
 
 
 def _is_at_work(sweep: states.Sweep) -> bool:
-  """Whether a sweep is running in the folder."""
+  """Returns whether a sweep is running in the folder."""
   try:
     with _only_sweep(sweep):
       return False
@@ -209,11 +211,11 @@ def _is_at_work(sweep: states.Sweep) -> bool:
 
 def _show(sweep: states.Sweep, is_at_work: bool = False) -> int:
   """Prints the table; returns the exit status."""
-  believe = [states.SUBMITTED, *([states.RUNNING] if is_at_work else [])]
-  found = sweep.states(believe=believe)
+  trusted = [states.SUBMITTED, *([states.RUNNING] if is_at_work else [])]
+  found = sweep.states(trusted=trusted)
   for name, state in found.items():
     if state.job and not slurm.is_alive(state.job, _submitit_folder(sweep)):
-      found |= sweep.states([name], believe=[])
+      found |= sweep.states([name], trusted=[])
   print(states.table(list(found.values())))
   return 0
 
@@ -223,7 +225,7 @@ def _submitit_folder(sweep: states.Sweep) -> pathlib.Path:
 
 
 class _Progress:
-  """Says what happens, and keeps `runs.json` true."""
+  """Reports the progress of the runs and updates `runs.json`."""
 
   def __init__(self, sweep: states.Sweep, total: int) -> None:
     self._sweep = sweep
@@ -232,15 +234,15 @@ class _Progress:
     self._lock = threading.Lock()
 
   def started(self, name: str) -> None:
-    """A run begins."""
+    """Reports that a run begins."""
     with self._lock:
       self._states[name].state = states.RUNNING
       self._sweep.write(self._states.values())
 
   def ended(self, name: str, answer: dict[str, Any]) -> None:
-    """A run has ended, somehow."""
+    """Reports that a run has ended, with or without an error."""
     with self._lock:
-      if answer.get('died'):  # It could not say so itself.
+      if answer.get('died'):  # The process could not write this itself.
         with self._sweep.log(name).open('a') as log:
           log.write(f'\nerror: {answer["error"]}\n')
       state = self._sweep.states([name])[name]
@@ -286,7 +288,7 @@ def _run_here(pool: local.Pool, sweep: states.Sweep) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-  """Makes SIGTERM what Ctrl-C is."""
+  """Makes SIGTERM act like Ctrl-C."""
 
   def interrupt(*unused: Any) -> None:
     raise KeyboardInterrupt
@@ -299,7 +301,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _submit(sweep: states.Sweep, launcher: list[str], parallel: int) -> int:
-  """Submits what is neither finished nor queued to Slurm."""
+  """Submits to Slurm the runs that are neither finished nor queued."""
   folder = _submitit_folder(sweep)
   found = sweep.states()
   todo = [
@@ -326,7 +328,7 @@ def _submit(sweep: states.Sweep, launcher: list[str], parallel: int) -> int:
 def _run_there(
   sweep: states.Sweep, where: str, launcher: list[str], parallel: int
 ) -> int:
-  """Starts what is not finished through a script, N at a time."""
+  """Starts unfinished runs through a script, several at a time."""
   remote.check(where, launcher)
   found = sweep.states()
   todo = [n for n, state in found.items() if state.state != states.FINISHED]
@@ -352,7 +354,7 @@ def _run_there(
     try:
       for one in waiting:
         one.result()
-    except KeyboardInterrupt:  # The scripts have got it, too.
+    except KeyboardInterrupt:  # The scripts have received it too.
       pool.shutdown(cancel_futures=True)
       raise
   return _show(sweep)

@@ -7,28 +7,28 @@
 # Creates a queued resource and waits for it, installs this checkout on all of
 # its hosts, starts `python -m dst_t5x.train` on all of them, follows the log of
 # the first, and deletes the slice when training has ended. A slice that is
-# preempted is created anew; training goes on from its last checkpoint, so
-# MODEL_DIR must be gs://…. Ctrl-C leaves the slice and the training alone: the
-# same command goes on watching.
+# preempted is created again. Training resumes from its last checkpoint, so
+# MODEL_DIR must be gs://…. Ctrl-C stops neither the slice nor the training; the
+# same command follows the log again.
 #
-#   --name=NAME          of the slice and its queued resource (required)
+#   --name=NAME          name of the slice and its queued resource (required)
 #   --zone=ZONE          (required)
 #   --type=TYPE          accelerator: v4-32, v5litepod-16, v5p-64, … (required)
-#   --project=PROJECT    default: that of gcloud's configuration
-#   --version=VERSION    software of the VMs; default: that of the type
-#   --spot               cheaper, and may be preempted
+#   --project=PROJECT    default: the project in gcloud's configuration
+#   --version=VERSION    software of the VMs; default: depends on the type
+#   --spot               cheaper, but may be preempted
 #   --on_demand          a VM at once or not at all, instead of a queued resource
 #   --keep               do not delete the slice at the end
-#   --retries=N          how often to create it anew (default: 10)
-#   --poll=SECONDS       between two looks (default: 30)
+#   --retries=N          maximum number of further creations (default: 10)
+#   --poll=SECONDS       seconds between two checks (default: 30)
 #   --env=NAME=VALUE     a variable for training; may be repeated
-#   --delete             delete the slice, and no more
-#   --dry_run            print every command, and run none
+#   --delete             only delete the slice
+#   --dry_run            only print the commands
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly here
-# What a loop over a slice's life may meet, beside training's exit status.
+# Results of watching a slice, besides training's exit status.
 readonly LOST=200 DEAD=201
 name='' zone='' type='' project='' version=''
 spot='' on_demand='' keep='' dry_run='' delete=''
@@ -123,7 +123,7 @@ remove() {
   fi
 }
 
-# Waits until the slice is there; fails if it will not be.
+# Waits until the slice exists; fails if it cannot be created.
 wait_until_active() {
   local now before=''
   while true; do
@@ -138,11 +138,11 @@ wait_until_active() {
   done
 }
 
-# Copies this checkout to all hosts and installs it with a Python of its own.
+# Copies this checkout to all hosts and installs it with its own Python.
 install() {
   local archive
   archive=${TMPDIR:-/tmp}/$name-$$.tar.gz
-  # gin/runs is needed; what is hidden, or other runs' results, is not.
+  # Hidden files and runs' results are left out, but gin/runs is needed.
   run tar -C "$here" --exclude='./.*' --exclude=./runs --exclude=__pycache__ \
     -czf "$archive" .
   tpus tpu-vm scp "$archive" "$name:dst_t5x.tar.gz" --worker=all
@@ -173,14 +173,14 @@ while [ ! -s status ] && kill -0 "$(cat pid)" 2>/dev/null; do sleep 1; done
 sleep 1; kill $t'
 }
 
-# Has each host print training's exit status, or `dead` where it left none.
+# Makes each host print training's exit status, or `dead` if there is none.
 statuses() {
   # shellcheck disable=SC2016
   on_host all 'cd dst_t5x; cat status 2>/dev/null ||
 kill -0 "$(cat pid)" 2>/dev/null || echo dead'
 }
 
-# Prints the worst of them, and nothing while training goes on.
+# Prints the worst exit status, or nothing while training continues.
 status() {
   statuses 2>/dev/null | grep -E '^([0-9]+|dead)$' | sort -rn | head -n 1 ||
     true

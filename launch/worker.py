@@ -1,10 +1,10 @@
-"""A process that takes one run of a sweep after another.
+"""A process that carries out runs of a sweep in sequence.
 
-Started by `local`: `python -m launch.worker`. One line of JSON comes in for
-each thing to do, one goes out when it is done; what runs print goes to their
-logs. TensorFlow and JAX are imported once for many runs, and a crash is that of
-one run. When its standard input ends, which is when the sweep was killed, the
-worker stops its run as Ctrl-C does, and ends.
+`local` starts it: `python -m launch.worker`. Each command comes in as one line
+of JSON, and one line goes out when it is done. The output of a run goes to its
+log. TensorFlow and JAX are imported once for many runs, and a crash affects one
+run only. When standard input ends because the sweep was killed, the worker
+stops its run as after Ctrl-C and ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ from dst_t5x.core.errors import UserError, first_line
 from dst_t5x.runtime import interrupts
 from dst_t5x.runtime import preemption
 
-# What does not change the programs of a run.
+# Settings that do not change the compiled programs of a run.
 _NUMBERS = tuple(
   f'--gin.{name}='
   for name in ('LEARNING_RATE', 'EPSILON', 'RANDOM_SEED', 'MODEL_DIR')
@@ -35,13 +35,13 @@ _last_program: list[str] = []
 
 def main() -> None:
   """Serves until standard input ends."""
-  # Whatever a library prints must not get between the answers.
+  # Output of libraries must not mix with the answers.
   answers = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)
   interrupts.listen()
   is_busy = threading.Event()
   requests = _requests(is_busy)
-  from dst_t5x.runs import training  # Ten seconds.
+  from dst_t5x.runs import training  # This takes about ten seconds.
 
   del training
   _answer(answers, {'ready': True})
@@ -64,11 +64,11 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
   """Trains as `python -m dst_t5x.train` does.
 
   Args:
-    flags: its arguments.
-    log: file that gets its output, after what is there.
+    flags: the arguments of training.
+    log: file to which the output is appended.
 
   Returns:
-    `seconds`; and `error`, one line, if it failed.
+    `seconds`, and `error` (one line) if it failed.
   """
   from dst_t5x.runs import training
 
@@ -96,9 +96,9 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
 
 
 def _forget_other_programs(flags: Sequence[str]) -> None:
-  """Frees what was compiled, unless the last run was like this one.
+  """Frees compiled programs unless the last run used the same ones.
 
-  Runs that differ in numbers alone are compiled once; see `trainer.Trainer`.
+  Runs that differ in numbers only share programs; see `trainer.Trainer`.
   """
   import jax
 
@@ -113,15 +113,15 @@ def _forget_other_programs(flags: Sequence[str]) -> None:
 def check_run(
   flags: Sequence[str], folder: str, with_work: bool = False
 ) -> dict[str, Any]:
-  """Checks a run's configuration, and against what its folder holds.
+  """Checks a run's configuration against what its folder contains.
 
   Args:
-    flags: of `python -m dst_t5x.train`.
-    folder: its MODEL_DIR.
-    with_work: whether `dst_t5x.work` is wanted, which takes longer.
+    flags: arguments of `python -m dst_t5x.train`.
+    folder: the run's MODEL_DIR.
+    with_work: whether to compute `dst_t5x.work`, which takes longer.
 
   Returns:
-    `error`, one line, if it would fail; and `work`, if wanted.
+    `error` (one line) if the run would fail, and `work` if requested.
   """
   from dst_t5x.planning import work
   from dst_t5x.runs import identity
@@ -138,7 +138,7 @@ def check_run(
 def _requests(
   is_busy: threading.Event,
 ) -> 'queue.SimpleQueue[dict[str, Any] | None]':
-  """Returns the queue of what comes in, None at the end."""
+  """Returns the queue of commands; None marks the end."""
   requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
   def read() -> None:
@@ -158,7 +158,7 @@ def _answer(answers: TextIO, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _output_to(path: str) -> Iterator[None]:
-  """Sends standard output and errors, also those of C++, to a file."""
+  """Redirects standard output and errors, those of C++ too, to a file."""
   before = os.dup(1), os.dup(2)
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with open(path, 'a', encoding='utf-8') as log:

@@ -1,12 +1,13 @@
-"""Two small tasks for the demonstration, made from a seed without any file.
+"""Two small generated tasks for the demonstration.
 
-Inputs are an operation and a word, `upper: plum`; the target is the word after
-the operation, byte by byte. `demo_pretrain` teaches three operations;
-`demo_finetune` is another one that reuses what they teach: every letter is
-replaced by its partner in a fixed substitution cipher.
+Inputs are an operation and a word, `upper: plum`. The target is the word after
+the operation. Both are texts of bytes. `demo_pretrain` has three operations.
+`demo_finetune` has another one: every letter is replaced by its partner in a
+fixed substitution cipher.
 
-Words are random strings of different letters. No word is in both splits: one
-in sixteen, by the sum of its letters' numbers, is kept for validation.
+Words are random strings of different letters. The splits share no words: the
+sum of a word's letters decides its split, and one sixteenth of the words is for
+validation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import tensorflow as tf
 _LETTERS = string.ascii_lowercase
 _LENGTHS = (3, 4, 5)
 _ROWS = {'train': 50_000, 'validation': 512}
-_POOL = 64_000  # Words to draw the splits from.
+_POOL = 64_000  # Words that the splits are drawn from.
 _SEED = 2024
 
 _SUCCESSORS = str.maketrans(_LETTERS, _LETTERS[1:] + _LETTERS[0])
@@ -39,9 +40,9 @@ FINE_TUNING: Mapping[str, Callable[[str], str]] = {
 def make_rows(
   operations: Mapping[str, Callable[[str], str]], split: str
 ) -> tuple[list[str], list[str]]:
-  """Returns the inputs and the targets of a split, the same ones always."""
+  """Returns the inputs and the targets of a split, always the same ones."""
   draw = np.random.default_rng(_SEED)
-  # The first letters of a random permutation are different letters.
+  # The first letters of a random permutation are all different.
   orders = draw.permuted(np.tile(np.arange(26), (_POOL, 1)), axis=1)
   lengths = draw.choice(_LENGTHS, _POOL)
   names = draw.choice(sorted(operations), _POOL)
@@ -59,7 +60,7 @@ def make_rows(
 def exact_match(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, float]:
-  """Share of words that are right, in per cent."""
+  """Returns the percentage of correct words."""
   right = sum(map(str.__eq__, targets, predictions))
   return {'exact_match': 100.0 * right / len(targets)}
 
@@ -67,9 +68,9 @@ def exact_match(
 def character_accuracy(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, float]:
-  """Share of characters right in their places, in per cent.
+  """Returns the percentage of characters that are correct at their positions.
 
-  What is missing or superfluous counts as wrong.
+  Missing and additional characters are wrong.
   """
   pairs = list(zip(targets, predictions, strict=True))
   right = sum(sum(map(str.__eq__, *pair)) for pair in pairs)
@@ -83,13 +84,13 @@ def add(
   splits: Sequence[str],
   num_input_examples: Mapping[str, int] | None = None,
 ) -> None:
-  """Registers a task over bytes, scored by words and by characters.
+  """Registers a task of bytes, scored by words and by characters.
 
   Args:
-    name: its name.
-    rows: split -> inputs and targets, in random order, the same ones always.
-    splits: names of the splits.
-    num_input_examples: how many each has, if that is known without making them.
+    name: the task's name.
+    rows: split -> inputs and targets, in random order, always the same ones.
+    splits: the names of the splits.
+    num_input_examples: split -> number of examples, if known in advance.
   """
 
   def read(split: str, shuffle_files: bool, seed: int = 0) -> tf.data.Dataset:

@@ -1,22 +1,21 @@
 """GSM8K: grade school mathematics in words, with worked answers.
 
 Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems",
-arXiv 2110.14168. The score is the solve rate on the final answer, extracted in
-the two ways that lm-evaluation-harness made common: `strict_match` reads the
-number after the marker `####`, `flexible_extract` the last number of the text.
-Unlike there, numbers are compared as numbers (`3.0` is `3`), however a model
-writes them; see `numerals`.
+arXiv 2110.14168. The score is the solve rate of the final answer, extracted in
+the two ways of lm-evaluation-harness: `strict_match` reads the number after the
+marker `####`, `flexible_extract` reads the last number of the text. Here,
+numbers are compared by value (`3.0` equals `3`); see `numerals`.
 
 T5's vocabulary has no newline, no `<`, `^`, `{`, `}`, backquote, and few
 mathematical signs. Lines are therefore joined by ` | `, which is one piece and
-occurs in no row, and the signs are spelt with known ones. The calculator's
-notes `<<48/2=24>>` are left out of `gsm8k` and spelt `[[48/2=24]]` in
-`gsm8k_notes` (`read_lines` is the way back). No row of the public data then has
-an unknown piece. The model writes its notes itself: decoding does not stop for
-a calculator.
+occurs in no row, and signs are replaced by pieces of the vocabulary. The
+calculator's notes `<<48/2=24>>` are removed in `gsm8k` and written as
+`[[48/2=24]]` in `gsm8k_notes`; `read_lines` restores them. After that, no row
+of the public data has an unknown piece. The model writes its notes itself:
+decoding does not stop for a calculator.
 
-GSM8K has no development split and the paper names none: 'validation' is the
-test split, as in the paper's table.
+GSM8K has no development split and the paper names none. The split 'validation'
+is the test split, as in the paper's table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ PREFIX = 'gsm8k question: '
 LINE_BREAK = ' | '
 MARKER = '####'
 
-# RE2 patterns, applied in this order, and what replaces them.
+# RE2 patterns and their replacements, applied in this order.
 _FRACTIONS = {'½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3'}
 _NOTE = r'<<([^<>]*)>>'
 _REWRITES = (
@@ -65,11 +64,11 @@ _REWRITES = (
 
 
 def rewrite(text: tf.Tensor, notes: bool = False) -> tf.Tensor:
-  """Rewrites a string tensor with pieces that T5's vocabulary knows.
+  """Replaces characters that are not in T5's vocabulary.
 
   Args:
-    text: strings of any shape.
-    notes: whether the calculator's notes are kept.
+    text: string tensor of any shape.
+    notes: whether to keep the calculator's notes.
   """
   text = tf.strings.regex_replace(text, _NOTE, r'[[\1]]' if notes else '')
   for pattern, replacement in _REWRITES:
@@ -78,7 +77,7 @@ def rewrite(text: tf.Tensor, notes: bool = False) -> tf.Tensor:
 
 
 def read_lines(text: str) -> str:
-  """Returns a target or a prediction with line breaks and notes restored."""
+  """Restores line breaks and notes in a target or a prediction."""
   text = text.replace(LINE_BREAK, '\n')
   return re.sub(r'\[\[([^\[\]]*)\]\]', r'<<\1>>', text)
 
@@ -103,7 +102,7 @@ def extract_flexible(text: str) -> str | None:
 
 
 def _postprocess(text: str, is_target: bool = False, **unused: Any) -> Any:
-  """Returns the final answer of a target, a prediction as it is."""
+  """Returns the final answer of a target, and a prediction unchanged."""
   del unused
   return extract_strict(text) if is_target else text
 
@@ -117,7 +116,7 @@ def _percent_equal(
 def strict_match(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, float]:
-  """Solve rate in per cent, by the number after the marker."""
+  """Returns the percentage solved, by the number after the marker."""
   answers = [extract_strict(text) for text in predictions]
   return {'strict_match': _percent_equal(targets, answers)}
 
@@ -125,7 +124,7 @@ def strict_match(
 def flexible_extract(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, float]:
-  """Solve rate in per cent, by the last number of the text."""
+  """Returns the percentage solved, by the last number of the text."""
   answers = [extract_flexible(text) for text in predictions]
   return {'flexible_extract': _percent_equal(targets, answers)}
 

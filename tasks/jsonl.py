@@ -1,11 +1,10 @@
-"""A task of one's own without code: files of `inputs` and `targets`.
+"""A task from files of `inputs` and `targets`, without any code.
 
-A `.jsonl` file has an object a line, `{"inputs": "…", "targets": "…"}`, whose
-other keys are ignored; a `.tsv` file has a line of inputs, tab, targets, and
-perhaps the header `inputs<TAB>targets`. Lines are those of `text_files`, empty
-ones are skipped. Files may be of any size: rows are read as they are needed,
-after every line was looked at once. Gin says which files they are
-(`gin/tasks/jsonl.gin`).
+A `.jsonl` file has one object a line, `{"inputs": "…", "targets": "…"}`; other
+keys are ignored. A `.tsv` file has inputs, a tab and targets on each line, and
+optionally the header `inputs<TAB>targets`. `text_files` reads the lines; empty
+ones are skipped. Files may be of any size: every line is checked once, then
+rows are read as they are needed. Gin names the files (`gin/tasks/jsonl.gin`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,8 @@ from dst_t5x.data import text_scores
 from dst_t5x.data import vocabulary
 
 NAME = 'jsonl'
-_SHOWN = 5  # Malformed rows that are told one by one.
-_CHUNK = 256  # Rows that TensorFlow is given at once.
+_SHOWN = 5  # Malformed rows that a message describes.
+_CHUNK = 256  # Rows in one tensor.
 _SHUFFLE_BUFFER = 10_000
 
 Row = tuple[str, str]
@@ -46,11 +45,11 @@ _PARSERS: Mapping[str, Parser] = {
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """A file of rows, whose name says what it holds.
+  """A file of rows; the suffix of its name is its format.
 
   Attributes:
-    macro: the name by which gin knows it, for messages.
-    path: where it is, perhaps remote.
+    macro: the macro that names the file, for messages.
+    path: the file, which may be in an object store.
   """
 
   macro: str
@@ -58,10 +57,10 @@ class File:
 
   @property
   def parser(self) -> Parser:
-    """What makes a row of a line.
+    """The parser of a line.
 
     Raises:
-      UserError: the name does not say.
+      UserError: the suffix is unknown.
     """
     suffix = epath.Path(self.path).suffix
     if suffix not in _PARSERS:
@@ -71,11 +70,11 @@ class File:
     return _PARSERS[suffix]
 
   def check(self) -> int:
-    """Looks at every line; returns the number of rows.
+    """Checks every line; returns the number of rows.
 
     Raises:
-      UserError: the file cannot be read, holds no row, or malformed ones,
-        which are named by line.
+      UserError: the file cannot be read, has no row, or has malformed rows,
+        whose lines are named.
     """
     parser = self.parser
     try:
@@ -89,7 +88,7 @@ class File:
     parser = self.parser
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
-      # Not TextLineDataset: it leaves out all carriage returns.
+      # TextLineDataset would drop all carriage returns.
       rows = text_files.read(f'{self.macro} {self.path}', self.path, parser)
       while chunk := list(itertools.islice(rows, _CHUNK)):
         yield {
@@ -108,7 +107,7 @@ class File:
 
 @functools.cache
 def _digest(path: str, length: int, mtime: float) -> str:
-  """Returns a file's SHA-256, computed again only if it has changed."""
+  """Returns a file's SHA-256, computed again only if the file has changed."""
   del length, mtime
   with epath.Path(path).open('rb') as content:
     return hashlib.file_digest(content, 'sha256').hexdigest()
@@ -152,13 +151,13 @@ def _count(file: File, parser: Parser, length: int, mtime: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What gin says of the task.
+  """The settings of the task.
 
   Attributes:
     train_file: rows of the split `train`.
     eval_file: rows of the splits `validation` and `test`.
     metrics: names of `METRICS`.
-    language: of the targets, for BLEU; see `text_scores.tokenizer_for`.
+    language: the targets' language, for BLEU; see `text_scores.tokenizer_for`.
   """
 
   train_file: str | None = None
@@ -170,7 +169,7 @@ class Settings:
     """Returns the file of a split.
 
     Raises:
-      UserError: none was named.
+      UserError: no file is set.
     """
     macro, path = (
       ('TRAIN_FILE', self.train_file)
@@ -187,8 +186,8 @@ class Settings:
     """Returns the metrics.
 
     Raises:
-      UserError: there is no such metric or language, or the language needs a
-        tokenizer whose package is missing.
+      UserError: there is no such metric or language, or the package of the
+        language's tokenizer is missing.
     """
     for name in self.metrics:
       if name not in METRICS:
@@ -206,28 +205,28 @@ def settings(
   metrics: Sequence[str] = ('exact_match',),
   language: str = '',
 ) -> Settings:
-  """Returns what gin says; see `Settings`."""
+  """Returns the settings that gin binds; see `Settings`."""
   return Settings(train_file, eval_file, metrics, language)
 
 
 class FileSource(seqio.DataSource):
-  """The rows of whichever files gin names."""
+  """The rows of the files that gin names."""
 
   def __init__(self) -> None:
     super().__init__(splits=('train', 'validation', 'test'))
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """Rows cannot be found without reading all lines before them."""
+    """False: a row cannot be found without reading all lines before it."""
     return False
 
   def check(self, split: str) -> None:
-    """Looks at every line of a split's file; see `File.check`."""
+    """Checks every line of a split's file; see `File.check`."""
     settings().chosen_metrics()
     settings().file(split).check()
 
   def rows_of(self, split: str) -> dict[str, Any]:
-    """Returns what tells a split's rows from others; raises as `check`."""
+    """Returns the identity of a split's rows; raises as `check`."""
     file = settings().file(split)
     rows, stat = file.check(), epath.Path(file.path).stat()
     digest = _digest(file.path, stat.length, stat.mtime)
@@ -249,7 +248,7 @@ class FileSource(seqio.DataSource):
     shard_info: seqio.ShardInfo | None = None,
     **unused: Any,
   ) -> tf.data.Dataset:
-    """Returns the rows, each once, shuffled as far as a buffer goes."""
+    """Returns the rows, each once, shuffled within a buffer."""
     del unused
     dataset = settings().file(split).dataset()
     if shard_info is not None:
@@ -276,7 +275,7 @@ def _against_one(name: str, scorer: text_scores.Scorer) -> Metric:
   return score
 
 
-# Name -> what makes the metric for a language.
+# Name -> a function that makes the metric for a language.
 METRICS: Mapping[str, Callable[[str], Metric]] = {
   'exact_match': lambda language: _exact_match,
   'bleu': lambda language: _against_one('bleu', text_scores.bleu(language)),
@@ -287,7 +286,7 @@ METRICS: Mapping[str, Callable[[str], Metric]] = {
 def chosen_metrics(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, Any]:
-  """Returns the metrics that gin names; exact match in per cent of the rows."""
+  """Returns the chosen metrics; exact match is in per cent of the rows."""
   scores: dict[str, Any] = {}
   for metric in settings().chosen_metrics():
     scores |= metric(targets, predictions)

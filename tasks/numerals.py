@@ -1,15 +1,15 @@
-r"""Numbers as models write them: `1,080`, `$1080.00`, `−5`, `2 1/2`, `1e3`.
+r"""Numbers in texts of models: `1,080`, `$1080.00`, `−5`, `2 1/2`, `1e3`.
 
-Each is read as a canonical text, so that equal numbers are equal texts: no
-sign but a hyphen, no separator but the point, no zero that may go. A fraction
-that no decimals end is in lowest terms, `-1/3`. Values are exact, of any number
-of digits.
+Each number has a canonical text, so that equal numbers have equal texts: a
+hyphen as the only sign, a point as the only separator, no superfluous zeros. A
+fraction without a finite decimal expansion is in lowest terms, `-1/3`. Values
+are exact and may have any number of digits.
 
-Known are the digits, dashes, spaces and currencies of all scripts; thousands
-set apart by commas, spaces that do not break, apostrophes, underscores, or two
-points and more; LaTeX's `1{,}080`, `\$5`, `\frac{1}{2}` and `\boxed{5}`;
-common fractions after a whole number or alone; powers of ten such as `1.5e3`.
-Units are not read, nor words: `2 million` is 2, `1:30` is 1 and 30.
+The patterns include: digits, dashes, spaces and currencies of all scripts;
+thousands separated by commas, no-break spaces, apostrophes, underscores, or at
+least two points; LaTeX's `1{,}080`, `\$5`, `\frac{1}{2}` and `\boxed{5}`;
+common fractions, alone or after a whole number; powers of ten such as `1.5e3`.
+Units and words are not read: `2 million` is 2, `1:30` is 1 and 30.
 """
 
 import decimal
@@ -17,7 +17,7 @@ from fractions import Fraction
 import re
 import unicodedata
 
-# A decimal comma cannot be told from one between thousands: it is the latter.
+# A comma always separates thousands; a decimal comma looks the same.
 _WHOLE = (
   r'\d{{1,3}}(?:[{apart}]\d{{3}})+(?!\d)|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\.?\d)'
   r'|\d[\d,]*'
@@ -28,13 +28,13 @@ _APART = "'’_\xa0"
 
 
 def _number(apart: str, space: str) -> str:
-  """Returns a pattern of a number with its sign, perhaps after a currency."""
+  """Returns a pattern of a number with a sign and possibly a currency."""
   whole = _WHOLE.format(apart=apart)
   plain = rf'(?:(?:{whole})(?:\.\d+)?|\.\d+){_EXPONENT}'
   return rf'(?:-{space})?(?:\$ ?)?(?:-{space})?(?:{_FRACTION}|{plain})'
 
 
-# After a marker nothing but the answer is expected: more is part of it.
+# After a marker only the answer follows, so it may have more forms.
 _ANSWER = re.compile(
   rf'[^\w#]*?(?:\\boxed ?\{{)?({_number(_APART + " ", " ?")})'
 )
@@ -43,7 +43,7 @@ _ANYWHERE = re.compile(rf'(?:(?<![\w)])|(?=[$\d.])){_number(_APART, "")}')
 
 
 class _Plain(dict[int, str]):
-  """Code point -> what is written with ASCII and the no-break space."""
+  """Code point -> its form in ASCII and no-break spaces."""
 
   def __missing__(self, code: int) -> str:
     self[code] = found = self._find(chr(code))
@@ -57,7 +57,7 @@ class _Plain(dict[int, str]):
       return '$'
     if category == 'Zs' and char != ' ':
       return '\xa0'
-    # Longer dashes part sentences.
+    # Longer dashes separate sentences.
     if char == '−' or (category == 'Pd' and char not in '—―'):
       return '-'
     if unicodedata.name(char, '').startswith('VULGAR FRACTION'):
@@ -77,12 +77,12 @@ def _plain(text: str) -> str:
 
 
 def after(marker: str, text: str) -> str | None:
-  """Returns the number that follows the first marker that one follows.
+  """Returns the number after a marker: the first marker with a number.
 
   Args:
-    marker: such as `####`; between it and the number nothing may stand but
-      punctuation.
-    text: what a model wrote.
+    marker: for example `####`. Only punctuation may be between the marker and
+      the number.
+    text: a model's text.
   """
   plain = _plain(text)
   for place in re.finditer(re.escape(marker), plain):
@@ -98,7 +98,7 @@ def last(text: str) -> str | None:
 
 
 def _canonical(number: str) -> str:
-  """Returns the canonical form of what the patterns match."""
+  """Returns the canonical form of a match of the patterns."""
   start = re.search(r'[\d.]', number)
   assert start is not None
   sign, size = number[: start.start()], number[start.start() :]
@@ -109,7 +109,7 @@ def _canonical(number: str) -> str:
     size = size.replace('.', '')
   if 'e' in size.lower():
     size = format(decimal.Decimal(size), 'f')
-  # No arithmetic: a model may write a number of any length.
+  # Texts instead of arithmetic: a number may have any length.
   whole, _, decimals = size.partition('.')
   decimals = decimals.rstrip('0')
   found = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
@@ -117,7 +117,7 @@ def _canonical(number: str) -> str:
 
 
 def _of_fraction(value: Fraction | int) -> str:
-  """Returns decimals if they end, else the fraction in lowest terms."""
+  """Returns decimals if there are finitely many, or the reduced fraction."""
   top, bottom = value.as_integer_ratio()
   with decimal.localcontext(prec=80):
     found = decimal.Decimal(top) / bottom

@@ -1,9 +1,9 @@
-"""WMT's test sets, as SacreBLEU keeps them.
+"""WMT's test sets in SacreBLEU's folder.
 
-SacreBLEU stores what it downloads as text, one sentence a line, in the folder
-that the environment variable SACREBLEU names (`~/.sacrebleu` by default):
-`wmt22/wmt22.de-en.src`, `wmt22/wmt22.de-en.ref-A` and so on. Reading needs
-these files alone: no network, no permission to write.
+SacreBLEU stores its downloads as texts, one sentence a line, in the folder that
+the environment variable SACREBLEU names (`~/.sacrebleu` by default):
+`wmt22/wmt22.de-en.src`, `wmt22/wmt22.de-en.ref-A` and so on. Reading needs only
+these files: no network and no permission to write.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from dst_t5x.core.errors import UserError, first_line, nearest
 from dst_t5x.data import text_files
 
 FOLDER_VARIABLE = 'SACREBLEU'
-# Not a set of SacreBLEU's, but in an archive that it downloads for another.
+# No set of SacreBLEU's, but part of an archive that it downloads for another.
 SYSCOMB = 'newssyscomb2009'
 _SYSCOMB_ARCHIVE = 'wmt19/dev'
 _SYSCOMB_LANGUAGES = ('cs', 'de', 'es', 'fr')
@@ -30,8 +30,8 @@ class Pairs(NamedTuple):
 
   Attributes:
     sources: sentences.
-    references: for each sentence its translations, by the translators' names
-      in alphabetical order; an empty one where a translator left it out.
+    references: the translations of each sentence, in the alphabetical order of
+      the translators' names; '' if a translator left it out.
   """
 
   sources: list[str]
@@ -46,11 +46,11 @@ def folder() -> pathlib.Path:
 
 
 def is_there(name: str, pair: str) -> bool:
-  """Whether a set can be read.
+  """Returns whether a set can be read.
 
   Args:
-    name: of the set, such as `wmt22` or `wmt14/full`.
-    pair: of languages, such as `de-en`.
+    name: the set's name, such as `wmt22` or `wmt14/full`.
+    pair: a pair of languages, such as `de-en`.
 
   Raises:
     UserError: SacreBLEU knows no such set or pair.
@@ -61,10 +61,10 @@ def is_there(name: str, pair: str) -> bool:
 
 
 def read(name: str, pair: str) -> Pairs:
-  """Reads a set; arguments as `is_there`.
+  """Returns a set; arguments as in `is_there`.
 
   Raises:
-    UserError: SacreBLEU knows no such set or pair, its files are missing or
+    UserError: SacreBLEU knows no such set or pair, or its files are missing or
       have different numbers of lines.
   """
   if not is_there(name, pair):
@@ -87,21 +87,21 @@ def read(name: str, pair: str) -> Pairs:
 
 
 def fetch(name: str, pair: str) -> None:
-  """Has SacreBLEU download a set, unless it is there; arguments as `is_there`.
+  """Makes SacreBLEU download a missing set; arguments as in `is_there`.
 
   Raises:
-    UserError: SacreBLEU knows no such set or pair, it could not be downloaded,
-      or the folder cannot be written to.
+    UserError: SacreBLEU knows no such set or pair, it cannot be downloaded, or
+      the folder cannot be written to.
   """
   if is_there(name, pair):
     return
   try:
     _find(name, pair).process_to_text(pair)
-  except SystemExit as error:  # How SacreBLEU reports a wrong checksum.
+  except SystemExit as error:  # SacreBLEU reports a wrong checksum this way.
     raise UserError(
       f'SacreBLEU could not fetch {name!r}; see its message above'
     ) from error
-  except Exception as error:  # Of the network, the archive or the disk.
+  except Exception as error:  # Errors of the network, the archive or the disk.
     raise UserError(
       f'SacreBLEU cannot fetch {name!r} into {str(folder())!r}'
       f' ({FOLDER_VARIABLE}): {first_line(error)}'
@@ -143,7 +143,7 @@ def _datasets() -> Mapping[str, Any]:
 
 
 def _files(name: str, pair: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """Returns the paths of the source and of the references that are there."""
+  """Returns the paths of the source and of the existing references."""
   place = folder() / name
   stem = f'{name.replace("/", "_")}.{pair}'
   # SacreBLEU 2.0 wrote `.ref:refA`, 2.6 writes `.ref-refA` or `.ref-A`.

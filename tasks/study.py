@@ -1,14 +1,14 @@
-"""The tasks of the ablation study (`docs/study.md`), made without any file.
+"""The generated tasks of the ablation study (`docs/study.md`).
 
-Inputs are an operation and a word, `next: plum`; the target is the word after
-the operation, byte by byte. `study_pretrain` teaches six operations.
-`study_finetune` has three names that are new: `back` is an operation that the
-seed knows, `both` is two of them after each other, and `code` a substitution
-cipher without a system, whose table has to be learnt. A few parameters may do
-for the first; the last takes more.
+Inputs are an operation and a word, `next: plum`. The target is the word after
+the operation. Both are texts of bytes. `study_pretrain` has six operations.
+`study_finetune` has three operations with new names: `back` is one that the
+seed knows, `both` is two of them in sequence, and `code` is a substitution
+cipher with a random table. A few parameters may be enough for the first; the
+last needs more.
 
-Words are random strings of letters. No word is in two splits, nor in those of
-the other task: the sum of a word's letters decides where it belongs.
+Words are random strings of letters. The splits share no words, within a task or
+between tasks: the sum of a word's letters decides its split.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from dst_t5x.tasks import demo
 _LETTERS = string.ascii_lowercase
 _LENGTHS = (3, 4, 5)
 _ROWS = {'train': 36_765, 'validation': 512, 'test': 1024}
-_POOL = 52_000  # Words to draw the splits from.
+_POOL = 52_000  # Words that the splits are drawn from.
 _SEED = 2024
 
 
@@ -50,14 +50,14 @@ FINE_TUNING: Mapping[str, Callable[[str], str]] = {
 
 
 def split_of(word: str) -> str:
-  """Returns the split that a word belongs to."""
+  """Returns the split of a word."""
   remainder = sum(map(_LETTERS.index, word)) % 16
   return {0: 'validation', 1: 'test', 2: 'test'}.get(remainder, 'train')
 
 
 @functools.cache
 def _words() -> tuple[str, ...]:
-  """Returns the words of all splits; different ones, in random order."""
+  """Returns the words of all splits, without repetition, in random order."""
   draw = np.random.default_rng(_SEED)
   letters = draw.choice(list(_LETTERS), (_POOL, max(_LENGTHS)))
   lengths = draw.choice(_LENGTHS, _POOL)
@@ -72,7 +72,7 @@ def _words() -> tuple[str, ...]:
 def make_rows(
   operations: Mapping[str, Callable[[str], str]], split: str
 ) -> tuple[list[str], list[str]]:
-  """Returns the inputs and the targets of a split, the same ones always."""
+  """Returns the inputs and the targets of a split, always the same ones."""
   words = [word for word in _words() if split_of(word) == split][: _ROWS[split]]
   names = sorted(operations)
   inputs, targets = [], []

@@ -1,13 +1,12 @@
 """SuperGLUE as T5 trains and scores it: `super_glue_v102_proportional`.
 
 Wang et al. 2019, "SuperGLUE: A Stickier Benchmark for General-Purpose Language
-Understanding Systems", arXiv 1905.00537; the text format is that of Raffel et
-al. 2020, "Exploring the Limits of Transfer Learning", arXiv 1910.10683, App. D.
+Understanding Systems", arXiv 1905.00537. The text format is from Raffel et al.
+2020, "Exploring the Limits of Transfer Learning", arXiv 1910.10683, App. D.
 
 Texts, postprocessors, metrics and mixing rates are those of the `t5` package.
-Only the vocabulary is ours, and data is read where it was prepared, never
-fetched while training. The mixture `super_glue` has twelve tasks, each called
-`super_glue_…`:
+Two things differ: the vocabulary, and that training never downloads data. The
+mixture `super_glue` has twelve tasks, each called `super_glue_…`:
 
   boolq cb copa multirc record rte wic   trained on and scored
   wsc_train dpr                          trained on: WSC's true referents, and
@@ -15,10 +14,9 @@ fetched while training. The mixture `super_glue` has twelve tasks, each called
   wsc                                    scored
   axb axg                                diagnostics, test only, without a score
 
-The benchmark's number is `super_glue/average`: the mean over the eight tasks
-that have a score on the validation split, a task's own metrics averaged first.
-The public test splits have no labels, so scores over them mean nothing, but
-`infer` decodes them.
+The benchmark's score is `super_glue/average`: each task's metrics are averaged,
+then the eight tasks with a score on the validation split. The public test
+splits have no labels, so scores on them mean nothing; `infer` decodes them.
 """
 
 import dataclasses
@@ -31,8 +29,8 @@ from dst_t5x.data import vocabulary
 NAME = 'super_glue'
 T5_NAME = 'super_glue_v102_proportional'
 _ALL = ('train', 'validation', 'test')
-# t5's name of a task -> its name here after `super_glue_`, and its splits.
-# Spelt out, since TFDS knows the splits only once the data is prepared.
+# t5's name of a task -> its name here after `super_glue_`, and its splits. The
+# splits are listed because TFDS knows them only after the data is prepared.
 TASKS = {
   'super_glue_boolq_v102': ('boolq', _ALL),
   'super_glue_cb_v102': ('cb', _ALL),

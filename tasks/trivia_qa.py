@@ -1,17 +1,17 @@
-"""TriviaQA without its documents: closed-book, open-domain questions.
+"""TriviaQA without documents: closed-book, open-domain questions.
 
 Joshi et al. 2017, "TriviaQA", arXiv 1705.03551; without documents since Roberts
 et al. 2020, "How Much Knowledge Can You Pack Into the Parameters of a Language
-Model?", arXiv 2002.08910. The recipe is the one that seqio's README publishes
-and that the paper follows (App. G): prefix, target and splits are seqio's, and
-inputs end without EOS as they do there. Exact match and F1 are t5's: the best
-over all accepted answers, after TriviaQA's own normalization.
+Model?", arXiv 2002.08910. The paper (App. G) follows the recipe in seqio's
+README, and so does this task: prefix, target and splits are seqio's, and inputs
+end without EOS. Exact match and F1 are t5's: the best over all accepted
+answers, after TriviaQA's own normalization.
 
-seqio holds the last tenth of the official training questions back for
-development, and tests on the official development set, as the answers of the
+seqio's development set is the last tenth of the official training questions.
+Its test set is the official development set, because the answers of the
 official test set are not public. `trivia_qa_closed_book_full` trains on all
-87,622 questions, the number that the paper gives, and has none to develop on:
-its 'validation' split is the test set. Choose by the other task.
+87,622 questions, the paper's number, and has no development set: its split
+'validation' is the test set. Use the other task to choose settings.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def _to_text(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
 def _postprocess(
   text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
-  """Returns all accepted answers of a target, a prediction as it is."""
+  """Returns all accepted answers of a target, and a prediction unchanged."""
   if not is_target:
     return text
   assert example is not None

@@ -1,13 +1,13 @@
-"""News translation as at WMT, from SacreBLEU's test sets.
+"""News translation from WMT, with SacreBLEU's test sets.
 
 `wmt22_de_en` follows the paper (App. G): German to English, fine-tuned on the
-earlier news test sets, developed on 500 sentences of newstest2021, tested on
-the general test set of 2022 against both its references. The paper's 31.5K
-pairs are not spelt out; the sets below have 31,480.
+earlier news test sets, developed on 500 sentences of newstest2021, and tested
+on the general test set of 2022 against both its references. The paper does not
+list its 31.5K pairs; the sets below have 31,480.
 
-Any other pair of languages and years is a call of `add_task`, which a gin file
-can make too (`gin/tasks/wmt.gin`). BLEU and chrF are SacreBLEU's against all
-references; for BLEURT see `dst_t5x/data/scoring.py`.
+`add_task` adds any other pair of languages and years, also from a gin file
+(`gin/tasks/wmt.gin`). BLEU and chrF are SacreBLEU's and use all references; for
+BLEURT see `dst_t5x/data/scoring.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from dst_t5x.tasks import sacrebleu_data
 
 NAME = 'wmt22_de_en'
 PAIR = 'de-en'
-# WMT 2014 published a shorter test set than the one that it had made.
+# 'wmt14' is the shorter test set that was published, 'wmt14/full' all of it.
 TRAIN_SETS = (
   sacrebleu_data.SYSCOMB,
   *('wmt09', 'wmt10', 'wmt11', 'wmt12', 'wmt13', 'wmt14/full', 'wmt15'),
@@ -37,7 +37,7 @@ TRAIN_SETS = (
 DEV_SET = 'wmt21'
 TEST_SET = 'wmt22'
 DEV_EXAMPLES = 500
-# How many pairs of German and English sentences the sets have.
+# Set -> number of pairs of German and English sentences.
 SIZES: Mapping[str, int] = {
   sacrebleu_data.SYSCOMB: 502,
   'wmt09': 2525,
@@ -62,8 +62,8 @@ class SacreBleuSource(seqio.FunctionDataSource):
   """Sentence pairs of SacreBLEU's test sets.
 
   Examples are `source` and `references`, texts of shape [] and [references].
-  Training data come in an order drawn from the seed, as the sets are longer
-  than the buffer in which seqio shuffles.
+  The source shuffles the training data itself, because the sets are longer than
+  seqio's shuffle buffer.
   """
 
   def __init__(
@@ -75,10 +75,10 @@ class SacreBleuSource(seqio.FunctionDataSource):
     """Reads nothing yet.
 
     Args:
-      pair: of languages, such as `de-en`.
+      pair: a pair of languages, such as `de-en`.
       splits: split -> names of sets.
-      samples: split -> how many sentences are drawn from it; all of those that
-        are not mentioned.
+      samples: split -> number of sentences to draw. Splits that are not listed
+        are used whole.
     """
     self._pair = pair
     self._sets = splits
@@ -90,7 +90,7 @@ class SacreBleuSource(seqio.FunctionDataSource):
     return len(self.rows(split))
 
   def prepare(self) -> None:
-    """Has SacreBLEU download the sets that are not there; see `fetch`."""
+    """Makes SacreBLEU download the missing sets; see `fetch`."""
     for name in dict.fromkeys(
       name for ns in self._sets.values() for name in ns
     ):
@@ -101,7 +101,7 @@ class SacreBleuSource(seqio.FunctionDataSource):
     """Returns (source, references) of each sentence of a split.
 
     Raises:
-      UserError: a set is not there or is damaged.
+      UserError: a set is missing or damaged.
     """
     rows: list[tuple[str, tuple[str, ...]]] = []
     odd = []
@@ -127,7 +127,7 @@ class SacreBleuSource(seqio.FunctionDataSource):
     if shuffle_files:
       order = np.random.default_rng(seed).permutation(len(rows))
       rows = [rows[i] for i in order]
-    # Sets differ in their number of references; no line has a line break.
+    # Sets differ in their number of references. No line has a line break.
     texts = {
       'source': [source for source, _ in rows],
       'references': ['\n'.join(references) for _, references in rows],
@@ -140,10 +140,10 @@ class SacreBleuSource(seqio.FunctionDataSource):
 
 
 def sample(count: int, total: int) -> list[int]:
-  """Returns `count` of the numbers below `total`, the same ones always.
+  """Returns `count` of the numbers below `total`, always the same ones.
 
-  Those whose decimal digits have the smallest SHA-256, in ascending order: a
-  rule that no other version of Python or NumPy changes.
+  They are those whose decimal digits have the smallest SHA-256, in ascending
+  order. This does not depend on the version of Python or NumPy.
   """
   digests = [hashlib.sha256(str(i).encode()).digest() for i in range(total)]
   return sorted(sorted(range(total), key=digests.__getitem__)[:count])
@@ -172,24 +172,23 @@ def add_task(
   dev_examples: values.Positive | None = DEV_EXAMPLES,
   name: str | None = None,
 ) -> str:
-  """Registers a translation task; again with the same arguments does nothing.
+  """Registers a translation task, once for the same arguments.
 
   Args:
-    pair: of languages, such as `de-en`: from German to English.
+    pair: a pair of languages, such as `de-en`: from German to English.
     train_sets: SacreBLEU's names of the sets to train on (`sacrebleu --list`),
-      and `newssyscomb2009`; their first references are the targets.
+      and `newssyscomb2009`; the first references are the targets.
     dev_set: the set of the split `validation`.
     test_set: the set of the split `test`.
-    dev_examples: how many sentences are drawn from `dev_set`; None for all.
-    name: of the task; by default the test set's and the pair's, such as
+    dev_examples: number of sentences to draw from `dev_set`; None for all.
+    name: the task's name; by default made of the test set and the pair, such as
       `wmt22_de_en`.
 
   Returns:
     The task's name.
 
   Raises:
-    UserError: the name is another task's already, or SacreBLEU has no such set
-      or pair.
+    UserError: another task has the name, or SacreBLEU has no such set or pair.
   """
   if dev_examples is not None:
     check_positive('dev_examples', dev_examples)
@@ -238,7 +237,7 @@ def add_task(
 def _postprocess(
   text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
-  """Returns all references of a target, a prediction as it is."""
+  """Returns all references of a target, and a prediction unchanged."""
   if not is_target:
     return text
   assert example is not None

@@ -1,1 +1,1 @@
-"""LoRA, (IA)³ and prompts: what a method adds to a network."""
+"""Adapters, which a method adds to a network: LoRA, (IA)³ and prompts."""

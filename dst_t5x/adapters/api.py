@@ -1,11 +1,11 @@
-"""What a tuning method adds to a network, from outside.
+"""Adapters: what a tuning method adds to a network, from outside.
 
-A network carries no field for adapters. An adapter changes what the network's
-linear maps and token embeddings return, through Flax's method interception, so
-that it works on any network whose modules look like Flax's: ours, T5X's own,
-or a user's. An adapter is a dataclass of its settings, so that a checkpoint can
-say which one it belongs to. LoRA, (IA)³ and prompts are subclasses, each in a
-file of its own.
+A network has no fields for adapters. An adapter changes the results of the
+network's linear maps and token embeddings through Flax's method interception.
+It works on any network whose modules are Flax's or have the same attributes,
+such as ours, T5X's or a user's. An adapter is a dataclass of its settings, so
+that a checkpoint can state which adapter it belongs to. LoRA, (IA)³ and prompts
+are subclasses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ class Part:
   """A part of a network that an adapter may change.
 
   Attributes:
-    apply: what it does by itself.
-    module: the Flax module that does it.
+    apply: the part's own function.
+    module: the Flax module of the part.
   """
 
   apply: Callable[[Array], Array]
@@ -45,7 +45,7 @@ class Part:
     shape: Sequence[int],
     axes: Axes,
   ) -> Array:
-    """Returns a parameter beside the module's own; see `parameter`."""
+    """Returns a new parameter of the module; see the function `parameter`."""
     return parameter(self.module, name, init, shape, axes)
 
 
@@ -63,7 +63,7 @@ class Linear(Part):
 
   @property
   def path(self) -> str:
-    """The module's: `encoder/layers_0/attention/query`; `layers` if stacked."""
+    """The module's path, `encoder/layers_0/attention/query`."""
     return '/'.join(self.module.path)
 
   @property
@@ -95,18 +95,18 @@ def parameter(
   shape: Sequence[int],
   axes: Axes,
 ) -> Array:
-  """Returns a float32 parameter that a module does not have by itself.
+  """Returns a new float32 parameter of a module.
 
   Args:
-    module: where it lives.
-    name: what it is called there.
+    module: the module that gets the parameter.
+    name: the parameter's name.
     init: `(key, shape, dtype) -> value`, as in `flax.linen.initializers`.
-    shape: its shape.
+    shape: the parameter's shape.
     axes: logical names of its axes, for partitioning.
   """
   scope = module.scope
   assert scope is not None, 'an adapter needs a bound module'
-  # Not `module.param`, which only compact methods and `setup` may call.
+  # `module.param` works in compact methods and `setup` only.
   if scope.has_variable('params', name):
     value = scope.get_variable('params', name)
   else:
@@ -124,12 +124,12 @@ def parameter(
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """Adds nothing: the base class of what does.
+  """The base class of adapters; changes nothing.
 
   A subclass makes its parameters with `Part.parameter`.
 
   Attributes:
-    added: a regular expression over paths, of the parameters that it adds.
+    added: regular expression that matches the paths of its parameters.
   """
 
   kinds: ClassVar[dict[str, type['Adapter']]] = {}
@@ -153,7 +153,7 @@ class Adapter:
     kwargs: Mapping[str, Any],
     context: nn.module.InterceptorContext,
   ) -> Any:
-    """An interceptor for `nn.intercept_methods`."""
+    """Intercepts a call; an interceptor for `nn.intercept_methods`."""
     module = context.module
     if context.method_name != '__call__' or len(args) != 1:
       return call(*args, **kwargs)
@@ -165,7 +165,7 @@ class Adapter:
     return call(*args, **kwargs)
 
   def prefix(self, vocab_size: int) -> tuple[int, ...]:
-    """Returns the ids that the data puts before the inputs of an example."""
+    """Returns ids that the data puts before the inputs of each example."""
     del vocab_size
     return ()
 
@@ -176,12 +176,12 @@ class Adapter:
     random: np.random.Generator,
     encode: Callable[[str], list[int]],
   ) -> dict[str, np.ndarray]:
-    """Returns the initial parameters, where they depend on the seed.
+    """Returns the initial parameters; they may depend on the seed.
 
     Args:
-      added: path -> the adapter's parameters as the network initialises them.
+      added: path -> the adapter's parameters from the network's initialisation.
       seed: path -> the seed's parameters.
-      random: the run's.
+      random: the run's random generator.
       encode: text -> pieces of the task's vocabulary.
     """
     del seed, random, encode
@@ -190,7 +190,7 @@ class Adapter:
   def without_added(
     self, params: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
-    """Returns path -> the parameters that are not the adapter's."""
+    """Returns path -> parameter without the adapter's parameters."""
     return {
       path: np.asarray(tensor)
       for path, tensor in params.items()
@@ -198,26 +198,26 @@ class Adapter:
     }
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the parameters of an equal network without the adapter.
+    """Returns the parameters of an equivalent network without the adapter.
 
     Args:
-      params: path -> all parameters, the adapter's among them.
+      params: path -> parameter, including the adapter's.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such network.
     """
     return dict(params)
 
   def to_json(self) -> dict[str, Any]:
-    """Returns what `from_json` makes it of again."""
+    """Returns the settings, for `from_json`."""
     return {'kind': type(self).__name__, **dataclasses.asdict(self)}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> Self:
-    """Returns the adapter that `to_json` described.
+    """Returns the adapter with the settings of `to_json`.
 
     Raises:
-      UserError: nothing of this kind is known.
+      UserError: the kind of adapter is unknown.
     """
     fields = dict(content)
     kind = fields.pop('kind', None)
@@ -236,7 +236,7 @@ NONE = Adapter()
 
 
 def _is_linear(module: nn.Module) -> bool:
-  """Whether a module is a linear map: Flax's `Dense`, and those like it."""
+  """Returns whether a module is a linear map, such as Flax's `Dense`."""
   return (
     hasattr(module, 'features')
     and hasattr(module, 'kernel_init')
@@ -245,7 +245,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _vocab_size(module: nn.Module) -> int | None:
-  """Returns how many tokens a table of embeddings has; None if it is none."""
+  """Returns the number of rows of a table of embeddings; None for others."""
   if not hasattr(module, 'attend'):
     return None
   size = getattr(module, 'num_embeddings', None)
@@ -255,7 +255,7 @@ def _vocab_size(module: nn.Module) -> int | None:
 def _linear(
   adapter: Adapter, call: Callable[[Array], Array], module: Any, x: Array
 ) -> Array:
-  """Lets an adapter change a linear map of one or several axes."""
+  """Applies an adapter to a linear map over one or several axes."""
   axis = np.atleast_1d(getattr(module, 'axis', -1)) % x.ndim
   features = np.atleast_1d(module.features)
   n = math.prod(x.shape[i] for i in axis)

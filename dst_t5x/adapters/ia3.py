@@ -1,4 +1,4 @@
-"""(IA)³ (Liu et al., 2022): keys, values and hidden units are rescaled."""
+"""(IA)³ (Liu et al., 2022): rescales keys, values and hidden units."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,17 +11,17 @@ import numpy as np
 
 from dst_t5x.adapters import api as adapters
 
-# The linear maps whose outputs or whose inputs are rescaled.
+# The linear maps whose outputs, and those whose inputs, are rescaled.
 OUTPUTS = r'.*attention/(key|value)'
 INPUTS = r'.*mlp/wo'
 
 
 @dataclasses.dataclass(frozen=True)
 class IA3(adapters.Adapter):
-  """Learned factors `ia3`, which start at one (Section 3.3 there).
+  """Learned factors `ia3`, which start at one (Section 3.3).
 
-  [features] for the outputs of keys and values of all attention, [n] for the
-  inputs of the feed-forward block's last map.
+  The factors of the keys and values of all attention are [features]. Those of
+  the inputs of the feed-forward block's last map are [n].
   """
 
   added: ClassVar[str] = r'.*/ia3'
@@ -36,7 +36,7 @@ class IA3(adapters.Adapter):
     return linear.apply(x)
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Multiplies the kernels' columns, or their rows."""
+    """Multiplies the kernels' columns or rows by the factors."""
     merged = self.without_added(params)
     for path in params:
       if re.fullmatch(self.added, path):
@@ -51,7 +51,7 @@ class IA3(adapters.Adapter):
 def _factors(
   linear: adapters.Linear, x: jax.Array, axis: str | None
 ) -> jax.Array:
-  """Returns the factors of x's last axis."""
+  """Returns the factors of the last axis of x."""
   factors = linear.parameter(
     'ia3', nn.initializers.ones, (x.shape[-1],), (axis,)
   )

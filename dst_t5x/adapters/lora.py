@@ -14,23 +14,22 @@ from dst_t5x.adapters import api as adapters
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 
-# U(−1/√n, 1/√n), as Hugging Face PEFT initialises it.
+# U(−1/√n, 1/√n), the initialisation of Hugging Face PEFT.
 _INIT_A = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(adapters.Adapter):
-  """y = xW + (alpha / rank) · dropout(x)AB (Section 4.1 there).
+  """y = xW + (alpha / rank) · dropout(x)AB (Section 4.1).
 
-  A is `lora_a` [n, rank], B is `lora_b` [rank, features], which starts at zero,
-  so that the network starts as the seed. The product AB is never formed in
-  training.
+  A is `lora_a` [n, rank]. B is `lora_b` [rank, features] and starts at zero, so
+  that the network starts as the seed. Training never forms the product AB.
 
   Attributes:
     rank: columns of A.
     alpha: AB is multiplied by alpha / rank.
-    dropout_rate: of the low-rank path's input.
-    targets: regular expression over the paths of linear maps.
+    dropout_rate: dropout of the low-rank path's input.
+    targets: regular expression that matches the paths of linear maps.
   """
 
   rank: values.Positive = 8
@@ -42,7 +41,7 @@ class LoRA(adapters.Adapter):
 
   def __post_init__(self) -> None:
     values.check_fields(self, 'LORA_')
-    # As float32, too, in which the network multiplies by it.
+    # The network multiplies in float32, so the factor must be valid there too.
     if not 0 < self.alpha / self.rank <= float(np.finfo(np.float32).max):
       raise UserError(
         f'LORA_ALPHA must be above 0 and finite, it is {self.alpha!r}'

@@ -1,9 +1,9 @@
 """Prompt tuning (Lester et al., 2021): trained vectors before the inputs.
 
-The data puts placeholders before the inputs of every example, ids from the
-vocabulary's size on, which are looked up in the prompt instead of the
-embedding. So each example of a packed row has the prompt right before it, and
-attention, positions and decoding need not know of prompts at all.
+The data puts placeholders before the inputs of every example: ids from the
+vocabulary's size on. The network looks them up in the prompt instead of the
+embedding. Each example of a packed row has its prompt directly before it.
+Attention, positions and decoding need no changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ from dst_t5x.core.errors import UserError
 
 _NAME = 'prompt'
 PATH = f'token_embedder/{_NAME}'  # In T5.
-# Rows are drawn from the most frequent pieces, which come first, behind the
-# special ones (Section 3.2 there: the 5,000 most common tokens).
+# Rows are drawn from the most frequent pieces, which follow the special ones
+# (Section 3.2: the 5,000 most common tokens).
 _FIRST, _FREQUENT = 3, 5000
 
 
@@ -31,11 +31,11 @@ class Prompt(adapters.Adapter):
   """A prompt [length, embed], beside the table of embeddings.
 
   Attributes:
-    length: how many vectors.
-    initialization: `vocabulary`: embeddings of random frequent pieces; or
-      `labels`: those of the labels, then as many random ones as are missing;
-      or `uniform`: U(−0.5, 0.5).
-    labels: texts that the task's answers consist of, such as `entailment`.
+    length: number of vectors.
+    initialization: `vocabulary` takes the embeddings of random frequent pieces;
+      `labels` takes those of the labels, and of random pieces for the rest;
+      `uniform` draws from U(−0.5, 0.5).
+    labels: texts of the task's answers, such as `entailment`.
   """
 
   length: values.Positive = 10
@@ -46,7 +46,7 @@ class Prompt(adapters.Adapter):
 
   def __post_init__(self) -> None:
     values.check_fields(self, 'PROMPT_')
-    # From gin it is a list; `jit` hashes us.
+    # Gin passes a list, which `jit` cannot hash.
     object.__setattr__(self, 'labels', tuple(self.labels))
     if (self.initialization == 'labels') != bool(self.labels):
       raise UserError(
@@ -57,7 +57,7 @@ class Prompt(adapters.Adapter):
   def embed(
     self, embedding: adapters.Embedding, tokens: jax.Array
   ) -> jax.Array:
-    """Looks placeholders up in the prompt, all else in the embedding."""
+    """Looks up placeholders in the prompt, other ids in the embedding."""
     vocab_size = embedding.vocab_size
     pieces = embedding.apply(jnp.where(tokens < vocab_size, tokens, 0))
     prompt = embedding.parameter(
@@ -66,7 +66,7 @@ class Prompt(adapters.Adapter):
       (self.length, pieces.shape[-1]),
       ('prompt', 'embed'),
     )
-    # An id beyond both is NaN, as one beyond the embedding is.
+    # Ids beyond both give NaN, the same as ids beyond an embedding.
     vectors = jnp.take(prompt, tokens - vocab_size, axis=0, mode='fill')
     is_prompt = (tokens >= vocab_size)[..., None]
     return jnp.where(is_prompt, vectors.astype(pieces.dtype), pieces)
@@ -82,7 +82,7 @@ class Prompt(adapters.Adapter):
     random: np.random.Generator,
     encode: Callable[[str], list[int]],
   ) -> dict[str, np.ndarray]:
-    """Returns the first prompt; see `initialization`."""
+    """Returns the initial prompt; see `initialization`."""
     (path,) = added
     table = np.asarray(seed[path.removesuffix(_NAME) + 'embedding'])
     shape = self.length, table.shape[1]
@@ -91,14 +91,14 @@ class Prompt(adapters.Adapter):
     else:
       frequent = np.arange(_FIRST, min(_FREQUENT, len(table)))
       prompt = table[random.choice(frequent, self.length)]
-      # A label of several pieces is their mean (Section 3.2 there).
+      # A label of several pieces is the mean of their vectors (Section 3.2).
       labels = [table[encode(label)].mean(axis=0) for label in self.labels]
       labels = labels[: self.length]
       prompt[: len(labels)] = np.reshape(labels, (len(labels), shape[1]))
     return {path: np.asarray(prompt, np.float32)}
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Raises UserError: a prompt is no change of weights."""
+    """Raises UserError, because weights cannot express a prompt."""
     raise UserError(
       'a prompt cannot be merged into the weights: export it by itself, '
       'python -m dst_t5x.convert MODEL_DIR TARGET --format=peft'

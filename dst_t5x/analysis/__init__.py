@@ -1,6 +1,6 @@
-"""From what runs left behind to figures and tables.
+"""Figures and tables of finished and running runs.
 
-`python -m dst_t5x.analysis.report` reads folders of runs and sweeps and writes
-a page, `python -m dst_t5x.analysis.watch` follows one run on a terminal.
-Nothing here trains; a run's folder is all that is read.
+`python -m dst_t5x.analysis.report` reads the folders of runs and sweeps and
+writes a page. `python -m dst_t5x.analysis.watch` shows one run on a terminal.
+Both read the folders of runs only.
 """

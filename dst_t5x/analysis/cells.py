@@ -1,9 +1,9 @@
-"""Scores of what was tried: tuned on one split, averaged over random seeds.
+"""Scores of setups: tuned on one split, averaged over random seeds.
 
-A cell is one setup: a method with one budget, whatever its learning rate. Of
-what was tried in it, one trial counts by its scores on the development split,
-see `selection`, and the report shows the scores of this one over its random
-seeds: those of the test split where there are any.
+A cell is one setup: a method with one budget and any learning rate. Its trials
+differ in what is tuned. One trial is chosen by its scores on the development
+split; see `selection`. The report shows this trial's scores over its random
+seeds, from the test split if there are any.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from dst_t5x.core.errors import UserError, nearest
 
 Run = runs_lib.Run
 DEV, TEST = 'validation', 'test'
-# Of several metrics of a task, the first of these, or else the first.
+# The preferred metrics of a task with several; otherwise the first is used.
 _PREFERRED = (
   'average',
   'bleurt',
@@ -38,25 +38,25 @@ class Score:
   """A mean over random seeds.
 
   Attributes:
-    values: one a run.
+    values: one value for each run.
   """
 
   values: tuple[float, ...]
 
   @property
   def mean(self) -> float:
-    """The mean, NaN of nothing."""
+    """The mean; NaN without values."""
     return float(np.mean(self.values)) if self.values else math.nan
 
   @property
   def spread(self) -> float:
-    """The sample's standard deviation (n - 1), NaN below two values."""
+    """The sample's standard deviation (n - 1); NaN for less than two values."""
     if len(self.values) < 2:
       return math.nan
     return float(np.std(self.values, ddof=1))
 
   def over(self, reference: float) -> 'Score':
-    """Returns it as per cent of a reference."""
+    """Returns the score in per cent of a reference."""
     return Score(tuple(100 * value / reference for value in self.values))
 
   def __str__(self) -> str:
@@ -69,15 +69,15 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """What was found out about a setup.
+  """The results of a setup.
 
   Attributes:
-    setup: see there.
-    chosen: the finished runs of the trial that counts.
-    learning_rate: its learning rate.
+    setup: the setup.
+    chosen: the finished runs of the chosen trial.
+    learning_rate: the chosen trial's learning rate.
     tried: learning rate -> mean on the development split, of all trials.
-    missing: runs that should be there and are not finished.
-    expected: runs that should be there.
+    missing: number of expected runs that are not finished.
+    expected: number of expected runs.
   """
 
   setup: setups.Setup
@@ -89,29 +89,29 @@ class Cell:
 
   @property
   def is_at_edge(self) -> bool:
-    """Whether a better learning rate may lie outside of those tried."""
+    """Whether the best learning rate is the lowest or the highest one tried."""
     rates = sorted(self.tried)
     return len(rates) > 1 and self.learning_rate in (rates[0], rates[-1])
 
   @property
   def fraction(self) -> float:
-    """The free parameters as a share of the model's."""
+    """The share of the model's parameters that is free."""
     return self.chosen[0].fraction if self.chosen else math.nan
 
   def score(self, metric: str, split: str) -> Score:
-    """Returns a metric over the random seeds, of the runs that have it."""
+    """Returns a metric over the random seeds, from the runs that have it."""
     found = [(r.test if split == TEST else r.dev) for r in self.chosen]
     return Score(tuple(s[metric] for s in found if metric in s))
 
 
 def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
-  """Returns the metric that a task goes by.
+  """Returns the metric that is shown for a task.
 
   Args:
     runs: all runs.
     task: a task.
-    wanted: a metric's name, whole or its last part; by default that of
-      KEEP_BEST_BY, else one that is usual.
+    wanted: a metric's name, or the last part of it; by default that of
+      KEEP_BEST_BY, or a usual one.
 
   Raises:
     UserError: no run of the task has the wanted metric.
@@ -139,11 +139,11 @@ def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
 
 
 def make(runs: Sequence[Run], metric: str) -> list[Cell]:
-  """Returns the cells of runs of one task, in order.
+  """Returns the cells of the runs of one task, in order.
 
   Args:
-    runs: of one task, missing ones too.
-    metric: what learning rates are chosen by, on the development split.
+    runs: runs of one task, missing ones too.
+    metric: the metric on the development split that chooses learning rates.
   """
   by_setup: dict[setups.Setup, list[Run]] = {}
   for run in runs:
@@ -188,10 +188,10 @@ def _cell(setup: setups.Setup, runs: Sequence[Run], metric: str) -> Cell:
 
 
 def split_of(cells: Sequence[Cell], metric: str, wanted: str = '') -> str:
-  """Returns the split whose scores are shown, the same in all of a task.
+  """Returns the split whose scores are shown, the same for all of a task.
 
-  That is the test split if all cells with runs have scores on it, else the
-  one that was evaluated while training.
+  This is the test split if all cells with runs have scores on it, otherwise
+  the split that was evaluated during training.
   """
   if wanted:
     return wanted

@@ -1,9 +1,9 @@
-"""The runs of several folders, those of sweeps too that are not there.
+"""Reads the runs in several folders, and the missing runs of sweeps.
 
-A folder is that of a run (`run.json`), of an evaluation of a seed
-(`results.json`), which is its zero-shot score, of a sweep (`runs.json`, which
-tells the runs that should be there), or of several of these. A file that is
-damaged is named, and everything else is still read.
+A folder may be a run's (`run.json`), an evaluation's of a seed
+(`results.json`), which has the zero-shot score, a sweep's (`runs.json`, which
+lists the expected runs), or a folder of these. A damaged file is reported, and
+everything else is still read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,21 +33,21 @@ _SIZES = {
 def read(
   paths: Sequence[str | os.PathLike[str]], tell: Tell, sweep: str = ''
 ) -> list[Run]:
-  """Reads all runs of several folders.
+  """Reads all runs in several folders.
 
   Args:
-    paths: of runs, sweeps, or folders of them.
-    tell: is called with a line for everything that cannot be read.
-    sweep: a sweep's file, which tells what should be in a folder that has no
+    paths: folders of runs, of sweeps, or of several of them.
+    tell: called with a line for everything that cannot be read.
+    sweep: a sweep's file, which lists the expected runs of a folder without
       `runs.json`.
 
   Returns:
-    The runs in the order of the folders, each once, models named; those of a
-    sweep that have left nothing too.
+    The runs in the order of the folders, each once, with names of their models.
+    Missing runs of a sweep are included.
 
   Raises:
-    UserError: a folder is missing, or holds none of this; or the sweep's file
-      makes no sense.
+    UserError: a folder is missing or has no runs, or the sweep's file is
+      invalid.
   """
   rows = _rows_of(sweep) if sweep else {}
   found: dict[str, Run] = {}
@@ -59,8 +59,8 @@ def read(
 
 
 def _rows_of(sweep: str) -> dict[str, Mapping[str, Any]]:
-  """Returns what `runs.json` would have of a sweep's file."""
-  from dst_t5x.launch import grid  # Few need it.
+  """Returns the rows that `runs.json` would have for a sweep's file."""
+  from dst_t5x.launch import grid  # This import is rarely needed.
 
   return {run.name: {'settings': run.settings} for run in grid.read(sweep)}
 
@@ -78,7 +78,7 @@ def _read_folder(
     raise UserError(f'{folder} is a file: name the folder of a run or a sweep')
   own = [runs_lib.read_one(folder, tell)] if _is_one(folder) else []
   if runs_lib.is_run(folder):
-    return own  # What is below is part of it.
+    return own  # Folders below it are part of it.
   planned = _planned(folder, tell) or rows
   children = sorted(p for p in folder.iterdir() if p.is_dir() and _is_one(p))
   if not planned and not children and not own:
@@ -93,7 +93,7 @@ def _read_folder(
     for run in runs
     if run.trial.rest is not None
   }
-  # A sweep names gin files; only runs know what their tasks are called.
+  # A sweep names gin files; only runs have the names of their tasks.
   runs = [
     _relabelled(run, task=tasks.get(run.setup.task, run.setup.task))
     if run.trial.rest is None
@@ -105,7 +105,7 @@ def _read_folder(
 
 
 def _is_one(folder: epath.Path) -> bool:
-  """Whether a folder is that of a run, or of an evaluation."""
+  """Returns whether a folder is a run's or an evaluation's."""
   return runs_lib.is_run(folder) or runs_lib.is_evaluation(folder)
 
 
@@ -123,7 +123,7 @@ def _planned(folder: epath.Path, tell: Tell) -> dict[str, Mapping[str, Any]]:
 
 
 def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
-  """Reads a run of a sweep, which may have left nothing."""
+  """Reads a run of a sweep, which may have left no files."""
   settings = row['settings']
   planned = setups.from_sweep(settings)
   if not runs_lib.is_run(folder):
@@ -137,7 +137,7 @@ def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
     run = dataclasses.replace(run, state=runs_lib.FAILED)
   wanted = str(settings.get('TRAIN_STEPS', ''))
   is_short = wanted.isdigit() and run.step < int(wanted)
-  if is_short and run.state == runs_lib.FINISHED:  # It shall go on.
+  if is_short and run.state == runs_lib.FINISHED:  # The sweep wants more steps.
     run = dataclasses.replace(run, state=runs_lib.UNFINISHED)
   seconds = row.get('seconds')
   if isinstance(seconds, int | float):
@@ -152,9 +152,9 @@ def _relabelled(run: Run, **changes: Any) -> Run:
 
 
 def _named(runs: Sequence[Run], tell: Tell) -> list[Run]:
-  """Returns the runs with names for their models, and tasks by one name.
+  """Returns the runs with names of their models, and one name for each task.
 
-  A model that several seeds were pretrained for is as many models.
+  A model that was pretrained as several seeds counts as several models.
   """
   told = {r.parameters: r.setup.model for r in runs if r.setup.model}
   runs = [
@@ -186,7 +186,7 @@ def _named(runs: Sequence[Run], tell: Tell) -> list[Run]:
 
 
 def _merged(runs: Sequence[Run]) -> list[Run]:
-  """Returns the runs; evaluations of one seed on two splits become one."""
+  """Returns the runs with evaluations of one seed on two splits joined."""
   merged: list[Run] = []
   seen: dict[setups.Setup, int] = {}
   for run in runs:
@@ -204,7 +204,7 @@ def _merged(runs: Sequence[Run]) -> list[Run]:
 
 
 def _with_model_of_seed(run: Run, runs: Sequence[Run]) -> Run:
-  """Returns a zero-shot evaluation with the model of the runs of its seed."""
+  """Returns a zero-shot evaluation with the model of its seed's runs."""
   if run.setup.method != setups.ZERO_SHOT:
     return run
   others = [r for r in runs if r.fingerprint]
@@ -220,5 +220,5 @@ def _same_path(a: str, b: str) -> bool:
 
 
 def size_name(parameters: int) -> str:
-  """Returns what a model of a size is called: `Base`, or `0.887M`."""
+  """Returns the name of a model by its size: `Base`, or `0.887M`."""
   return _SIZES.get(parameters, f'{parameters / 1e6:.3g}M')

@@ -1,4 +1,4 @@
-"""Comments for the head of an experiment's file: what was measured with it."""
+"""Comments for the head of a sweep's file: the results of the sweep."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,9 +17,9 @@ class Measured:
 
   Attributes:
     task: the task.
-    metric: what was measured.
-    split: on what.
-    cells: of all models.
+    metric: the metric.
+    split: the split.
+    cells: the cells of all models.
   """
 
   task: str
@@ -32,8 +32,8 @@ def text(runs: Sequence[runs_lib.Run], measured: Sequence[Measured]) -> str:
   """Returns lines of comments: scores, time, hardware.
 
   Args:
-    runs: all of them.
-    measured: their scores, by task.
+    runs: all runs.
+    measured: their scores by task.
   """
   lines = ['# Measured (mean ± standard deviation, number of random seeds):']
   for of_task in measured:
@@ -57,7 +57,7 @@ def _cell(cell: cells_lib.Cell, of_task: Measured) -> list[str]:
 
 
 def _took(runs: Sequence[runs_lib.Run]) -> str:
-  """Returns time and hardware of runs, as far as they are known."""
+  """Returns the time and the hardware of runs, as far as they are known."""
   devices = dict.fromkeys(run.devices for run in runs if run.devices)
   hardware = ' and '.join(devices) or 'hardware unknown'
   seconds = [run.seconds for run in runs if run.seconds is not None]

@@ -1,4 +1,4 @@
-"""Where the free parameters are (paper: Fig. 4, bottom)."""
+"""Figures of the free parameters' modules (paper: Fig. 4, bottom)."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -18,7 +18,7 @@ Run = runs_lib.Run
 
 
 def plain(cells: Sequence[cells_lib.Cell]) -> list[cells_lib.Cell]:
-  """Returns the cells of subsets that are chosen by distance and silos."""
+  """Returns the cells of subsets chosen by distance and silos."""
   return [
     cell
     for cell in cells
@@ -35,9 +35,9 @@ def shares(
   """Draws the share of free parameters in each module (Fig. 4, bottom).
 
   Args:
-    task: the cells'.
-    cells: of all models.
-    reader: of the subsets.
+    task: the task of the cells.
+    cells: the cells of all models.
+    reader: reads the subsets.
   """
   panels: dict[tuple[str, str, float], dict[str, Any]] = {}
   rows: list[list[tables.Value]] = []
@@ -68,7 +68,7 @@ def shares(
 def _rows(
   setup: setups.Setup, counted: Sequence[Mapping[str, tuple[int, int]]]
 ) -> list[list[tables.Value]]:
-  """Returns a row of the table for each module."""
+  """Returns one row of the table for each module."""
   return [
     [
       setup.model,
@@ -84,12 +84,13 @@ def _rows(
 
 
 def _counts(run: Run, reader: subsets_lib.Reader) -> dict[str, tuple[int, int]]:
-  """Returns module -> free and all parameters, of a run."""
+  """Returns module -> numbers of free and of all parameters of a run."""
   subset = reader.at_end(run)
   if subset is not None:
     return subsets_lib.modules(subset) if subset.size else {}
   counts: dict[str, tuple[int, int]] = {}
-  if len(run.modules) > 1:  # Its metrics tell them, the sizes not.
+  # Metrics have the free parameters, but not the sizes.
+  if len(run.modules) > 1:
     for name, value in run.modules.items():
       module = subsets_lib.module_name(name)
       free, _ = counts.get(module, (0, 0))
@@ -108,7 +109,7 @@ def _share(
 def _draw_shares(
   task: str, panels: Mapping[tuple[str, str, float], Mapping[str, Any]]
 ) -> style.Figure:
-  # Silos fix the shares: without them there is something to see.
+  # Silos fix the shares, so shares are drawn for runs without silos.
   free = {
     key: distances
     for key, distances in panels.items()

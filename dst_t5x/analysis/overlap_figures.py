@@ -1,4 +1,4 @@
-"""Figures of what subsets share (paper: Fig. 7, 8; Eq. 9)."""
+"""Figures of the overlap of subsets (paper: Fig. 7, 8; Eq. 9)."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -19,10 +19,11 @@ from dst_t5x.analysis import tables
 Run = runs_lib.Run
 Subset = subset_lib.Subset
 _EQ_9 = 'Eq. 9: the share of the row’s subset that the column’s has, too.'
-# Pairs of more runs are in no picture, and of more still not compared.
+# With more runs, pairs are not drawn; above the second limit, not compared.
 _MOST_IN_PICTURE = 16
 _MOST_RUNS = 64
-_MOST_POSITIONS = 200_000_000  # Of all runs, eight bytes each.
+# Limit over all runs; a position takes eight bytes.
+_MOST_POSITIONS = 200_000_000
 
 
 def over_time(
@@ -31,9 +32,10 @@ def over_time(
   """Draws the overlap of every two checkpoints of a run (Fig. 7).
 
   Args:
-    task: the cells'.
-    cells: of all models; of each the run with the lowest random seed is drawn.
-    reader: of the subsets.
+    task: the task of the cells.
+    cells: the cells of all models; the run with the lowest random seed of each
+      is drawn.
+    reader: reads the subsets.
   """
   matrices: dict[str, tuple[list[int], np.ndarray]] = {}
   rows: list[list[tables.Value]] = []
@@ -95,10 +97,10 @@ def _cell_name(setup: setups.Setup, cells: Sequence[cells_lib.Cell]) -> str:
 
 
 def matrix(subsets: Sequence[Subset]) -> list[list[subset_lib.Overlap]]:
-  """Returns the overlaps of all pairs, [i][j] that of the i-th with the j-th.
+  """Returns the overlaps of all pairs; [i][j] is that of the i-th and j-th.
 
   Raises:
-    UserError: they have different seeds.
+    UserError: the subsets have different seeds.
   """
   found = [
     [subset_lib.Overlap(s.size, s.size, s.size)] * len(subsets) for s in subsets
@@ -128,11 +130,11 @@ def _numbers(found: subset_lib.Overlap) -> list[tables.Value]:
 def between_runs(
   cells: Sequence[cells_lib.Cell], reader: subsets_lib.Reader
 ) -> tuple[list[style.Figure], list[tables.Table]]:
-  """Draws what subsets of different runs share (Fig. 8).
+  """Draws the overlap of subsets of different runs (Fig. 8).
 
   Args:
-    cells: of all tasks and models.
-    reader: of the subsets.
+    cells: the cells of all tasks and models.
+    reader: reads the subsets.
   """
   rows: list[list[tables.Value]] = []
   means: list[tuple[str, str, dict[str, Any]]] = []
@@ -172,7 +174,7 @@ def between_runs(
 def _comparable(
   cells: Sequence[cells_lib.Cell],
 ) -> dict[tuple[str, float], list[Run]]:
-  """Returns the runs of one seed and budget each."""
+  """Returns the runs of each seed and budget."""
   groups: dict[tuple[str, float], list[Run]] = {}
   for cell in module_figures.plain(cells):
     if cell.setup.churn:
@@ -185,10 +187,10 @@ def _comparable(
 def _read(
   runs: Sequence[Run], reader: subsets_lib.Reader
 ) -> list[tuple[Run, Subset]]:
-  """Returns the runs that left a subset; not more than can be compared."""
+  """Returns the runs with a subset, as many as can be compared."""
   found: list[tuple[Run, Subset]] = []
   positions = 0
-  # Of every setting one run, before there are two of any.
+  # One run of every setting comes before a second one of any.
   for run in sorted(runs, key=lambda run: run.trial.random_seed):
     if len(found) == _MOST_RUNS or positions > _MOST_POSITIONS:
       break
@@ -202,7 +204,7 @@ def _read(
 def _means(
   runs: Sequence[Run], values: np.ndarray
 ) -> list[tuple[str, str, dict[str, Any]]]:
-  """Returns kind, panel, and its matrix: means over pairs of runs."""
+  """Returns kind, panel and matrix: means over pairs of runs."""
   found = []
   by_place: dict[tuple[str, str, str], list[int]] = {}
   by_method: dict[tuple[str, str, str], list[int]] = {}
@@ -241,7 +243,7 @@ def _panel(model: str, runs: Sequence[Run]) -> str:
 
 
 def _different_parts(names: Sequence[str]) -> list[str]:
-  """Returns what names do not have in common, of folders of one sweep."""
+  """Returns the parts of the names that differ, of folders of one sweep."""
   split = [name.split('_') for name in names]
   if len({len(parts) for parts in split}) > 1:
     return list(names)
@@ -279,7 +281,7 @@ def _draw_means(
     'Means over pairs of runs; on the diagonal of runs with different random '
     'seeds.'
   )
-  if kind == 'runs':  # Their names are too long for an axis.
+  if kind == 'runs':  # Names of runs are too long for an axis.
     caption = ' '.join(
       f'{name}: '
       + ', '.join(f'{i} {run}' for i, run in enumerate(panel['names'], 1))

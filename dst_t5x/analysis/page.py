@@ -1,4 +1,4 @@
-"""One page with all figures and tables; it needs no other file, no network."""
+"""One self-contained HTML page with all figures and tables."""
 
 import base64
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import html
 from dst_t5x.analysis import style
 from dst_t5x.analysis import tables
 
-_PIXELS = 80  # An inch of a figure, where the page is wide enough.
-_ROWS = 40  # Of long tables; their files have all.
+_PIXELS = 80  # Pixels for an inch of a figure, if the page is wide enough.
+_ROWS = 40  # Rows shown of long tables; their files have all rows.
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto;
   max-width: 62em; padding: 0 1em; }
@@ -35,11 +35,11 @@ def make(
   """Returns the page as HTML.
 
   Args:
-    title: its title.
-    summary: paragraphs of what was read.
+    title: the page's title.
+    summary: paragraphs about the runs that were read.
     problems: a line for each thing that could not be read.
-    figures: in order.
-    all_tables: in order.
+    figures: the figures, in order.
+    all_tables: the tables, in order.
   """
   parts = [_paragraph(text) for text in summary]
   if problems:

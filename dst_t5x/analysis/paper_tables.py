@@ -1,7 +1,7 @@
-"""The paper's Tables 2, 3, 6 and 7 with our numbers beside its own.
+"""The paper's Tables 2, 3, 6 and 7, with our scores beside the paper's.
 
-The paper's numbers are in `paper.json`. They are of other models and tasks: a
-reference for the order of the rows, not for their values.
+`paper.json` has the paper's scores. They are for other models and tasks, so
+only the order of the rows can be compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ METHODS = {
 
 @functools.cache
 def paper() -> Mapping[str, Any]:
-  """Returns the paper's numbers."""
+  """Returns the paper's scores."""
   path = pathlib.Path(__file__).with_name('paper.json')
   return json.loads(path.read_text(encoding='utf-8'))
 
@@ -47,12 +47,12 @@ class Maker:
   def __init__(
     self, cells: Sequence[Cell], metric: str, split: str, where: str
   ) -> None:
-    """Takes the numbers.
+    """Stores the cells.
 
     Args:
-      cells: of one model and one task.
-      metric: what is shown.
-      split: of which the scores are.
+      cells: the cells of one model and one task.
+      metric: the metric to show.
+      split: the split of the scores.
       where: model and task, for titles and names.
     """
     self._cells = cells
@@ -60,12 +60,12 @@ class Maker:
     self._subsets = [c for c in cells if c.setup.method in setups.SUBSETS]
 
   def all(self) -> list[tables.Table]:
-    """Returns the tables of which there is something to show."""
+    """Returns the tables for which there are scores."""
     made = [self.table_2(), self.table_3(), self.table_6(), self.table_7()]
     return [table for table in made if table is not None]
 
   def _value(self, cell: Cell | None) -> tables.Value:
-    """Returns the score of a cell, or that it is missing."""
+    """Returns the score of a cell, or the note that it is missing."""
     if cell is None:
       return None
     score = cell.score(self._metric, self._split)
@@ -74,7 +74,7 @@ class Maker:
     return 'missing' if cell.missing else f'no {self._split} score'
 
   def _find(self, knob: float, **wanted: Any) -> Cell | None:
-    """Returns the subsets' cell of a budget with some properties."""
+    """Returns the cell of a subset method with a budget and some properties."""
     plain = {'normalization': '', 'churn': True, 'more': ''} | wanted
     for cell in self._subsets:
       setup = cell.setup
@@ -87,7 +87,7 @@ class Maker:
   def _budgets(
     self, rows: Sequence[Callable[[float], Cell | None]]
   ) -> list[float]:
-    """Returns the budgets at which DST has more than one row."""
+    """Returns the budgets for which DST has more than one row."""
     knobs = sorted({cell.setup.knob for cell in self._subsets})
     found = {knob: [row(knob) for row in rows] for knob in knobs}
     return [
@@ -120,7 +120,7 @@ class Maker:
     return f'table_{number}_{self._where.replace(", ", "_")}'
 
   def table_2(self) -> tables.Table | None:
-    """Returns distances and silos."""
+    """Returns the table of distances and silos."""
     of_paper = paper()['table_2']
     scores = {
       (row['silos'], row['distance']): row['scores'] for row in of_paper['rows']
@@ -148,7 +148,7 @@ class Maker:
     )
 
   def table_3(self) -> tables.Table | None:
-    """Returns normalizations, and silos beside them."""
+    """Returns the table of normalizations, with silos for comparison."""
     rows = paper()['table_3']['rows']
     finders, names = [], []
     for row in rows:
@@ -208,7 +208,7 @@ class Maker:
     )
 
   def table_6(self) -> tables.Table | None:
-    """Returns all methods, with every metric of the task."""
+    """Returns the table of all methods, with every metric of the task."""
     shown = [
       c for c in self._cells if c.setup.is_default or not self._has_default(c)
     ]
@@ -248,7 +248,7 @@ class Maker:
     )
 
   def _has_default(self, cell: Cell) -> bool:
-    """Whether its method was run as the paper's main experiments do."""
+    """Whether the method has the settings of the paper's main experiments."""
     return any(
       other.setup.is_default
       for other in self._cells
@@ -256,7 +256,7 @@ class Maker:
     )
 
   def _metrics(self) -> list[str]:
-    """Returns the task's metrics, the one that counts first."""
+    """Returns the task's metrics, beginning with the shown one."""
     known = [
       name
       for cell in self._cells
@@ -277,7 +277,7 @@ class Maker:
     return cell.chosen[0].free, 100 * cell.fraction
 
   def table_7(self) -> tables.Table | None:
-    """Returns what churn is worth."""
+    """Returns the table of the effect of churn."""
     if all(cell.setup.churn for cell in self._subsets):
       return None
     of_paper = paper()['table_7']
@@ -306,7 +306,7 @@ class Maker:
 
 
 def _gain(before: tables.Value, after: tables.Value) -> tables.Value:
-  """Returns the difference of two means, with its standard error if known."""
+  """Returns the difference of two means, with the standard error if known."""
   if not isinstance(before, cells_lib.Score):
     return None
   if not isinstance(after, cells_lib.Score):
@@ -319,7 +319,7 @@ def _gain(before: tables.Value, after: tables.Value) -> tables.Value:
 
 
 def _knob(method: str, knob: float | str | None) -> str:
-  """Returns a setting of the paper's."""
+  """Returns the text of a method's setting in the paper."""
   if knob is None or isinstance(knob, str):
     return knob or ''
   return setups.Setup('', '', method, knob).budget

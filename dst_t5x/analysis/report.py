@@ -1,10 +1,10 @@
 """Figures and tables of runs: `python -m dst_t5x.analysis.report FOLDER …`.
 
-FOLDER is that of a run, of a sweep, or one that has several runs in it. Written
-are `report.html`, which has all and needs no other file, `figures/*.png` and
-`*.svg`, `tables/*.md` and `*.csv`, and `header.txt`, comments for the head of a
-sweep's file: what was measured with it. Runs that a sweep tells and that are
-not there are shown as missing; a sweep may be at work meanwhile.
+FOLDER is the folder of a run, of a sweep, or of several runs. The command
+writes `report.html`, which has everything and needs no other file,
+`figures/*.png` and `*.svg`, `tables/*.md` and `*.csv`, and `header.txt`,
+comments with the results for the head of a sweep's file. Runs of a sweep that
+do not exist are shown as missing. The sweep may still be running.
 """
 
 from collections.abc import Sequence
@@ -46,11 +46,12 @@ class Report:
     metric: str = '',
     split: str = '',
   ) -> None:
-    """Makes them.
+    """Makes the figures and tables.
 
     Args:
-      runs: what was read.
-      problems: a line for each thing that could not be; more may be added.
+      runs: the runs that were read.
+      problems: a line for each thing that could not be read; this method adds
+        to it.
       metric: see `cells.metric_of`.
       split: see `cells.split_of`.
 
@@ -116,10 +117,10 @@ class Report:
     self.figures += sorted(figures, key=lambda figure: figure.title)
 
   def write(self, folder: epath.Path) -> None:
-    """Writes everything; a file that is there is replaced whole.
+    """Writes everything; replaces existing files.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the files cannot be written.
     """
     with writing(f'the folder {folder}'):
       for name in ('figures', 'tables'):
@@ -133,7 +134,7 @@ class Report:
         whole_files.write_text(f'{path}.md', table.markdown())
         whole_files.write_text(f'{path}.csv', table.csv())
       whole_files.write_text(folder / 'header.txt', self.header)
-      # Last: a page that is there has all of its files.
+      # The page comes last: if it exists, all of its files exist.
       whole_files.write_text(folder / _PAGE, self.html())
 
   def html(self) -> str:
@@ -148,7 +149,7 @@ class Report:
 
 
 def _tasks(runs: Sequence[runs_lib.Run]) -> list[str]:
-  """Returns the tasks that something was tuned or evaluated on."""
+  """Returns the tasks that runs were tuned or evaluated on."""
   return sorted(
     {
       run.setup.task
@@ -159,7 +160,7 @@ def _tasks(runs: Sequence[runs_lib.Run]) -> list[str]:
 
 
 def _counted(runs: Sequence[runs_lib.Run]) -> str:
-  """Returns `12 runs: 3 finished, 9 missing.`, or the like."""
+  """Returns a line, for example `12 runs: 3 finished, 9 missing.`."""
   states = [run.state for run in runs]
   counts = [f'{states.count(s)} {s}' for s in sorted(set(states))]
   text = f'{len(runs)} run{"s" * (len(runs) != 1)}: {", ".join(counts)}.'
@@ -186,7 +187,7 @@ def _about_task(
 def _all_cells(
   task: str, cells: Sequence[cells_lib.Cell], metric: str, split: str
 ) -> tables.Table:
-  """Returns everything that was tried on a task, a setting a row."""
+  """Returns the table of all cells of a task."""
   rows: list[list[tables.Value]] = []
   for cell in cells:
     setup = cell.setup
@@ -221,7 +222,7 @@ def _all_cells(
 
 
 def _all_runs(runs: Sequence[runs_lib.Run]) -> tables.Table:
-  """Returns all runs, a row each."""
+  """Returns the table of all runs."""
   rows: list[list[tables.Value]] = [
     [
       run.name,
@@ -258,10 +259,11 @@ def make(
   split: str = '',
   sweep: str = '',
 ) -> Report:
-  """Reads folders and writes their report; returns it.
+  """Writes a report of the runs in some folders; returns it.
 
   Raises:
-    UserError: a folder is none of a run or sweep, or nothing can be written.
+    UserError: a folder is neither a run's nor a sweep's, or the report cannot
+      be written.
   """
   problems: list[str] = []
 
@@ -308,13 +310,13 @@ def _parser() -> command_line.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   options = _parser().parse_args(argv)
-  logging.set_verbosity(logging.ERROR)  # Orbax has much to say.
+  logging.set_verbosity(logging.ERROR)  # Orbax logs a lot.
   output = options.output or os.path.join(options.folders[0], 'report')
   try:
     report = make(
       options.folders, output, options.metric, options.split, options.sweep
     )
-  except (UserError, OSError) as error:  # OSError: a folder not for us.
+  except (UserError, OSError) as error:  # OSError: a folder cannot be accessed.
     print(f'error: {first_line(error)}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, or an evaluation of a seed in its own."""
+"""Reads the folder of a run, or of an evaluation of a seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -24,28 +24,28 @@ Tell = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What one run left.
+  """The results of one run.
 
   Attributes:
-    name: of its folder.
-    folder: MODEL_DIR; of an evaluation, EVAL_OUTPUT_DIR.
-    trial: what it tries.
-    state: `finished`, or why there is nothing to report.
+    name: the name of its folder.
+    folder: MODEL_DIR; for an evaluation, EVAL_OUTPUT_DIR.
+    trial: the run's settings.
+    state: `finished`, or why there are no results.
     step: steps that are done.
-    dev: metric -> value on the split that it evaluated while training, at the
-      checkpoint that counts (see `best`).
-    test: the same on the test split, where `eval` was run on it, or where
-      EVAL_SPLIT says that it was what training evaluated.
-    parameters: of the model; 0 if unknown.
-    free: how many the method trains.
-    fingerprint: of its seed, '' if unknown.
-    seed_path: where that was.
-    rates: steps per second, a number a report; the first has the compilation.
+    dev: metric -> value at the chosen checkpoint (see `best`), on the split
+      that was evaluated during training.
+    test: metric -> value on the test split, from `eval`, or from training if
+      EVAL_SPLIT is the test split.
+    parameters: parameters of the model; 0 if unknown.
+    free: free parameters of the method.
+    fingerprint: the seed's fingerprint; '' if unknown.
+    seed_path: the seed's path.
+    rates: steps per second of each report; the first includes compilation.
     modules: module -> free parameters at the last report.
-    by: KEEP_BEST_BY, '' if there is none.
-    steps: TRAIN_STEPS, if it is known.
-    devices: what it ran on, '' if unknown.
-    seconds: what a sweep says it took, None if unknown.
+    by: KEEP_BEST_BY; '' if there is none.
+    steps: TRAIN_STEPS; None if unknown.
+    devices: the devices that it ran on; '' if unknown.
+    seconds: the duration according to the sweep; None if unknown.
   """
 
   name: str
@@ -68,25 +68,25 @@ class Run:
 
   @property
   def setup(self) -> setups.Setup:
-    """What it tries, but for what is tuned or chance."""
+    """The trial's settings, except tuned ones and random seeds."""
     return self.trial.setup
 
   @property
   def fraction(self) -> float:
-    """The free parameters as a share of the model's."""
+    """The share of the model's parameters that is free."""
     return self.free / self.parameters if self.parameters else 0.0
 
 
 def is_run(folder: epath.Path) -> bool:
-  """Whether a folder is a MODEL_DIR."""
+  """Returns whether a folder is a MODEL_DIR."""
   return (folder / 'run.json').exists()
 
 
 def is_evaluation(folder: epath.Path) -> bool:
-  """Whether a folder's `results.json` is that of an evaluation.
+  """Returns whether a folder's `results.json` is an evaluation's.
 
-  Other programs have files of that name, too, the demonstration among them. One
-  that cannot be read may be an evaluation's.
+  Other programs, such as the demonstration, also write files of that name. A
+  file that cannot be read may be an evaluation's.
   """
   try:
     content = json.loads((folder / 'results.json').read_text())
@@ -101,8 +101,8 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
   """Reads the folder of a run, or of an evaluation of a seed (zero-shot).
 
   Args:
-    folder: MODEL_DIR, or EVAL_OUTPUT_DIR.
-    tell: is called with a line for each file that is damaged.
+    folder: MODEL_DIR or EVAL_OUTPUT_DIR.
+    tell: called with a line for each damaged file.
   """
   if not is_run(folder):
     return _read_evaluation(folder, tell)
@@ -124,7 +124,7 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
 def _read_run(
   folder: epath.Path, trial: setups.Trial, seed: Mapping[str, Any], tell: Tell
 ) -> Run:
-  """Reads what a run left besides `run.json`."""
+  """Reads the files of a run besides `run.json`."""
   rows = [
     row
     for row in metrics_file.read(folder)
@@ -167,7 +167,7 @@ def _dev_scores(
   rows: Sequence[Mapping[str, float]],
   tell: Tell,
 ) -> dict[str, float]:
-  """Returns the metrics of the checkpoint that counts."""
+  """Returns the metrics of the chosen checkpoint."""
   try:
     counts = (best.read(folder) or {}).get('step')
   except (OSError, ValueError, AttributeError) as e:
@@ -179,12 +179,12 @@ def _dev_scores(
 def _test_scores(
   folder: epath.Path, split: str, tell: Tell
 ) -> dict[str, float]:
-  """Returns what `eval` wrote of the test split below a run's folder.
+  """Returns the results of `eval` on the test split, below a run's folder.
 
   Args:
     folder: MODEL_DIR.
-    split: that was evaluated while training.
-    tell: is called with a line for each file that is damaged.
+    split: the split that was evaluated during training.
+    tell: called with a line for each damaged file.
   """
   found: dict[int, dict[str, float]] = {}
   for path in sorted(folder.glob('*/results.json')):
@@ -207,7 +207,7 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def macros(path: epath.Path) -> dict[str, str]:
-  """Returns the macros of a gin file, texts without their quotes."""
+  """Returns the macros of a gin file, with texts without quotes."""
   try:
     lines = path.read_text().splitlines()
   except (OSError, UnicodeDecodeError):
@@ -218,7 +218,7 @@ def macros(path: epath.Path) -> dict[str, str]:
 
 
 def read_json(path: epath.Path, tell: Tell) -> dict[str, Any]:
-  """Returns what a file holds; nothing if it is missing, or damaged."""
+  """Returns the content of a file; {} if it is missing or damaged."""
   try:
     content = json.loads(path.read_text())
     if isinstance(content, dict):

@@ -22,13 +22,13 @@ class Scores:
   def __init__(
     self, task: str, cells: Sequence[Cell], metric: str, split: str
   ) -> None:
-    """Takes the numbers.
+    """Stores the cells.
 
     Args:
-      task: their task.
-      cells: of all models.
-      metric: what is shown.
-      split: of which the scores are.
+      task: the task of the cells.
+      cells: the cells of all models.
+      metric: the metric to show.
+      split: the split of the scores.
     """
     self.task, self.cells = task, cells
     self.metric, self.split = metric, split
@@ -39,7 +39,7 @@ class Scores:
     return cell.score(self.metric, self.split)
 
   def reference(self, model: str, method: str) -> cells_lib.Score | None:
-    """Returns the score of what has no budget, if it is known."""
+    """Returns the score of a method without a budget, if it is known."""
     for cell in self.cells:
       if (cell.setup.model, cell.setup.method) == (model, method):
         score = self.of(cell)
@@ -49,7 +49,7 @@ class Scores:
   def curves(self, model: str) -> dict[str, list[Cell]]:
     """Returns method -> its cells, smallest budget first.
 
-    Of a method's variants the paper's, or else the one with most budgets.
+    If a method has variants, the cells are those of `main_variant`.
     """
     by_method: dict[str, list[Cell]] = {}
     for cell in self.cells:
@@ -73,7 +73,7 @@ def main_variant(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def all_figures(scores: Scores) -> list[style.Figure]:
-  """Returns the figures of which there is something to show."""
+  """Returns the figures for which there are scores."""
   made = [
     against_budget(scores, is_relative=True),
     against_budget(scores, is_relative=False),
@@ -100,7 +100,7 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
   for one, model in zip(axes, models, strict=True):
     _draw_budgets(one, scores, model, is_relative)
     if len(models) > 1:
-      one.set_title(model, pad=24)  # Above what is missing.
+      one.set_title(model, pad=24)  # Leaves room for notes on missing scores.
   of = 'of full fine-tuning (%)' if is_relative else ''
   style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
   style.legend(figure, axes)
@@ -118,7 +118,7 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
 
 
 def _is_base(full: cells_lib.Score | None) -> bool:
-  """Whether scores can be told as per cent of a full fine-tuning's."""
+  """Returns whether a full fine-tuning's score can serve as 100 per cent."""
   return full is not None and bool(full.values) and full.mean != 0
 
 
@@ -134,7 +134,8 @@ def _draw_budgets(
     points = [(100 * x, y.over(base)) for x, y in known if y.values]
     _draw_series(axes, points, name, look)
     lost = [cell.setup.knob for cell in cells if not scores.of(cell).values]
-    if lost and method in setups.SUBSETS:  # Of others the place is not known.
+    # The budgets of other methods are not known.
+    if lost and method in setups.SUBSETS:
       axes.plot(
         [100 * x for x in lost], [1.03 + 0.05 * i] * len(lost), 'x+'[i % 2],
         color=look.color, markeredgewidth=2, clip_on=False,
@@ -185,7 +186,7 @@ def _draw_level(
   color: str,
   line: Any,
 ) -> None:
-  """Draws a horizontal line, and a band of its spread."""
+  """Draws a horizontal line and a band for the spread."""
   if score is None:
     return
   level = score.over(base)
@@ -200,7 +201,7 @@ def _draw_level(
 
 
 def by_size(scores: Scores) -> style.Figure | None:
-  """Draws DST against ε for each size of the model (Fig. 2)."""
+  """Draws the score of DST against ε for each size of the model (Fig. 2)."""
   curves = {m: scores.curves(m).get('dst', []) for m in scores.models}
   curves = {
     m: found
@@ -233,7 +234,7 @@ def by_size(scores: Scores) -> style.Figure | None:
 
 
 def variants(scores: Scores) -> style.Figure | None:
-  """Draws mean and spread of distances and silos (Fig. 4, top)."""
+  """Draws mean and spread for distances and silos (Fig. 4, top)."""
   groups: dict[tuple[str, float], list[Cell]] = {}
   for cell in scores.cells:
     setup = cell.setup
@@ -296,12 +297,12 @@ def _distance_order(distance: str) -> int:
 
 
 def _short(scores: Scores) -> str:
-  """Returns a metric's name for an axis."""
+  """Returns the name of a metric for an axis."""
   return scores.metric.rpartition('/')[2].replace('_', ' ')
 
 
 def _wrapped(label: str) -> str:
-  """Returns a label in two lines if it is long."""
+  """Returns a label, in two lines if it is long."""
   return label.strip().replace(' of full', '\nof full')
 
 
@@ -322,7 +323,7 @@ def _missing_note(cells: Iterable[Cell]) -> str:
 
 
 def _variant_note(curves: Mapping[str, Sequence[Cell]]) -> str:
-  """Says which variants are drawn where they are not the paper's."""
+  """Returns a note on the drawn variants that are not the paper's."""
   notes = [
     f'{METHODS.get(method, method)}: {cells[0].setup.variant}.'
     for method, cells in curves.items()

@@ -1,4 +1,4 @@
-"""How figures look: readable at half width, told apart without colours."""
+"""The style of figures: readable at half width and without colours."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib import figure as figure_lib
 import numpy as np
 
-# Colours of Okabe and Ito (2008), which differ in lightness, too.
+# Colours of Okabe and Ito (2008), which differ in lightness too.
 _COLOURS = (
   '#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '0.55',
   '#f0e442',
@@ -32,14 +32,14 @@ _PARAMETERS = {
   'lines.linewidth': 2.0,
   'lines.markersize': 8,
   'svg.fonttype': 'path',
-  # Else no two files are alike.
+  # A fixed salt makes equal figures equal files.
   'svg.hashsalt': 'dst_t5x',
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How one series is drawn."""
+  """The style of one series."""
 
   color: str
   marker: str
@@ -52,12 +52,12 @@ class Figure:
   """A figure of the report.
 
   Attributes:
-    name: of its files.
-    title: what it shows.
-    caption: how to read it.
-    width: in inches.
-    png: the picture.
-    svg: the same.
+    name: the name of its files.
+    title: the title.
+    caption: how to read the figure.
+    width: width in inches.
+    png: the picture as PNG.
+    svg: the picture as SVG.
   """
 
   name: str
@@ -69,14 +69,14 @@ class Figure:
 
 
 def series(i: int) -> Style:
-  """Returns the style of the i-th series; beyond eight they repeat."""
+  """Returns the style of the i-th series; styles repeat after eight."""
   i %= len(_COLOURS)
   return Style(_COLOURS[i], _MARKERS[i], _LINES[i], _HATCHES[i])
 
 
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
-  """Draws in our style inside."""
+  """Applies the style inside the context."""
   with matplotlib.rc_context(_PARAMETERS):
     yield
 
@@ -88,14 +88,14 @@ def panels(
   columns: int = 2,
   **options: Any,
 ) -> tuple[figure_lib.Figure, list[Any]]:
-  """Returns a figure with as many axes, in rows.
+  """Returns a figure with several axes, in rows.
 
   Args:
-    count: how many.
-    width: of one, in inches; two in a row get somewhat less.
-    height: of one.
-    columns: at most so many in a row.
-    **options: of `Figure.subplots`.
+    count: number of axes.
+    width: width of one in inches; two in a row are somewhat narrower.
+    height: height of one in inches.
+    columns: maximum number in a row.
+    **options: arguments of `Figure.subplots`.
   """
   columns = min(columns, count)
   rows = -(-count // columns)
@@ -112,13 +112,13 @@ def panels(
 def legend(
   figure: figure_lib.Figure, axes: Sequence[Any], columns: int = 3
 ) -> None:
-  """Puts one legend for all axes below them."""
+  """Puts one legend below all axes."""
   entries: dict[str, Any] = {}
   for one in axes:
     for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
       entries.setdefault(label, handle)
   if entries:
-    # About what fits, in inches.
+    # The approximate width of an entry in inches.
     each = 0.7 + 0.08 * max(map(len, entries))
     columns = min(columns, max(1, int(figure.get_figwidth() / each)))
     figure.legend(
@@ -143,14 +143,14 @@ def heatmap(
   columns: Sequence[str],
   most: int = 12,
 ) -> None:
-  """Draws a matrix of per cents, with the numbers in it.
+  """Draws a matrix of percentages with the numbers in its cells.
 
   Args:
-    axes: where to.
-    values: [rows, columns], NaN where nothing is known.
-    rows: their names.
-    columns: their names.
-    most: numbers are left out where there are more rows or columns.
+    axes: the axes to draw on.
+    values: [rows, columns]; NaN is unknown.
+    rows: names of the rows.
+    columns: names of the columns.
+    most: numbers are left out for more rows or columns than this.
   """
   axes.imshow(values, vmin=0, vmax=100, cmap='Blues', aspect='auto')
   axes.grid(visible=False)
@@ -175,7 +175,7 @@ def heatmap(
 def finished(
   figure: figure_lib.Figure, name: str, title: str, caption: str
 ) -> Figure:
-  """Returns the figure as files; equal figures give equal bytes."""
+  """Returns the figure with its files; equal figures give equal bytes."""
   files = {}
   for kind, metadata in (
     ('png', {'Software': None}),

@@ -1,4 +1,4 @@
-"""The subsets that runs left: of the end, and of their checkpoints."""
+"""Reads the subsets of runs: the final one, and those of checkpoints."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -23,18 +23,18 @@ _MODULES = {
 
 
 class Reader:
-  """Reads subsets; says what cannot be read, and goes on."""
+  """Reads subsets; reports what cannot be read, and continues."""
 
   def __init__(self, tell: Tell) -> None:
     """Reads nothing yet.
 
     Args:
-      tell: is called with a line for each file that cannot be read.
+      tell: called with a line for each file that cannot be read.
     """
     self._tell = tell
 
   def at_end(self, run: runs_lib.Run) -> Subset | None:
-    """Returns the subset of a run's checkpoint that counts, if there is one."""
+    """Returns the subset of a run's chosen checkpoint, if there is one."""
     paths = [run.folder / 'best.dst', run.folder / 'last.dst']
     found = self._first_of(paths) or self._of_last_checkpoint(run)
     if found and found.fingerprint not in (None, run.fingerprint):
@@ -60,7 +60,7 @@ class Reader:
     return found[max(found)] if found else None
 
   def over_time(self, run: runs_lib.Run) -> dict[int, Subset]:
-    """Returns step -> subset, of all steps of which a run kept it."""
+    """Returns step -> subset, for all steps that a run kept."""
     kept = history.files(run.folder)
     if len(kept) < 2:
       return self._of_checkpoints(run)
@@ -70,12 +70,12 @@ class Reader:
   def _of_checkpoints(
     self, run: runs_lib.Run, last: bool = False
   ) -> dict[int, Subset]:
-    """Returns step -> subset, of the checkpoints that are still there."""
+    """Returns step -> subset, for the checkpoints that still exist."""
     folder = run.folder / 'checkpoints'
     steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
     if not steps or (len(steps) < 2 and not last):
       return {}
-    # Orbax takes some seconds to import, and most runs keep subset files.
+    # Importing Orbax takes seconds, and most runs have subset files.
     from dst_t5x.checkpoints import run_folder
 
     opened = run_folder.RunFolder(run.folder, read_only=True)
@@ -94,7 +94,7 @@ class Reader:
 
 
 def modules(subset: Subset) -> dict[str, tuple[int, int]]:
-  """Returns module -> free and all parameters, layer norms as one module."""
+  """Returns module -> free and all parameters; layer norms are one module."""
   found: dict[str, tuple[int, int]] = {}
   for path, tensor in subset.tensors.items():
     module = module_name(silos.per_module(path))
@@ -106,7 +106,7 @@ def modules(subset: Subset) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def module_name(module: str) -> str:
-  """Returns what a module is called in figures."""
+  """Returns the name of a module in figures."""
   side, _, part = module.rpartition('/')
   if 'norm' in part:
     return 'layer norms'

@@ -1,4 +1,4 @@
-"""A table, and its forms: Markdown and HTML to read, CSV to compute with."""
+"""Tables, written as Markdown and HTML for readers and as CSV for programs."""
 
 from collections.abc import Sequence
 import csv
@@ -21,12 +21,12 @@ class Table:
   """A table of the report.
 
   Attributes:
-    name: of its files.
-    title: what it shows.
+    name: the name of its files.
+    title: the title.
     header: names of the columns.
-    rows: a value for each column; None where there is nothing to say.
-    notes: what a reader has to know.
-    is_long: whether the page shows its beginning only.
+    rows: a value for each column; None for an empty cell.
+    notes: notes for the reader.
+    is_long: whether the page shows only the beginning.
   """
 
   name: str
@@ -50,7 +50,7 @@ class Table:
     return f'## {self.title}\n\n{table}\n{notes}'
 
   def html(self, most: int | None = None) -> str:
-    """Returns the table alone; its first rows if it is long."""
+    """Returns the table alone; only the first rows if it is long."""
     return tabulate.tabulate(
       [[text(value) for value in row] for row in self.rows[:most]],
       headers=list(self.header),
@@ -60,7 +60,7 @@ class Table:
     )
 
   def csv(self) -> str:
-    """Returns the numbers in full; a score takes three columns."""
+    """Returns the values in full precision; a score takes three columns."""
     scored = [
       any(isinstance(row[i], cells.Score) for row in self.rows)
       for i in range(len(self.header))
@@ -80,7 +80,7 @@ class Table:
     return file.getvalue()
 
   def _alignment(self) -> list[str]:
-    """Returns how columns are aligned: numbers to the right."""
+    """Returns the alignment of the columns; numbers are on the right."""
     columns = [[row[i] for row in self.rows] for i in range(len(self.header))]
     return [
       'right'
@@ -91,12 +91,12 @@ class Table:
 
 
 def file_name(name: str) -> str:
-  """Returns a figure's or table's name as that of a file."""
+  """Returns the file name of a figure or table."""
   return re.sub(r'[^\w.+=-]+', '-', name).strip('-')
 
 
 def text(value: Value) -> str:
-  """Returns a value as it is read."""
+  """Returns a value as a text for readers."""
   if value is None or value == '':
     return NOTHING
   if isinstance(value, float):
@@ -107,7 +107,7 @@ def text(value: Value) -> str:
 
 
 def _fields(value: Value) -> list[str]:
-  """Returns mean, spread and number of a score; or the value, and nothing."""
+  """Returns mean, spread and number of a score; or the value and ''."""
   if not isinstance(value, cells.Score):
     return [_exact(value), '', '']
   if not value.values:

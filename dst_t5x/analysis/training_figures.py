@@ -1,4 +1,4 @@
-"""Figures of training: its speed, its learning rates (paper: Fig. 5, 9)."""
+"""Figures of training: speed and learning rates (paper: Fig. 5, 9)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ METHODS = paper_tables.METHODS
 
 
 def all_figures(scores: score_figures.Scores) -> list[style.Figure]:
-  """Returns the figures of which there is something to show."""
+  """Returns the figures for which there are scores."""
   made = [speed(scores), learning_rates(scores)]
   return [figure for figure in made if figure is not None]
 
 
 def speed(scores: score_figures.Scores) -> style.Figure | None:
-  """Draws training speed for each method (Fig. 5)."""
+  """Draws the training speed of each method (Fig. 5)."""
   models = {
     model: rates
     for model in scores.models
@@ -101,7 +101,8 @@ def learning_rates(scores: score_figures.Scores) -> style.Figure | None:
     return None
   figure, axes = style.panels(1)
   for i, (name, cells) in enumerate(curves.items()):
-    shift = 1 + 0.12 * (i - (len(curves) - 1) / 2)  # Lest one hide the other.
+    # Shifts points so that they do not hide each other.
+    shift = 1 + 0.12 * (i - (len(curves) - 1) / 2)
     _draw_rates(axes[0], name, cells, style.series(i), shift)
   axes[0].set_xscale('log')
   axes[0].set_yscale('log')
@@ -129,7 +130,7 @@ def learning_rates(scores: score_figures.Scores) -> style.Figure | None:
 def _draw_rates(
   axes: Any, name: str, cells: Sequence[Cell], look: style.Style, shift: float
 ) -> None:
-  """Draws the best learning rates, and those that were tried."""
+  """Draws the best learning rates and all that were tried."""
   x = [cell.setup.knob * shift for cell in cells]
   y = [cell.learning_rate for cell in cells]
   for at, cell in zip(x, cells, strict=True):

@@ -1,9 +1,9 @@
-"""Follows a run on a terminal: `python -m dst_t5x.analysis.watch RUN_DIR`.
+"""Shows a run on a terminal: `python -m dst_t5x.analysis.watch RUN_DIR`.
 
-Reads what the run writes into its folder, wherever it runs, and shows step,
-speed, loss, scores, free parameters, churn, overlap and the remaining time. On
-a terminal the summary stays in its place, into a pipe goes a line a report. A
-run that has not begun is waited for; when it is finished, so is this.
+The command reads the run's folder, wherever the run is executed. It shows step,
+speed, loss, scores, free parameters, churn, overlap and the remaining time. A
+terminal shows a table that is updated; a pipe gets a line for each report. The
+command waits for a run that has not begun, and ends when the run ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,25 +24,25 @@ from dst_t5x.core import command_line
 from dst_t5x.core import metrics_file
 from dst_t5x.core.errors import UserError, error_of_log, first_line
 
-_QUIET = 300.0  # Seconds without a report after which one may wonder.
+_QUIET = 300.0  # After this many seconds without a report, its age is shown.
 _BAR = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-  """Where a run stands.
+  """The state of a run.
 
   Attributes:
-    name: its folder's.
-    step: of the last report.
-    steps: TRAIN_STEPS, if it is known.
+    name: the folder's name.
+    step: the step of the last report.
+    steps: TRAIN_STEPS; None if unknown.
     training: the last report of training.
-    scores: the last evaluation, but for its step.
-    saved: overlaps, when the last checkpoint was made.
-    best: content of `best.json`, if there is one.
+    scores: the last evaluation, without its step.
+    saved: overlaps at the last checkpoint.
+    best: content of `best.json`; {} if there is none.
     is_finished: whether all is done.
-    error: the line that it ended with, of a run of a sweep.
-    age: seconds since the last report; None if nobody knows.
+    error: the line that it ended with, for a run of a sweep.
+    age: seconds since the last report; None if unknown.
   """
 
   name: str
@@ -58,10 +58,10 @@ class Snapshot:
 
 
 def snapshot(folder: epath.Path) -> Snapshot | None:
-  """Returns where a run stands; None if it has not begun.
+  """Returns the state of a run; None if it has not begun.
 
   Raises:
-    UserError: the folder is that of a sweep, or none.
+    UserError: the folder is a sweep's, or is a file.
   """
   if not folder.exists():
     return None
@@ -107,36 +107,36 @@ def _age(folder: epath.Path) -> float | None:
   return max(0.0, time.time() - float(changed))
 
 
-def parts(now: Snapshot) -> dict[str, str]:
-  """Returns what there is to say, in order: name -> text."""
+def fields(now: Snapshot) -> dict[str, str]:
+  """Returns name -> text, in the order in which they are shown."""
   training = now.training
-  said = {'step': f'{now.step:,}'}
+  texts = {'step': f'{now.step:,}'}
   if now.steps:
-    said['step'] += f' of {now.steps:,} ({now.step / now.steps:.0%})'
+    texts['step'] += f' of {now.steps:,} ({now.step / now.steps:.0%})'
   rate = training.get(metrics_file.RATE)
   if rate and not now.is_finished:
-    said['speed'] = f'{rate:.3g} steps/s'
+    texts['speed'] = f'{rate:.3g} steps/s'
     if now.steps:
       seconds = max(0, now.steps - now.step) / rate
-      said['left'] = f'{tqdm.tqdm.format_interval(seconds)} of training'
+      texts['left'] = f'{tqdm.tqdm.format_interval(seconds)} of training'
   if 'train/loss' in training:
-    said['loss'] = f'{training["train/loss"]:.4g}'
+    texts['loss'] = f'{training["train/loss"]:.4g}'
   scores = _scores(now)
   if scores:
-    said['score'] = f'{scores} at step {int(now.scores["step"]):,}'
+    texts['score'] = f'{scores} at step {int(now.scores["step"]):,}'
   if now.best:
-    said['best'] = (
+    texts['best'] = (
       f'{_short(now.best["by"])} {now.best["value"]:.4g} at step '
       f'{now.best["step"]:,}'
     )
-  said |= _subset(now)
+  texts |= _subset(now)
   refused = training.get('train/refused_steps')
   if refused:
-    said['refused steps'] = f'{refused:.0f}'
+    texts['refused steps'] = f'{refused:.0f}'
   if now.age is not None and now.age > _QUIET and not now.is_finished:
     quiet = tqdm.tqdm.format_interval(now.age)
-    said['last report'] = f'{quiet} ago: is it still running?'
-  return said
+    texts['last report'] = f'{quiet} ago: is it still running?'
+  return texts
 
 
 def _scores(now: Snapshot) -> str:
@@ -152,60 +152,60 @@ def _short(name: str) -> str:
 
 
 def _subset(now: Snapshot) -> dict[str, str]:
-  """Returns what there is to say of the free parameters."""
-  said = {}
+  """Returns name -> text, about the free parameters."""
+  texts = {}
   training = now.training
   if 'free/total' in training:
     free = training['free/total']
     share = training.get('free/fraction')
-    said['free'] = f'{free:,.0f}' + (f' ({share:.3%})' if share else '')
+    texts['free'] = f'{free:,.0f}' + (f' ({share:.3%})' if share else '')
   if 'free/churn' in training:
-    said['churn'] = f'{training["free/churn"]:.1%} since the report before'
+    texts['churn'] = f'{training["free/churn"]:.1%} since the report before'
   overlaps = [
     f'{now.saved[f"overlap/{name}"]:.1%} of the {text}'
     for name, text in (('first', 'first saved'), ('last_saved', 'one before'))
     if f'overlap/{name}' in now.saved
   ]
   if overlaps:
-    said['overlap'] = f'{", ".join(overlaps)}, at step {now.saved["step"]:,}'
-  return said
+    texts['overlap'] = f'{", ".join(overlaps)}, at step {now.saved["step"]:,}'
+  return texts
 
 
 def verdict(now: Snapshot) -> str:
-  """Returns how a run ended; nothing if it has not."""
+  """Returns how a run ended; '' if it has not."""
   if now.is_finished:
     return f'{now.name} is finished'
   return f'{now.name} ended: {now.error}' if now.error else ''
 
 
 class Plain:
-  """A line a report."""
+  """Output as one line for each report."""
 
   def __init__(self) -> None:
     """Shows nothing yet."""
     self._shown = ''
 
   def show(self, now: Snapshot) -> None:
-    """Prints a line, unless it is the one before."""
-    said = parts(now)
-    said.pop('last report', None)  # It would be another one each time.
-    line = ' | '.join(f'{name} {text}' for name, text in said.items())
+    """Prints a line, unless it is the same as the line before."""
+    texts = fields(now)
+    texts.pop('last report', None)  # This differs each time.
+    line = ' | '.join(f'{name} {text}' for name, text in texts.items())
     if line != self._shown:
       print(line, flush=True)
       self._shown = line
 
   def wait(self, folder: epath.Path) -> None:
-    """Says that a run has not begun."""
+    """Reports that a run has not begun."""
     if not self._shown:
       self._shown = f'waiting for a run in {folder}'
       print(self._shown, flush=True)
 
   def close(self) -> None:
-    """Leaves what is there."""
+    """Does nothing."""
 
 
 class Terminal:
-  """A table that stays in its place."""
+  """Output as a table that is updated in place."""
 
   def __init__(self) -> None:
     """Shows an empty table.
@@ -219,7 +219,7 @@ class Terminal:
     self._live.start()
 
   def show(self, now: Snapshot) -> None:
-    """Draws the table anew."""
+    """Draws the table again."""
     from rich import table
     from rich import text
 
@@ -228,19 +228,19 @@ class Terminal:
     if now.steps:
       done = min(_BAR, _BAR * now.step // now.steps)
       grid.add_row('', text.Text('█' * done + '░' * (_BAR - done)))
-    for name, said in parts(now).items():
-      grid.add_row(text.Text(name, style='dim'), text.Text(said))
+    for name, value in fields(now).items():
+      grid.add_row(text.Text(name, style='dim'), text.Text(value))
     self._live.update(grid, refresh=True)
 
   def wait(self, folder: epath.Path) -> None:
-    """Says that a run has not begun."""
+    """Reports that a run has not begun."""
     from rich import text
 
     waiting = text.Text(f'waiting for a run in {folder}; Ctrl-C ends')
     self._live.update(waiting, refresh=True)
 
   def close(self) -> None:
-    """Leaves the table as it stands."""
+    """Leaves the table as it is."""
     self._live.stop()
 
 
@@ -252,16 +252,16 @@ def _display() -> Plain | Terminal:
 
 
 def watch(folder: epath.Path, every: float, is_once: bool = False) -> int:
-  """Follows a run until it ends; returns the exit status.
+  """Shows a run until it ends; returns the exit status.
 
   Args:
     folder: MODEL_DIR.
-    every: seconds between two looks.
-    is_once: whether one look is enough.
+    every: seconds between two updates.
+    is_once: whether to show it only once.
 
   Raises:
-    UserError: the folder is that of a sweep, or none; or there is no run yet
-      and one look was to be enough.
+    UserError: the folder is a sweep's or a file; or there is no run yet and
+      `is_once` is set.
   """
   now = snapshot(folder)
   if now is None and is_once:
@@ -300,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('--once', action='store_true', help='one look, no more')
   options = parser.parse_args(argv)
-  logging.set_verbosity(logging.ERROR)  # A line may be torn at any moment.
+  # The last line may be incomplete at any moment.
+  logging.set_verbosity(logging.ERROR)
   folder = epath.Path(options.folder).expanduser()
   try:
     return watch(folder, options.every, options.once)

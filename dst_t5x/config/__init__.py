@@ -1,1 +1,1 @@
-"""Gin: files, names, checks, and the command lines of the binaries."""
+"""Gin configuration: files, names, checks, and command lines."""

@@ -1,10 +1,10 @@
-"""Gin configuration of the command-line binaries, in T5X's manner.
+"""Gin configuration of the commands, in T5X's manner.
 
     python -m dst_t5x.train --gin_file=gin/models/t5_1_1_small.gin … \
       --gin.EPSILON=1e-4 --gin.MODEL_DIR=/tmp/run
 
-`gin/…` files are found in the package wherever the command is run. Everything
-is checked before the binary is called: see `parse`.
+`gin/…` files are found in the package, whatever the working directory is. The
+configuration is checked before the command starts; see `parse`.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,19 +44,19 @@ gin files of the package, and the macros that they define:"""
 
 
 def parse(argv: Sequence[str], binary: Callable[..., Any]) -> Callable[[], Any]:
-  """Replaces gin's configuration by the one that the arguments describe.
+  """Replaces gin's configuration by that of the arguments.
 
   Args:
     argv: `--gin_file=…` and `--gin.NAME=VALUE`, without the program's name.
-    binary: a module's function; gin supplies its parameters.
+    binary: a module's function; gin supplies its arguments.
 
   Returns:
-    The binary with gin's configuration, to be called without arguments.
+    The binary with gin's configuration, which takes no arguments.
 
   Raises:
-    UserError: a name is unknown, a value makes no sense, a flag or a binding
-      in a file of the user's has no effect, a required value is missing, or
-      files are in an order that loses something.
+    UserError: a name is unknown, a value is invalid, a flag or a binding in a
+      user's file has no effect, a required value is missing, or the order of
+      the files would lose a setting.
   """
   files, flags = _split(argv)
   _check_order(files)
@@ -77,12 +77,12 @@ def run(
     contextlib.nullcontext
   ),
 ) -> None:
-  """Runs a binary with the command line's configuration; then may exit.
+  """Runs a binary with the configuration of the command line; may exit.
 
   Args:
-    binary: as given to `parse`.
-    to_flags: makes what `parse` takes of a command line that has more.
-    joined: `processes.joined` for what several processes do together.
+    binary: as in `parse`.
+    to_flags: command-line arguments -> arguments of `parse`.
+    joined: `processes.joined` if several processes run the binary together.
   """
   command(lambda argv: parse(to_flags(argv), binary)(), joined)
 
@@ -93,13 +93,13 @@ def command(
     contextlib.nullcontext
   ),
 ) -> None:
-  """Calls a function with the command line's arguments; then may exit.
+  """Calls a function with the command line's arguments; may exit.
 
   Args:
     call: does the work.
-    joined: `processes.joined` for what several processes do together.
+    joined: `processes.joined` if several processes do the work together.
 
-  How it ends: see `perform`.
+  For the exit status see `perform`.
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
@@ -114,15 +114,15 @@ def perform(
     contextlib.nullcontext
   ),
 ) -> None:
-  """Does a binary's work; then may exit.
+  """Does the work of a command; may exit.
 
   Args:
-    work: all of it.
+    work: does all of the work.
     joined: see `command`.
 
-  A user's mistake ends in one line and exit status 1, an interrupt in one line
-  and status 130, SIGTERM while training in one line and status 143; all other
-  exceptions keep their traceback.
+  A UserError prints one line and ends with status 1, an interrupt with status
+  130, and SIGTERM during training with status 143. Other exceptions keep their
+  traceback.
   """
   log_quietly()
   interrupts.listen()
@@ -131,7 +131,7 @@ def perform(
     with joined():
       work()
       sys.stdout.flush()
-  # Gin appends lines to what is raised inside of a configurable.
+  # Gin appends lines to the message of an exception in a configurable.
   except UserError as error:
     status = f'error: {first_line(error)}'
   except preemption.Stopped as stopped:
@@ -146,8 +146,8 @@ def perform(
     status = interrupts.STATUS
     interrupts.end()
   if status:
-    # By now the exception's frames are gone, and with them what TensorFlow may
-    # hang on if it outlives the interpreter.
+    # TensorFlow may hang at exit if objects in the exception's frames outlive
+    # the interpreter. The frames are free here.
     gc.collect()
     if isinstance(status, str):
       print(status, file=sys.stderr)
@@ -155,25 +155,25 @@ def perform(
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:
-  """Returns all that the binary's configuration sets, to compare two runs by.
+  """Returns the settings that the binary uses, for comparing two runs.
 
   Args:
-    binary: as given to `parse`.
+    binary: as in `parse`.
 
   Returns:
-    Sorted `scope/module.Class.parameter` -> value, macros replaced by their
-    values; what the binary cannot reach is left out.
+    Sorted `scope/module.Class.parameter` -> value, with macros replaced by
+    their values. Settings that the binary cannot reach are left out.
   """
   return check.flat_bindings(gin_names.reference_to(binary))
 
 
 def operative_config() -> str:
-  """The configuration used so far, defaults included, as a gin file."""
+  """Returns the configuration used so far, with defaults, as a gin file."""
   return gin.operative_config_str()
 
 
 def usage() -> str:
-  """Returns the text of the command's `--help`."""
+  """Returns the text of `--help`."""
   main = sys.modules['__main__']
   name = main.__spec__.name if main.__spec__ else main.__file__
   lines = [inspect.getdoc(main) or '', _USAGE.format(module=name)]
@@ -201,7 +201,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _check_order(files: Sequence[str]) -> None:
-  """Raises UserError if a model's file overrides a task's or a method's."""
+  """Raises UserError if a model's file would override a task's or method's."""
   for i, name in enumerate(files):
     if 'gin/tasks/' in name or 'gin/methods/' in name:
       for later in files[i + 1 :]:
@@ -212,7 +212,7 @@ def _check_order(files: Sequence[str]) -> None:
 
 
 def log_quietly() -> None:
-  """Logs to stderr: our own messages, and most errors of all others."""
+  """Logs our own messages, and most errors of libraries, to stderr."""
   handler = python_logging.StreamHandler()
   handler.addFilter(
     lambda record: (
@@ -227,12 +227,12 @@ def log_quietly() -> None:
     handlers=[handler],
     force=True,
   )
-  python_logging.captureWarnings(True)  # They are not ours.
+  python_logging.captureWarnings(True)  # Warnings come from libraries.
   logging.set_verbosity(logging.INFO)
 
 
 def _will_raise(record: python_logging.LogRecord) -> bool:
-  """Whether an error comes from a thread whose exception will reach us."""
+  """Returns whether a thread logs an exception that will also be raised."""
   return bool(
     {'asyncio', 'clu', 'gcsfs', 'orbax'} & set(record.pathname.split(os.sep))
   )

@@ -1,8 +1,9 @@
-"""Which bindings a binary uses, and the mistakes that this brings to light.
+"""Finds bindings without effect, missing values and invalid values.
 
-Gin drops a binding that nothing refers to without a word. Here references are
-followed from the binary through its bindings, as gin will when it calls them:
-a macro leads to its value, `@scope/name` into its scope and those around it.
+Gin silently ignores a binding that nothing refers to. This module follows
+references from the binary through its bindings in the way gin does when it
+calls them. A macro refers to its value; `@scope/name` refers to the bindings of
+its scope and of the scopes around it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +23,14 @@ from dst_t5x.core.errors import UserError, nearest
 
 
 class Reach:
-  """What can be reached from some references.
+  """What gin reaches from some references.
 
   Attributes:
-    used: the bindings of all that is reached, also those that an inner scope
+    used: all bindings of what is reached, including those that an inner scope
       overrides.
-    bindings: those that count, with their values.
-    macros: names of the macros referred to.
-    missing: flags that would set what is required and has no value.
+    bindings: the bindings that are in effect, with their values.
+    macros: names of the macros that are referred to.
+    missing: flags that set required values without a value.
   """
 
   def __init__(self, references: Iterable[Any]) -> None:
@@ -42,7 +43,7 @@ class Reach:
       self._follow(reference, ())
     for scope, selector in list(gin_config._CONFIG):
       configurable = gin_config._REGISTRY[selector]
-      # Registered by its own module: code may call it without a reference.
+      # Code may call what its own module registers without a reference.
       if not configurable.import_source and configurable.module != 'gin':
         self._visit(configurable, _components(scope), called=False)
 
@@ -52,7 +53,7 @@ class Reach:
       own = tuple(value.scopes)
       self._visit(value.configurable, own or scope, value.evaluate)
       if not own and not value.evaluate:
-        # The code that is handed it may call it outside the scope.
+        # The code that receives the reference may call it outside the scope.
         self._visit(value.configurable, (), called=False)
     elif isinstance(value, Mapping):
       for item in [*value.keys(), *value.values()]:
@@ -64,7 +65,7 @@ class Reach:
   def _visit(
     self, configurable: Any, scope: tuple[str, ...], called: bool
   ) -> None:
-    """Collects a configurable's bindings, and follows those that count."""
+    """Collects a configurable's bindings; follows those that are in effect."""
     selector = configurable.selector
     if (scope, selector, called) in self._seen:
       return
@@ -91,15 +92,16 @@ class Reach:
 
 
 def check(binary: Any, origins: Origins) -> None:
-  """Checks that every binding is used and every requirement is met.
+  """Checks that every binding is used and every required value is set.
 
   Args:
-    binary: gin's reference to what will be called, without arguments.
-    origins: where each binding stands.
+    binary: gin's reference to the function that will be called.
+    origins: the place of each binding.
 
   Raises:
-    UserError: names the first binding that nothing uses, or the flags that
-      set the missing values, or the first value that its parameter cannot have.
+    UserError: a binding is not used, values are missing, or a value does not
+      fit its parameter. Names the first binding, the flags that set the missing
+      values, or the first value.
   """
   macros = [
     config['value']
@@ -107,14 +109,14 @@ def check(binary: Any, origins: Origins) -> None:
     if selector == 'gin.macro'
   ]
   reached = Reach([binary])
-  # A file serves several binaries: not all of them need all of its macros.
+  # A file serves several binaries, and not every binary uses all its macros.
   anything = Reach([binary, *macros])
   for key, origin in origins.items():
     if origin.author is Author.PACKAGE:
       continue
     reach = reached if origin.author is Author.COMMAND_LINE else anything
     if key.is_macro and key.scope not in reach.macros:
-      # Not misspelt, if a file of the package has it, too.
+      # The macro is not misspelt if a file of the package defines it too.
       if reach is anything and key.scope in gin_files.shipped_macros():
         continue
       place = f'{origin.place}: ' if reach is anything else ''
@@ -130,22 +132,22 @@ def check(binary: Any, origins: Origins) -> None:
   if reached.missing:
     flags = ' '.join(f'{flag}=…' for flag in dict.fromkeys(reached.missing))
     raise UserError(f'values are missing: set {flags}')
-  flat_bindings(binary)  # Raises at a macro that never comes to a value.
+  flat_bindings(binary)  # Raises at a macro without an end.
   _check_values(reached, origins)
 
 
 def flat_bindings(binary: Any) -> dict[str, str]:
-  """Returns everything that the binary uses, macros replaced by their values.
+  """Returns all settings of the binary, with macros replaced by their values.
 
   Args:
-    binary: gin's reference to what will be called.
+    binary: gin's reference to the function that will be called.
 
   Raises:
     UserError: a macro refers to itself.
 
   Returns:
-    Sorted `scope/module.Class.parameter` -> the value as text; references are
-    shown by the full name of what they refer to.
+    Sorted `scope/module.Class.parameter` -> the value as text. References
+    appear with their full names.
   """
   reached = Reach([binary])
   flat = {}
@@ -161,7 +163,7 @@ def flat_bindings(binary: Any) -> dict[str, str]:
 def _resolved(value: Any, reached: Reach, within: tuple[str, ...] = ()) -> Any:
   """Returns the value with macros and references replaced.
 
-  References become `values.Reference`, whose `repr` is as gin writes them.
+  References become `values.Reference`, whose `repr` is gin's notation.
   """
 
   def resolved(item: Any) -> Any:
@@ -191,17 +193,17 @@ def _resolved(value: Any, reached: Reach, within: tuple[str, ...] = ()) -> Any:
 
 
 def _check_values(reached: Reach, origins: Origins) -> None:
-  """Checks values against their parameters' annotations; expands `~/x`.
+  """Checks values against annotations; expands `~/x` in paths.
 
   Raises:
-    UserError: names the macro, or the parameter, and what it may be.
+    UserError: a value does not fit; names the macro or the parameter.
   """
   for key, value in reached.bindings.items():
     if key.is_macro:
       continue
     known = values.parameters(gin_config._REGISTRY[key.selector].wrapped)
     if key.parameter not in known:
-      continue  # Of those that take any.
+      continue  # The function takes any arguments.
     hint = values.hint_of(known[key.parameter])
     found, source = _resolved(value, reached), _source(key, reached)
     if not values.fits(found, hint):
@@ -214,13 +216,13 @@ def _check_values(reached: Reach, origins: Origins) -> None:
 
 
 def _place(origin: gin_files.Origin | None) -> str:
-  """Returns where a user's file has a binding; a flag's name says enough."""
+  """Returns the place of a binding in a user's file; '' for a flag."""
   is_in_file = origin is not None and origin.author is Author.USER_FILE
   return f'{origin.place}: ' if origin and is_in_file else ''
 
 
 def _source(key: Key, reached: Reach) -> Key:
-  """Returns the binding that holds a binding's value: it, or a macro's."""
+  """Returns the binding that has the value: this one, or that of a macro."""
   while _is_macro(value := reached.bindings[key]):
     key = Key('/'.join(value.scopes), 'gin.macro', 'value')
   return key
@@ -234,7 +236,7 @@ def _is_macro(value: Any) -> bool:
 
 
 def _required(function: Any) -> list[str]:
-  """Names of the parameters that a call without arguments would miss."""
+  """Returns the parameters that a call without arguments would lack."""
   variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
   return [
     name
@@ -260,7 +262,7 @@ def _is_required(value: Any) -> bool:
 
 
 def _short(key: Key) -> str:
-  """Returns the shortest scoped selector that a flag understands."""
+  """Returns the shortest scoped selector that works in a flag."""
   selector = gin_config._REGISTRY.minimal_selector(key.selector)
   return f'{key.scope}/{selector}' if key.scope else selector
 

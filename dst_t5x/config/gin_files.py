@@ -1,8 +1,8 @@
-"""Gin files: where they lie, and where every binding in them stands.
+"""Gin files: where they are, and the place of every binding in them.
 
-Gin keeps neither the file nor the line of a binding. This reader drives gin's
-own parser statement by statement, so that it can remember both, and so that a
-mistake becomes one line that begins with the place.
+Gin remembers neither the file nor the line of a binding. This reader calls
+gin's own parser for each statement. It remembers the place, and turns errors
+into one line that begins with the place.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +23,12 @@ from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
-# What gin raises at a configuration that makes no sense.
+# Exceptions that gin raises for an invalid configuration.
 _MISTAKES = (UserError, KeyError, NameError, TypeError, ValueError)
 
 
 class Key(NamedTuple):
-  """The parameter that a binding sets, its selector in full.
+  """The parameter that a binding sets, with its full selector.
 
   Macros are bindings of `gin.macro.value`, in a scope of the macro's name.
   """
@@ -53,7 +53,7 @@ class Author(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """Where a binding was read: `place` is `file:line` or the flag."""
+  """The origin of a binding: `place` is `file:line` or the flag."""
 
   author: Author
   place: str
@@ -63,16 +63,16 @@ Origins = dict[Key, Origin]
 
 
 def shipped() -> list[str]:
-  """Names of the gin files that come with the package: `gin/….gin`."""
+  """Returns the names of the package's gin files: `gin/….gin`."""
   files = (_PACKAGE / 'gin').glob('**/*.gin')
   return sorted(path.relative_to(_PACKAGE).as_posix() for path in files)
 
 
 def find(name: str) -> epath.Path:
-  """Returns the file as given, else the one of that name in the package.
+  """Returns a file as given, or the package's file of that name.
 
   Raises:
-    UserError: there is neither.
+    UserError: neither exists.
   """
   for path in (epath.Path(name).expanduser(), epath.Path(_PACKAGE / name)):
     if path.is_file():
@@ -81,7 +81,7 @@ def find(name: str) -> epath.Path:
 
 
 def macro_lines(name: str) -> list[str]:
-  """The lines of a gin file that define macros; imports nothing."""
+  """Returns the lines of a gin file that define macros; imports nothing."""
   statements = config_parser.ConfigParser(find(name).read_text(), _Syntax())
   return [
     statement.location.line_content.strip()
@@ -92,7 +92,7 @@ def macro_lines(name: str) -> list[str]:
 
 
 def shipped_macros() -> set[str]:
-  """Names of the macros that the package's gin files define."""
+  """Returns the names of the macros that the package's gin files define."""
   lines = (line for name in shipped() for line in macro_lines(name))
   return {line.partition('=')[0].strip() for line in lines}
 
@@ -100,16 +100,16 @@ def shipped_macros() -> set[str]:
 def read_file(
   name: str, origins: Origins, including: tuple[str, ...] = ()
 ) -> None:
-  """Reads a gin file, and those that it includes, into gin's configuration.
+  """Reads a gin file and the files that it includes into gin's configuration.
 
   Args:
     name: a path, or the name of a file of the package.
-    origins: where each binding stands; completed here.
-    including: the files whose include statements led here.
+    origins: the origin of each binding; this function adds to it.
+    including: the files whose include statements led to this one.
 
   Raises:
-    UserError: the file or something that it names does not exist, or makes no
-      sense.
+    UserError: the file, or something that it names, does not exist or is
+      invalid.
   """
   if name in including:
     raise UserError(f'{including[-1]} includes {name}, which includes it')
@@ -136,20 +136,20 @@ def read_file(
 def read_flags(
   flags: Sequence[tuple[str, str]], origins: Origins, binary: Any
 ) -> None:
-  """Reads `--gin.NAME=VALUE` of each pair into gin's configuration.
+  """Reads each `--gin.NAME=VALUE` into gin's configuration.
 
   Args:
-    flags: (name, value). A name is a macro, or `scope/module.Class.parameter`
-      (scope and module may be missing); a value is a gin literal, or a bare
-      word or path, which is taken as a string.
-    origins: where each binding stands; completed here.
-    binary: gin's reference to what will be called.
+    flags: (name, value). A name is a macro or `scope/module.Class.parameter`;
+      scope and module are optional. A value is a literal of gin. A bare word or
+      a path is a text.
+    origins: the origin of each binding; this function adds to it.
+    binary: gin's reference to the function that will be called.
 
   Raises:
-    UserError: a name is unknown or a value makes no sense.
+    UserError: a name is unknown or a value is invalid.
   """
   parsed = []
-  # All values first: a flag may set a parameter of what only a later one names.
+  # Values come first: a flag may set a parameter of what a later flag names.
   for name, value in flags:
     flag = f'--gin.{name}'
     text = f'{name} = {literal(flag, value)}'
@@ -165,7 +165,7 @@ def read_flags(
 def _carry_out(
   statement: Any, known: gin_names.FileNames, origin: Origin, origins: Origins
 ) -> None:
-  """Binds or imports, and remembers where the binding stands."""
+  """Executes a binding or an import; stores the origin of a binding."""
   if isinstance(statement, config_parser.ImportStatement):
     known.process_import(statement)
   elif isinstance(statement, config_parser.BlockDeclaration):
@@ -182,7 +182,7 @@ def _carry_out(
 
 
 class _Syntax(config_parser.ParserDelegate):
-  """Looks nothing up."""
+  """A delegate of gin's parser that accepts all names."""
 
   def configurable_reference(self, scoped_name: str, evaluate: bool) -> None:
     """Accepts any `@name`."""
@@ -193,11 +193,11 @@ class _Syntax(config_parser.ParserDelegate):
 
 @contextlib.contextmanager
 def _located(place: str) -> Iterator[None]:
-  """Turns gin's complaints into a UserError of one line with the place."""
+  """Turns gin's errors into a UserError of one line with the place."""
   try:
     yield
   except _MISTAKES as error:
-    # Gin adds lines to the messages, and KeyError puts quotes around its own.
+    # Gin appends lines to messages, and KeyError puts quotes around its own.
     message = error.args[0] if type(error) is KeyError else error
     raise UserError(f'{place}: {str(message).splitlines()[0]}') from None
 
@@ -211,15 +211,15 @@ def statements(
   name: str,
   make_parser: Callable[[str], config_parser.ConfigParser] = _parser,
 ) -> Iterator[tuple[Any, str]]:
-  """Yields gin's statements with `name:line`; a flag has but one line.
+  """Yields gin's statements with `name:line`; for a flag, with its name.
 
   Args:
-    text: of a file or a flag.
-    name: of it.
-    make_parser: what reads it; by default all that it names must be known.
+    text: the content of a file or a flag.
+    name: the name of the file or the flag.
+    make_parser: makes the parser; by default, all names must be known.
 
   Raises:
-    UserError: gin cannot read it.
+    UserError: gin cannot parse the text.
   """
 
   def place(line: int | None) -> str:
@@ -228,7 +228,7 @@ def statements(
   parser = None
   while True:
     try:
-      if parser is None:  # It reads a token already.
+      if parser is None:  # The constructor already reads a token.
         parser = make_parser(text)
       statement = parser.parse_statement()
     except SyntaxError as error:
@@ -245,7 +245,7 @@ def statements(
 
 
 def _explained(error: SyntaxError) -> str:
-  """Returns gin's complaint in one line, and what to write for a bare word."""
+  """Returns gin's error in one line, with a remedy for a bare word."""
   message = str(error.msg)
   word = re.search(r"Failed to parse token '(\w+)'$", message)
   if word is None:
@@ -255,10 +255,10 @@ def _explained(error: SyntaxError) -> str:
 
 
 def literal(flag: str, value: str) -> str:
-  """Returns the value as gin must read it: with quotes around bare words.
+  """Returns the value in gin's notation, with quotes around a bare word.
 
   Raises:
-    UserError: the value is a broken literal rather than a bare word.
+    UserError: the value is an invalid literal rather than a bare word.
   """
   if not value.strip():
     raise UserError(f"{flag} has no value; write {flag}='' for empty text")

@@ -1,7 +1,7 @@
-"""What a name in a gin file means, or which known name is nearest to it.
+"""Finds what a name in a gin file refers to, or the nearest known name.
 
-With dynamic registration (`from __gin__ import dynamic_registration`) a name is
-looked up among the file's own imports; else among all that is registered.
+With dynamic registration (`from __gin__ import dynamic_registration`), a name
+refers to one of the file's own imports; otherwise to anything registered.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ class FileNames(gin_config.ParseContext):
   """The names that a gin file may use: those that it imports."""
 
   def process_import(self, statement: Any) -> None:
-    """Imports a module, or switches a feature of gin's on."""
+    """Imports a module, or enables a feature of gin."""
     if not statement.module.startswith('__gin__.'):
       _import(statement.module)
     super().process_import(statement)
 
   def get_configurable(self, selector: str) -> Any:
-    """Returns what the selector names, registered if need be."""
+    """Returns the configurable of a selector; registers it if necessary."""
     if not self._dynamic_registration:
       return _registered(selector)
     first, *rest = selector.split('.')
@@ -49,8 +49,8 @@ class FileNames(gin_config.ParseContext):
 class FlagNames(FileNames):
   """The names that a flag may use: any unique ending, and all files' imports.
 
-  T5X's users write `--gin.T5Config.dropout_rate=0.1`; but
-  `--gin.DECODER=@decoding.BeamSearch()` must find what no file has named yet.
+  T5X's users write `--gin.T5Config.dropout_rate=0.1`. A flag may also name what
+  no file has named, as in `--gin.DECODER=@decoding.BeamSearch()`.
   """
 
   def __init__(self, binary: Any) -> None:
@@ -65,9 +65,9 @@ class FlagNames(FileNames):
         self.process_import(statement)
 
   def get_configurable(self, selector: str) -> Any:
-    """Returns what the selector names, registered if need be."""
+    """Returns the configurable of a selector; registers it if necessary."""
     known = gin_config._REGISTRY.matching_selectors(selector)
-    # Other packages register much that this configuration does not mention.
+    # Other packages register names that this configuration does not use.
     in_use = self._in_use.intersection(known)
     if len(in_use) == 1:
       return gin_config._REGISTRY[in_use.pop()]
@@ -78,7 +78,7 @@ class FlagNames(FileNames):
 
 @contextlib.contextmanager
 def names(known: FileNames) -> Iterator[FileNames]:
-  """Makes gin look names up in `known`."""
+  """Makes gin look up names in `known`."""
   gin_config._PARSE_CONTEXTS.append(known)
   try:
     yield known
@@ -100,7 +100,7 @@ def reference_to(function: Any) -> Any:
 
 
 def full_name(configurable: Any) -> str:
-  """Returns `module.Class`, however the gin files name it."""
+  """Returns `module.Class`, independent of the names in gin files."""
   wrapped = configurable.wrapped
   if hasattr(wrapped, '__module__') and hasattr(wrapped, '__qualname__'):
     return f'{wrapped.__module__}.{wrapped.__qualname__}'
@@ -108,14 +108,14 @@ def full_name(configurable: Any) -> str:
 
 
 def check_parameter(configurable: Any, selector: str, parameter: str) -> None:
-  """Raises UserError if the configurable takes no such parameter."""
+  """Raises UserError if the configurable has no such parameter."""
   if not gin_config._might_have_parameter(configurable.wrapped, parameter):
     hint = nearest(parameter, values.parameters(configurable.wrapped))
     raise UserError(f'{selector} has no parameter {parameter!r}{hint}')
 
 
 def _import(module: str) -> None:
-  """Imports a module: a missing one is the user's mistake, a bug is not."""
+  """Imports a module; raises UserError if it does not exist."""
   try:
     importlib.import_module(module)
   except UserError:

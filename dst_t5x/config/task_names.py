@@ -1,4 +1,4 @@
-"""Command lines that may name a task and no gin file: `show_task gsm8k`."""
+"""Command lines that name a task instead of a gin file: `show_task gsm8k`."""
 
 from collections.abc import Sequence
 import pathlib
@@ -8,14 +8,14 @@ from dst_t5x.core.errors import UserError, nearest
 
 
 def to_flags(arguments: Sequence[str], run_file: str) -> list[str]:
-  """Returns the gin flags that a command line stands for.
+  """Returns the gin flags of a command line.
 
   Args:
-    arguments: flags as `config.parse` takes them, and perhaps a task's name. It
-      stands for the file of that name in `gin/tasks`, or for a task that the
-      file with the longest name that it begins with registers as well:
-      `super_glue_rte` is one of `gin/tasks/super_glue.gin`.
-    run_file: gin file of the command.
+    arguments: flags of `binaries.parse`, and possibly the name of a task. The
+      name stands for the file of that name in `gin/tasks`. Otherwise it stands
+      for a task of the file with the longest name that the task's name begins
+      with: `super_glue_rte` is a task of `gin/tasks/super_glue.gin`.
+    run_file: the command's gin file.
 
   Raises:
     UserError: there is no such task, or there are several names.
@@ -26,7 +26,7 @@ def to_flags(arguments: Sequence[str], run_file: str) -> list[str]:
     raise UserError(f'one task at a time, not {" and ".join(names)}')
   if not names and not any(flag.startswith('--gin_file') for flag in flags):
     raise UserError(f'name a task: {", ".join(_files())}; or give a --gin_file')
-  # A model's file comes before that of the task, which overrides some of it.
+  # A model's file comes before the task's, which overrides some of it.
   files = [flag for flag in flags if flag.startswith('--gin_file')]
   others = [flag for flag in flags if flag not in files]
   return [f'--gin_file={run_file}', *files, *_flags_of(*names), *others]
@@ -49,6 +49,6 @@ def _flags_of(name: str | None = None) -> list[str]:
 
 
 def _files() -> dict[str, str]:
-  """Returns the gin files of tasks by their names without folder and ending."""
+  """Returns name -> gin file of a task, names without folder and ending."""
   shipped = (pathlib.PurePosixPath(name) for name in gin_files.shipped())
   return {path.stem: str(path) for path in shipped if path.parts[1] == 'tasks'}

@@ -1,1 +1,1 @@
-"""What every room uses: errors, tensor paths, whole files, object stores."""
+"""Shared helpers: errors, tensor paths, atomic files, object stores."""

@@ -1,14 +1,13 @@
-"""What a command does when nobody reads its output any more: `… | head`."""
+"""The end of a command whose output is no longer read, as in `… | head`."""
 
 import os
 import sys
 
 
 def leave() -> int:
-  """Sends what is left of the output nowhere; returns the exit status.
+  """Discards the rest of the output; returns the exit status.
 
-  Whoever read it has seen enough. 141 is what a shell says of a process that
-  SIGPIPE ended.
+  The status is 141, the same as that of a process that SIGPIPE ended.
   """
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 141

@@ -1,11 +1,12 @@
-"""Options of commands: numbers in their ranges, and one line for a mistake.
+"""Command-line options: numbers with a range, and one-line error messages.
 
     parser = command_line.Parser(prog='python -m launch.x', description=__doc__)
     parser.add_argument('--parallel', type=command_line.whole(1), default=1)
     parser.add_argument('--every', type=command_line.number(60), default=2.0)
 
-A number out of its range is a mistake of the command line like any other, found
-before any work; so are NaN and the infinities, which `float` would take.
+The parser refuses a number out of its range before any work starts. It also
+refuses NaN and the infinities, which `float` accepts. argparse has no types for
+ranges.
 """
 
 import argparse
@@ -13,28 +14,28 @@ from collections.abc import Callable
 import math
 from typing import Any, NoReturn
 
-YEAR = 365 * 24 * 60 * 60  # In seconds; what can wait can wait for so long.
+YEAR = 365 * 24 * 60 * 60  # Seconds; the upper limit of waiting times.
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose mistakes are one line; `help` shows texts as they stand."""
+  """A parser with one-line error messages; --help keeps line breaks."""
 
   def __init__(self, **options: Any) -> None:
-    """As argparse's."""
+    """Takes the arguments of `argparse.ArgumentParser`."""
     shown = {'formatter_class': argparse.RawDescriptionHelpFormatter}
     super().__init__(**(shown | options))
 
   def error(self, message: str) -> NoReturn:
-    """Ends the program with status 2, without the usage: --help has it."""
+    """Prints one line and exits with status 2; --help prints the usage."""
     self.exit(2, f'error: {message} (see --help)\n')
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-  """Returns a type for argparse: whole numbers of a range.
+  """Returns a type for argparse: whole numbers in a range.
 
   Args:
-    least: the smallest of them.
-    most: the largest of them; without, there is none.
+    least: the smallest number.
+    most: the largest number; None for no limit.
   """
   range_ = f'of at least {least:,}'
   if most is not None:
@@ -55,11 +56,11 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def number(most: float, *, with_zero: bool = False) -> Callable[[str], float]:
-  """Returns a type for argparse: finite numbers above 0, or from it.
+  """Returns a type for argparse: finite numbers in (0, most] or [0, most].
 
   Args:
-    most: the largest of them.
-    with_zero: whether 0 is one of them.
+    most: the largest number.
+    with_zero: whether 0 is allowed.
   """
   range_ = f'{"from" if with_zero else "above"} 0'
 
@@ -68,7 +69,8 @@ def number(most: float, *, with_zero: bool = False) -> Callable[[str], float]:
       value = float(text)
     except ValueError:
       value = math.nan
-    # Not the other way round: NaN is neither below nor above.
+    # Comparisons with NaN are false, so the range has to be tested, not its
+    # complement.
     if not (0 < value <= most or (with_zero and value == 0)):
       raise argparse.ArgumentTypeError(
         f'must be a number {range_} to {most:,.15g}, not {text!r}'

@@ -1,14 +1,15 @@
-"""Where data lies: all in the folder `DST_DATA_DIR`, or where libraries look.
+"""Where data is: in the folder `DST_DATA_DIR`, or in the libraries' defaults.
 
-The package imports this before anything else: TensorFlow Datasets and SacreBLEU
-look their own variables up only once. Such a variable goes before the folder.
+The package imports this module first, because TensorFlow Datasets and SacreBLEU
+read their environment variables only once. A variable of a library takes
+precedence over `DST_DATA_DIR`.
 """
 
 from collections.abc import Mapping, MutableMapping
 import os
 
 DATA_DIR_VARIABLE = 'DST_DATA_DIR'
-# Variable -> the place within the folder.
+# Variable -> path within the folder.
 PLACES = {
   'TFDS_DATA_DIR': 'tensorflow_datasets',
   'SACREBLEU': 'sacrebleu',
@@ -17,7 +18,7 @@ PLACES = {
 
 
 def shared_folder(environment: Mapping[str, str] = os.environ) -> str | None:
-  """Returns the folder for all data, None if there is none."""
+  """Returns the folder for all data; None if the variable is not set."""
   folder = environment.get(DATA_DIR_VARIABLE)
   if not folder or is_remote(folder):
     return folder or None
@@ -25,17 +26,20 @@ def shared_folder(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def is_remote(folder: str) -> bool:
-  """Whether a folder is in an object store, which SacreBLEU cannot use."""
+  """Returns whether a folder is in an object store.
+
+  The same as `object_stores.is_remote`, which imports fsspec.
+  """
   return '://' in folder
 
 
 def set_variables(environment: MutableMapping[str, str]) -> None:
-  """Sets the variables of libraries that are not set, if there is a folder."""
+  """Sets the libraries' unset variables to places in the shared folder."""
   folder = shared_folder(environment)
   if folder is not None:
     for variable, place in PLACES.items():
       if variable == 'SACREBLEU' and is_remote(folder):
-        continue
+        continue  # SacreBLEU reads local files only.
       environment.setdefault(variable, os.path.join(folder, place))
 
 

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""`UserError`, the exception for users' mistakes, and helpers for messages."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -8,27 +8,27 @@ from typing import Any
 
 from etils import epath
 
-# Where exceptions come from that object stores' clients raise, besides OSError.
+# Packages whose exceptions, besides OSError, mean that a store cannot be used.
 _CLIENTS = {'aiobotocore', 'aiohttp', 'botocore', 'gcsfs', 'google', 's3fs'}
 
 
 class UserError(Exception):
-  """A mistake of the user's: one line that names the thing and the remedy."""
+  """A user's mistake: one line that names the mistake and the remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """Returns `; did you mean 'x'?` for the nearest known name, or nothing."""
+  """Returns `; did you mean 'x'?` for the nearest known name, or ''."""
   matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f'; did you mean {matches[0]!r}?' if matches else ''
 
 
 def first_line(error: BaseException) -> str:
-  """Returns the first line of an error's message, or its class's name."""
+  """Returns the first line of an error's message, or the name of its class."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def error_of_log(path: os.PathLike[str]) -> str:
-  """Returns the last line of a command's output, if that is an error."""
+  """Returns the last line of a command's log if it is an error, or ''."""
   try:
     lines = epath.Path(path).read_text().strip().splitlines()
   except (OSError, UnicodeDecodeError):
@@ -37,7 +37,7 @@ def error_of_log(path: os.PathLike[str]) -> str:
 
 
 def is_io(error: BaseException) -> bool:
-  """Whether an exception says that a file cannot be read or written."""
+  """Returns whether an error means that a file cannot be read or written."""
   client = type(error).__module__.partition('.')[0]
   return isinstance(error, OSError) or client in _CLIENTS
 
@@ -50,7 +50,7 @@ def check_positive(name: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-  """Raises UserError where files cannot be written: no space, no permission."""
+  """Turns errors in writing files, such as a full disk, into UserError."""
   try:
     yield
   except Exception as e:

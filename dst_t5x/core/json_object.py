@@ -1,8 +1,7 @@
-"""Objects of JSON that others wrote, whose entries are read by type.
+"""JSON objects from untrusted files, whose entries are read with their type.
 
-Whatever a stranger's file says, a reader gets an entry of the type that it
-asked for, or the user one line that names the file, the entry and what it must
-be.
+A reader gets an entry of the type that it asks for. Otherwise the user gets one
+line that names the file, the entry and the type.
 """
 
 import math
@@ -18,7 +17,7 @@ T = TypeVar('T')
 D = TypeVar('D')
 
 _NEEDED: Any = object()
-# What each type is called. A `bool` is no `int`, an `int` is a `float`.
+# Type -> its name in messages. A `bool` is no `int`, but an `int` is a `float`.
 _NAMES = {
   bool: 'true or false',
   dict: 'an object',
@@ -27,24 +26,24 @@ _NAMES = {
   list: 'a list',
   str: 'a text on one line',
 }
-# More than any array of this project can have along an axis.
+# The largest size of an axis of an array.
 LARGEST = 2**31 - 1
 _SHOWN = 60
 
 
 class JsonObject:
-  """An object; an entry that is `null` counts as missing.
+  """A JSON object. An entry that is `null` counts as missing.
 
   Attributes:
-    content: all of it, as it was parsed.
+    content: the parsed object.
     where: the file and the place in it, for messages.
   """
 
   def __init__(self, content: Any, where: str) -> None:
-    """Checks that it is an object.
+    """Checks that the content is an object.
 
     Raises:
-      UserError: it is none.
+      UserError: the content is not an object.
     """
     if not isinstance(content, dict):
       raise UserError(f'{where} holds no JSON object, but {shown(content)}')
@@ -59,13 +58,14 @@ class JsonObject:
     """Returns an entry.
 
     Args:
-      key: its name.
-      kind: bool, int, float, str, list or dict; of `int` also what is written
-        as `2.0` is refused, of `float` also `2` is taken.
-      default: what stands for a missing one; without it, it must be there.
+      key: the name of the entry.
+      kind: bool, int, float, str, list or dict. `int` does not accept `2.0`;
+        `float` accepts `2`.
+      default: the value of a missing entry. Without a default, the entry is
+        required.
 
     Raises:
-      UserError: it is missing, or of another type.
+      UserError: the entry is missing or has another type.
     """
     value = self.content.get(key)
     if value is None:
@@ -83,15 +83,15 @@ class JsonObject:
   def size(
     self, key: str, default: Any = _NEEDED, *, most: int = LARGEST
   ) -> Any:
-    """Returns an entry that says how many: a whole number from 1 on.
+    """Returns an entry that is a size: a whole number of at least 1.
 
     Args:
-      key: its name.
-      default: as of `get`.
-      most: the largest that makes sense.
+      key: the name of the entry.
+      default: the same as in `get`.
+      most: the largest size allowed.
 
     Raises:
-      UserError: it is missing, or no such number.
+      UserError: the entry is missing or no such number.
     """
     value = self.get(key, int, default)
     if value is not default and not 1 <= value <= most:
@@ -99,15 +99,15 @@ class JsonObject:
     return value
 
   def inner(self, key: str) -> 'JsonObject':
-    """Returns an entry that is an object itself.
+    """Returns an entry that is an object.
 
     Raises:
-      UserError: it is missing, or none.
+      UserError: the entry is missing or no object.
     """
     return JsonObject(self.get(key, dict), f'{key} in {self.where}')
 
   def refusal(self, key: str, must: str) -> UserError:
-    """Returns the error for an entry: what it must be, and what it is."""
+    """Returns the error for an entry: what it must be and what it is."""
     value = shown(self.content.get(key))
     return UserError(f'{self.where}: {key} {must}, it is {value}')
 
@@ -127,14 +127,14 @@ def read(file: epath.Path) -> JsonObject:
 
 
 def parse(text: str, where: str) -> JsonObject:
-  """Returns the object that a text holds, such as one inside a file.
+  """Returns the object in a text.
 
   Args:
     text: JSON.
     where: the file and the place in it, for messages.
 
   Raises:
-    UserError: it is no JSON, or no object.
+    UserError: the text is no JSON or no object.
   """
   try:
     return JsonObject(json_text.loads(text), where)
@@ -143,18 +143,18 @@ def parse(text: str, where: str) -> JsonObject:
 
 
 def shown(value: Any) -> str:
-  """Returns a value for a message: on one line, and not too long."""
+  """Returns a value for a message: one line of limited length."""
   text = ascii(value)
   return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
 
 
 def _is(value: Any, kind: type) -> bool:
-  """Whether a parsed value is of a type, none of JSON's taken for another."""
+  """Returns whether a parsed value has a type of JSON."""
   if isinstance(value, bool):
     return kind is bool
   if kind is float:
     return isinstance(value, int | float) and _is_finite(value)
-  if kind is str:  # No lone surrogate either, which cannot be printed.
+  if kind is str:  # Lone surrogates are not printable.
     return isinstance(value, str) and value.isprintable()
   return isinstance(value, kind)
 
@@ -162,5 +162,5 @@ def _is(value: Any, kind: type) -> bool:
 def _is_finite(value: float) -> bool:
   try:
     return math.isfinite(value)
-  except OverflowError:  # A whole number beyond any float.
+  except OverflowError:  # The whole number is larger than any float.
     return False

@@ -1,7 +1,7 @@
-"""JSON as the standard has it: without NaN and infinity, both ways.
+"""JSON without NaN and infinity, as RFC 8259 requires.
 
-Python's parser takes `NaN` and `Infinity`, and its writer makes them; no other
-reader knows them.
+Python's `json` reads and writes `NaN` and `Infinity`, which other programs
+refuse.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ import numpy as np
 
 
 def loads(text: str | bytes) -> Any:
-  """Returns what a text says.
+  """Returns the parsed text.
 
   Raises:
-    ValueError: it is no JSON, holds a number that is not finite, or is nested
-      too deeply.
+    ValueError: the text is no JSON, has a number that is not finite, or is
+      nested too deeply.
   """
   try:
     return json.loads(text, parse_constant=_refuse, parse_float=_finite)
@@ -26,17 +26,17 @@ def loads(text: str | bytes) -> Any:
 
 
 def dumps(value: Any, **options: Any) -> str:
-  """Returns the text of a value; what is not finite becomes `null`.
+  """Returns the text of a value; numbers that are not finite become `null`.
 
   Args:
-    value: of what JSON knows, and NumPy's numbers.
-    **options: of `json.dumps`.
+    value: made of the types of JSON, tuples, and NumPy scalars.
+    **options: arguments of `json.dumps`.
   """
   return json.dumps(plain(value), allow_nan=False, **options)
 
 
 def plain(value: Any) -> Any:
-  """Returns a value of what JSON can say: no NaN, infinity, NumPy or tuple."""
+  """Returns a value in the types of JSON; None for NaN and the infinities."""
   if isinstance(value, Mapping):
     return {key: plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

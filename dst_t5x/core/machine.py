@@ -1,8 +1,8 @@
-"""What this machine has."""
+"""Properties of this machine."""
 
 import os
 
 
 def host_memory() -> int:
-  """Returns the bytes of this machine's memory."""
+  """Returns the size of this machine's memory, in bytes."""
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

@@ -1,4 +1,4 @@
-"""The numbers of a run as JSON lines for scripts: `MODEL_DIR/metrics.jsonl`."""
+"""`MODEL_DIR/metrics.jsonl`: the metrics of a run, one JSON object a line."""
 
 from collections.abc import Iterable, Mapping
 import json
@@ -20,7 +20,7 @@ _NO_MODULES = ('total', 'churn', 'fraction', 'file_bytes')
 def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
   """Returns the rows of a run, each with its `step`.
 
-  A torn last line is left out; a run that wrote none has no rows.
+  Lines that are not complete are skipped. A missing file has no rows.
   """
   path = epath.Path(folder) / METRICS_FILE
   if not path.exists():
@@ -32,19 +32,19 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
     except ValueError:
       logging.warning('%s: left out a torn line', path)
       continue
-    # As which NaN is written.
+    # `null` stands for NaN.
     rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
 
 
 def rates(rows: Iterable[Mapping[str, float]]) -> list[float]:
-  """Returns steps per second, report by report; the first has compilation."""
+  """Returns the steps per second of each report; the first has compilation."""
   return [row[RATE] for row in rows if RATE in row]
 
 
 def modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Returns module -> free parameters of the last report that has them."""
-  found: dict[str, float] = {}
+  """Returns module -> free parameters, from the last report that has them."""
+  free: dict[str, float] = {}
   for row in rows:
     of_row = {
       name.removeprefix('free/'): value
@@ -52,12 +52,12 @@ def modules(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
       if name.startswith('free/')
       and name.removeprefix('free/') not in _NO_MODULES
     }
-    found = of_row or found
-  return found
+    free = of_row or free
+  return free
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
-  """Drops what an interrupted run wrote beyond the step it is resumed from."""
+  """Drops the rows after a step: a run that resumes there writes them again."""
   rows = [row for row in read(folder) if row['step'] <= step]
   path = epath.Path(folder) / METRICS_FILE
   object_stores.make_folder(path.parent)
@@ -68,10 +68,10 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
 def append(
   folder: str | os.PathLike[str], step: int, values: Mapping[str, float]
 ) -> None:
-  """Adds a row."""
+  """Appends a row."""
   path = epath.Path(folder) / METRICS_FILE
   row = json_text.dumps({'step': step} | dict(values)) + '\n'
-  if object_stores.is_remote(path):  # Nothing is added to a file there.
+  if object_stores.is_remote(path):  # Stores cannot append to a file.
     before = path.read_text() if path.exists() else ''
     whole_files.write_text(path, before + row)
     return

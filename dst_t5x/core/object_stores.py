@@ -1,8 +1,8 @@
 """Folders in object stores: `gs://bucket/…` and `s3://bucket/…`.
 
-Files there are reached through `etils.epath` and fsspec (gcsfs, s3fs), arrays
-through TensorStore. There are no folders and no renaming in such a store, but a
-file appears whole or not at all.
+Files are accessed through `etils.epath` and fsspec (gcsfs, s3fs), arrays
+through TensorStore. Stores have no folders and cannot rename files, but writing
+a file is atomic.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ import fsspec
 
 from dst_t5x.core import errors
 
-# Scheme -> the library that fsspec needs, and how it is installed.
+# Scheme -> the library that fsspec needs, and the command that installs it.
 _LIBRARIES = {
   'gs': ('gcsfs', 'pip install gcsfs'),
   's3': ('s3fs', "pip install 'dst_t5x[s3]'"),
 }
-# Else gcsfs asks Google for credentials and the kind of the bucket each time.
+# By default, gcsfs asks Google for credentials and the bucket's kind each time.
 os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-# Else a process would not see what another one has written since.
+# With a cache, a process does not see what another one has written since.
 for _scheme in _LIBRARIES:
   fsspec.config.conf.setdefault(_scheme, {}).setdefault(
     'use_listings_cache', False
@@ -40,18 +40,18 @@ _CREDENTIALS = {
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is in an object store, known or not."""
+  """Returns whether a path is in an object store of any kind."""
   return '://' in os.fspath(path)
 
 
 def scheme(path: str | os.PathLike[str]) -> str:
-  """Returns what stands before `://`, nothing if the path is on a disk."""
+  """Returns the part before `://`; '' for a local path."""
   before, separator, _ = os.fspath(path).partition('://')
   return before if separator else ''
 
 
 def split(path: str | os.PathLike[str]) -> tuple[str, str]:
-  """Returns bucket and key of a path in an object store."""
+  """Returns the bucket and the key of a path in an object store."""
   bucket, _, key = os.fspath(path).partition('://')[2].partition('/')
   return bucket, key
 
@@ -59,26 +59,26 @@ def split(path: str | os.PathLike[str]) -> tuple[str, str]:
 def stated(
   path: Any, file: str | os.PathLike[str], what: str, remedy: str
 ) -> str:
-  """Returns a path that a file states, if it may be followed unasked.
+  """Returns a path that a file states, if it is safe to open.
 
-  Whoever wrote the file must not choose where the user's credentials are used:
-  a path in a store is followed only within the bucket that the file is in.
+  The author of a file must not decide where the user's credentials are used.
+  A path in a store is safe only within the bucket of the file.
 
   Args:
-    path: what the file states.
-    file: where that was read.
-    what: what is there, for messages.
-    remedy: how the user asks for it.
+    path: the path that the file states.
+    file: the file.
+    what: what is at the path, for messages.
+    remedy: how the user can give the path, for messages.
 
   Raises:
-    UserError: it is no path, or has to be asked for.
+    UserError: this is no path, or it is not safe to open.
   """
   if not isinstance(path, str) or not path or not path.isprintable():
     raise errors.UserError(
       f'{file} says that {what} is in {ascii(path)[:100]}, which is no '
       f'path: {remedy}'
     )
-  # For epath `/s3/bucket` is in a store, too.
+  # epath also takes `/s3/bucket` for a path in a store.
   here = epath.Path(os.path.abspath(os.path.expanduser(path)))
   is_elsewhere = is_remote(path) or is_remote(here)
   bucket, own = ((scheme(of), split(of)[0]) for of in (path, file))
@@ -91,10 +91,10 @@ def stated(
 
 
 def check(path: str | os.PathLike[str]) -> None:
-  """Checks that a store is a known one, and its library is installed.
+  """Checks that a store is known and its library is installed.
 
   Raises:
-    UserError: it is not.
+    UserError: the store is unknown or its library is missing.
   """
   if not is_remote(path):
     return
@@ -112,10 +112,10 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: epath.Path) -> None:
-  """Makes a folder; a store has none, and fsspec would make a bucket instead.
+  """Makes a local folder. In a store, does nothing: fsspec would make a bucket.
 
   Raises:
-    OSError: it cannot be made.
+    OSError: the folder cannot be made.
   """
   if is_remote(path):
     return
@@ -126,7 +126,7 @@ def make_folder(path: epath.Path) -> None:
 
 
 def _in_the_way(path: epath.Path) -> OSError | None:
-  """Returns why a folder cannot be made, if a file or a link says it."""
+  """Returns the error if a file or a broken link is in a folder's place."""
   for part in (path, *path.parents):
     if os.path.islink(part) and not part.exists():
       return FileNotFoundError(
@@ -138,14 +138,15 @@ def _in_the_way(path: epath.Path) -> OSError | None:
 
 
 def check_writable(what: str, path: epath.Path) -> None:
-  """Makes a folder, or makes sure that files can be written to a store.
+  """Makes a local folder, or writes a test file to a store.
 
   Args:
-    what: the name of the setting.
+    what: the name of the setting, for messages.
     path: the folder.
 
   Raises:
-    UserError: they cannot, or the store or its library is not known.
+    UserError: the folder cannot be written to, the store is unknown, or its
+      library is missing.
   """
   check(path)
   with explained(path, f'{what} {path} cannot be written to: '):
@@ -158,11 +159,11 @@ def check_writable(what: str, path: epath.Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str], before: str = '') -> Iterator[None]:
-  """Raises UserError where a file cannot be read or written.
+  """Turns errors in reading or writing files into UserError.
 
   Args:
-    path: where to.
-    before: what is said before the reason.
+    path: the file or folder.
+    before: the beginning of the message, before the reason.
   """
   try:
     yield
@@ -173,11 +174,11 @@ def explained(path: str | os.PathLike[str], before: str = '') -> Iterator[None]:
 
 
 def reason(error: BaseException, path: str | os.PathLike[str]) -> str:
-  """Returns why a folder cannot be used; of a store, in one line.
+  """Returns why a file or folder cannot be used; for a store, in one line.
 
   Args:
-    error: what its client raised.
-    path: where to.
+    error: what Python or the store's client raised.
+    path: the file or folder.
   """
   if not is_remote(path):
     return str(error)
@@ -185,7 +186,7 @@ def reason(error: BaseException, path: str | os.PathLike[str]) -> str:
   name, line = type(error).__name__, errors.first_line(error)
   if name == 'NoCredentialsError' or 'Anonymous caller' in line:
     return f'there are no credentials: {_CREDENTIALS.get(known, "set them")}'
-  # What gcsfs makes of the statuses 401 and 403, and s3fs of both.
+  # gcsfs raises the latter two for 403 and 401, s3fs the first for both.
   is_denied = isinstance(error, PermissionError) or line.startswith('Forbidden')
   if is_denied or str(getattr(error, 'code', '')) == '401':
     return f'permission denied by bucket {bucket!r}: {line}'
@@ -198,7 +199,8 @@ def read_bytes(path: epath.PathLike) -> bytes:
   """Returns the content of a file in a store.
 
   Raises:
-    UserError: it cannot be read, or the store or its library is not known.
+    UserError: the file cannot be read, the store is unknown, or its library is
+      missing.
   """
   check(path)
   with explained(path):
@@ -206,15 +208,15 @@ def read_bytes(path: epath.PathLike) -> bytes:
 
 
 def download(path: epath.Path, target: pathlib.Path) -> None:
-  """Copies a file of a store to this disk, without holding it in memory."""
+  """Copies a file from a store to the disk without loading it into memory."""
   system, key = fsspec.core.url_to_fs(os.fspath(path))
   system.get_file(key, os.fspath(target))
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-  """Writes a file whole or not at all; an older one is replaced.
+  """Writes a file to a store in one request; replaces an older file.
 
-  A file that is opened, as on a disk, would be stored by what closes it even
+  A file that is opened for writing would be stored when it is closed, also
   after an error.
   """
   system, key = fsspec.core.url_to_fs(os.fspath(path))
@@ -222,14 +224,15 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 
 
 def key_value_store(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns TensorStore's spec of a place in a store, without a slash added.
+  """Returns TensorStore's spec of a path in a store; adds no slash.
 
-  Of S3 the variables are heeded that all of Amazon's clients heed:
-  AWS_ENDPOINT_URL for stores of others, AWS_REGION.
+  For S3, AWS_ENDPOINT_URL and AWS_REGION have the same meaning as for Amazon's
+  own clients.
   """
   bucket, key = split(path)
   if scheme(path) == 'gs':
-    driver = os.environ.get('TENSORSTORE_GCS_BACKEND', 'gcs')  # As Orbax does.
+    # The same variable as in Orbax.
+    driver = os.environ.get('TENSORSTORE_GCS_BACKEND', 'gcs')
     return {'driver': driver, 'bucket': bucket, 'path': key}
   spec: dict[str, Any] = {'driver': 's3', 'bucket': bucket, 'path': key}
   variables = os.environ
@@ -240,16 +243,16 @@ def key_value_store(path: str | os.PathLike[str]) -> dict[str, Any]:
     region = variables.get('AWS_REGION') or variables.get('AWS_DEFAULT_REGION')
     spec |= {'endpoint': endpoint, 'aws_region': region or 'us-east-1'}
   if 'AWS_ACCESS_KEY_ID' in variables:
-    # They go first anyway, but others would be looked for, and missed aloud.
+    # By default, TensorStore also looks for others, and logs that it has none.
     spec['aws_credentials'] = {'type': 'environment'}
   return spec
 
 
 class Mirror:
-  """A folder on this machine, for writers that know only such folders.
+  """A local folder that is copied to a target, for writers of local files only.
 
-  TensorFlow writes to gs:// but not to s3://, and adds to a file by writing all
-  of it again, as this does. On a disk the folder is the target itself.
+  TensorFlow cannot write to s3://. To append to a file of a store, all of the
+  file is written again. For a local target, the folder is the target itself.
   """
 
   def __init__(
@@ -258,8 +261,8 @@ class Mirror:
     """Makes the folder.
 
     Args:
-      target: where its files shall be, at the latest after `upload`.
-      begin_with: pattern of files that are there and will be added to.
+      target: the folder that `upload` copies to.
+      begin_with: pattern of files of the target that will be appended to.
     """
     self._target = epath.Path(target)
     self._sent: dict[pathlib.Path, tuple[int, int]] = {}
@@ -273,7 +276,7 @@ class Mirror:
       (pathlib.Path(self.folder) / file.name).write_bytes(file.read_bytes())
 
   def upload(self) -> None:
-    """Copies what has changed since the last time."""
+    """Copies the files that have changed since the last call."""
     if not is_remote(self._target):
       return
     for file in sorted(pathlib.Path(self.folder).rglob('*')):

@@ -1,7 +1,7 @@
-"""What a command prints, spelt for terminals that lack some of its characters.
+"""Output for terminals whose encoding lacks some characters.
 
-Under a locale such as ISO-8859-1, Python ends a program that prints `ε` or `█`
-to them. Messages, `--help` and tables shall be readable there, too.
+Under a locale such as ISO-8859-1, Python raises an error when a program prints
+`ε` or `█`. Here such characters are replaced by ASCII.
 """
 
 import codecs
@@ -16,19 +16,19 @@ _GREEK = 'GREEK SMALL LETTER '
 
 
 def everywhere() -> None:
-  """Makes what is printed from now on pass through any encoding."""
+  """Replaces characters that the streams cannot encode from now on."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors=_NAME)
 
 
 def is_command() -> bool:
-  """Whether Python was started with `-m`, and has not found the module yet."""
+  """Returns whether Python was started with `-m` and still finds the module."""
   return sys.argv[:1] == ['-m']
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-  """Returns ASCII for what cannot be encoded; see `codecs.register_error`."""
+  """Returns ASCII for unknown characters; see `codecs.register_error`."""
   if not isinstance(error, UnicodeEncodeError):
     raise error
   unknown = error.object[error.start : error.end]
@@ -39,8 +39,8 @@ def _ascii(char: str) -> str:
   name = unicodedata.name(char, '')
   if name.startswith(_GREEK):
     return name.removeprefix(_GREEK).lower()
-  found = _SPELT.get(char, unicodedata.normalize('NFKC', char))
-  return found.encode('ascii', 'backslashreplace').decode()
+  spelt = _SPELT.get(char, unicodedata.normalize('NFKC', char))
+  return spelt.encode('ascii', 'backslashreplace').decode()
 
 
 codecs.register_error(_NAME, _spell)

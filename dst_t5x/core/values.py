@@ -1,17 +1,17 @@
-"""Which values a parameter may have, as its annotation says.
+"""Checks values against annotations.
 
-The configuration asks for everything that gin binds, before anything is called
-(`config_check`). A class asks for what Python code gives it (`check_fields`).
-Ranges are part of the annotation:
+`config/check.py` checks everything that gin binds before anything is called. A
+class checks what Python code passes to it with `check_fields`. Ranges are part
+of the annotation:
 
 >>> describe(Positive | None)
 'a positive whole number or None'
 >>> fits(3, Positive), fits(0, Positive), fits(True, Positive), fits('3', int)
 (True, False, False, False)
 
-The libraries for this do not fit: typeguard and beartype take True for a number
-and a text for a list of texts, pydantic checks the fields of other libraries'
-classes, and none knows gin's references. What gin reads is of few types.
+No library does this: typeguard and beartype accept True as a number and a text
+as a list of texts, pydantic also checks the fields of other libraries' classes,
+and none knows gin's references.
 """
 
 import ast
@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 from dst_t5x.core.errors import UserError, nearest
 
-# How other languages write what gin writes as Python does.
+# Constants of other languages -> the constants of gin and Python.
 WORDS = {
   **dict.fromkeys(('true', 'yes', 'on'), True),
   **dict.fromkeys(('false', 'no', 'off'), False),
@@ -38,13 +38,13 @@ WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Marks numbers in an annotation: `Annotated[float, Range(0, 1)]`.
+  """A range of numbers in an annotation: `Annotated[float, Range(0, 1)]`.
 
   Attributes:
-    low: the least number, or what all are above.
-    high: the largest number, or what all are below.
-    above: whether `low` itself is out.
-    below: whether `high` itself is out.
+    low: the lower bound.
+    high: the upper bound.
+    above: whether `low` itself is excluded.
+    below: whether `high` itself is excluded.
   """
 
   low: float
@@ -53,13 +53,13 @@ class Range:
   below: bool = False
 
   def allows(self, value: Any) -> bool:
-    """Whether a number is in the range."""
+    """Returns whether a number is in the range."""
     is_high_enough = value > self.low if self.above else value >= self.low
     is_low_enough = value < self.high if self.below else value <= self.high
     return bool(is_high_enough and is_low_enough)
 
   def describe(self, kind: Any) -> str:
-    """Returns which numbers of a kind, int or float, are in the range."""
+    """Returns the range in words, for int or float."""
     low, high = f'{self.low:.15g}', f'{self.high:.15g}'
     left, right = '(' if self.above else '[', ')' if self.below else ']'
     if math.isfinite(self.high):
@@ -75,10 +75,10 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class FilePath:
-  """Marks text that is the path of a file or folder."""
+  """Marks a text in an annotation as the path of a file or folder."""
 
   def allows(self, value: Any) -> bool:
-    """Whether it names anything: an empty path is the working directory."""
+    """Returns whether a path is not empty; '' is the working directory."""
     return bool(value.strip())
 
   def describe(self, kind: Any) -> str:
@@ -89,7 +89,7 @@ class FilePath:
 
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
-# All generators take these: of JAX, NumPy and TensorFlow.
+# The random seeds that JAX, NumPy and TensorFlow all accept.
 RandomSeed = Annotated[int, Range(0, 2**31 - 1)]
 Share = Annotated[float, Range(0, 1, above=True)]
 BelowOne = Annotated[float, Range(0, 1, below=True)]
@@ -100,12 +100,12 @@ Path = Annotated[str, FilePath()]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """What a parameter will get from a reference, as far as it is known.
+  """A reference of gin, `@module.Class` or `@module.Class()`.
 
   Attributes:
-    text: as gin writes it: `@module.Class()`.
-    result: annotation of what the call returns.
-    is_called: whether gin makes the call; else the code may.
+    text: the reference as gin writes it.
+    result: annotation of the result of a call.
+    is_called: whether gin calls it, because it ends in `()`.
   """
 
   text: str
@@ -117,11 +117,13 @@ class Reference:
 
 
 def fits(value: Any, hint: Any) -> bool:
-  """Whether a parameter may have a value; strictly: True is no number.
+  """Returns whether a value fits an annotation.
+
+  True is not a number here, and neither are NaN and the infinities.
 
   Args:
-    value: the value, or a Reference. No number is NaN or infinite.
-    hint: the parameter's annotation. One that says nothing here, such as a type
+    value: the value, or a Reference.
+    hint: the annotation. An annotation that is not understood, such as a type
       variable, allows everything.
   """
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -153,12 +155,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _ours(marks: list[Any]) -> list[Any]:
-  """Returns those marks of an annotation that are defined here."""
+  """Returns the marks of an annotation that this module defines."""
   return [mark for mark in marks if isinstance(mark, Range | FilePath)]
 
 
 def _is_known(kind: Any) -> bool:
-  """Whether Python can tell what is an instance."""
+  """Returns whether `isinstance` works for a type."""
   is_class = isinstance(kind, type) and kind is not Any
   return is_class and not typing.is_typeddict(kind)
 
@@ -168,7 +170,7 @@ def _is_protocol(kind: Any) -> bool:
 
 
 def _has_members(kind: Any, protocol: Any) -> bool:
-  """Whether a class has what a protocol asks for, at least by name."""
+  """Returns whether a class has members of the names that a protocol lists."""
 
   def names(cls: type) -> set[str]:
     return {*vars(cls), *inspect.get_annotations(cls)}
@@ -183,7 +185,7 @@ def _has_members(kind: Any, protocol: Any) -> bool:
 
 
 def _holds(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
-  """Whether a list or dictionary is of a kind, and all that it holds fits."""
+  """Returns whether a list, tuple or dictionary and its items fit."""
   if isinstance(value, dict):
     return issubclass(dict, kind) and all(
       fits(part, hint)
@@ -193,7 +195,7 @@ def _holds(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
   if kind is tuple and arguments and arguments[-1] is not Ellipsis:
     is_as_long = len(value) == len(arguments)
     return is_as_long and all(map(fits, value, arguments))
-  # Gin files write either: who needs a tuple makes one.
+  # Gin files use lists and tuples alike.
   if not (issubclass(list, kind) or issubclass(tuple, kind)):
     return False
   return not arguments or all(fits(item, arguments[0]) for item in value)
@@ -202,7 +204,7 @@ def _holds(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 def _may_be(
   reference: Reference, kind: Any, arguments: tuple[Any, ...]
 ) -> bool:
-  """Whether a reference may come to what is asked for."""
+  """Returns whether a reference may become an instance of a type."""
   if not _is_known(kind):
     return True
   if not reference.is_called:
@@ -236,9 +238,9 @@ def describe(hint: Any) -> str:
     return next((m.describe(plain) for m in _ours(marks)), describe(plain))
   if kind in (typing.Union, types.UnionType):
     texts = list(dict.fromkeys(map(describe, arguments)))
-    # Of dtypes, say, gin files write the names alone.
-    written = [text for text in texts if not text.endswith(_MADE)]
-    return ' or '.join(texts if written in ([], ['None']) else written)
+    # Gin files can write a dtype by name, so the object need not be named.
+    literals = [text for text in texts if not text.endswith(_MADE)]
+    return ' or '.join(texts if literals in ([], ['None']) else literals)
   if kind is typing.Literal:
     return f'one of {", ".join(map(repr, arguments))}'
   if kind is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -270,25 +272,25 @@ _KINDS = {
 
 
 def is_path(hint: Any) -> bool:
-  """Whether an annotation asks for a path."""
+  """Returns whether an annotation includes a path."""
   return any(
     isinstance(part, FilePath) or is_path(part) for part in _parts(hint)
   )
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
-  """Returns what an annotation is made of."""
+  """Returns the arguments and the marks of an annotation."""
   marks = getattr(hint, '__metadata__', ())
   return (*typing.get_args(hint), *marks)
 
 
 def mistake(name: str, value: Any, hint: Any) -> str:
-  """Returns one line: what a parameter may be, what it is, and the remedy.
+  """Returns one line: what a parameter must be, what it is, and the remedy.
 
   Args:
-    name: what the user calls the parameter.
-    value: what does not fit.
-    hint: the parameter's annotation.
+    name: the user's name of the parameter.
+    value: the value, which does not fit.
+    hint: the annotation.
   """
   line = f'{name} must be {describe(hint)}; it is {value!r}'
   for meant in _alternatives(value):
@@ -298,7 +300,7 @@ def mistake(name: str, value: Any, hint: Any) -> str:
 
 
 def _alternatives(value: Any) -> Iterator[Any]:
-  """Yields what someone may have meant who wrote a value."""
+  """Yields values that the user may have meant."""
   if isinstance(value, Reference):
     call = value.text.removesuffix('()') + '()' * (not value.is_called)
     yield dataclasses.replace(value, text=call, is_called=not value.is_called)
@@ -316,26 +318,26 @@ def _alternatives(value: Any) -> Iterator[Any]:
 
 
 def _options(hint: Any) -> list[str]:
-  """Returns the texts that an annotation lists."""
+  """Returns the texts of the Literals in an annotation."""
   if typing.get_origin(hint) is typing.Literal:
     return [a for a in typing.get_args(hint) if isinstance(a, str)]
   return [o for a in typing.get_args(hint) for o in _options(a)]
 
 
 def _signature(function: Any) -> inspect.Signature:
-  """Returns a signature, annotations evaluated if they are text and can be."""
-  # A wrapper may well supply what the wrapped function asks for.
+  """Returns a signature; evaluates annotations that are text if possible."""
+  # A wrapper may pass arguments of its own to the wrapped function.
   signature = functools.partial(
     inspect.signature, function, follow_wrapped=False
   )
   try:
     return signature(eval_str=True)
-  except Exception:  # Of whatever the text names.
+  except Exception:  # Evaluating a text can raise anything.
     return signature()
 
 
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
-  """The parameters of a function or class; none where Python cannot tell."""
+  """Returns the parameters of a function or class; {} if they are unknown."""
   try:
     return dict(_signature(function).parameters)
   except (TypeError, ValueError):
@@ -343,7 +345,7 @@ def parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def result_of(function: Any) -> Any:
-  """Returns the annotation of what a call returns, Any where there is none."""
+  """Returns the annotation of the result of a call; Any if there is none."""
   if isinstance(function, type):
     return function
   try:
@@ -355,11 +357,11 @@ def result_of(function: Any) -> Any:
 
 
 def hint_of(parameter: inspect.Parameter) -> Any:
-  """Returns a parameter's annotation, Any where there is none."""
+  """Returns the annotation of a parameter; Any if there is none."""
   hint = parameter.annotation
   if hint is inspect.Parameter.empty or isinstance(hint, str):
     return Any
-  # Older code says `name: str = None`.
+  # Older code writes `name: str = None`.
   if parameter.default is None and not fits(None, hint):
     return typing.Optional[hint]  # noqa: UP045
   return hint
@@ -370,10 +372,10 @@ def check_fields(instance: Any, prefix: str = '') -> None:
 
   Args:
     instance: the dataclass.
-    prefix: what macros put before the names of its fields.
+    prefix: the prefix of the macros that stand for the fields.
 
   Raises:
-    UserError: the first that does not fit.
+    UserError: a field does not fit; the first one is named.
   """
   check(
     {
@@ -390,7 +392,7 @@ def check(named: Mapping[str, tuple[Any, Any]]) -> None:
     named: name -> (value, annotation).
 
   Raises:
-    UserError: the first that does not fit.
+    UserError: a value does not fit; the first one is named.
   """
   for name, (value, hint) in named.items():
     if not fits(value, hint):

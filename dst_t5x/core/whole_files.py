@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by several processes at once."""
+"""Atomic writing of files, also by several processes at once."""
 
 import contextlib
 import fcntl
@@ -21,13 +21,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file under another name first, which then takes its place.
+  """Writes a temporary file and renames it.
 
-  The other name is nobody else's: of several processes that write one file at
-  the same time, the last one's content stays, whole.
+  The temporary file's name is unique. If several processes write the same file,
+  the content of the last one stays.
 
   Raises:
-    OSError: it cannot be written; an older file is then as it was.
+    OSError: the file cannot be written; an older file stays as it is.
   """
   target = epath.Path(path)
   if object_stores.is_remote(target):
@@ -38,7 +38,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     with f:
       f.write(content)
       f.flush()
-      # Else a crash of the machine may leave an empty file under the name.
+      # Without this, a crash of the machine may leave an empty file.
       os.fsync(f.fileno())
       part.replace(target)
   except BaseException:
@@ -47,14 +47,14 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:
-  """Removes what processes left in a folder that were killed while writing.
+  """Removes temporary files of processes that were killed while writing.
 
-  What is being written at the moment stays, whoever writes it.
+  Files that a process is still writing stay: they are locked.
   """
   if object_stores.is_remote(folder):
     return
   for part in pathlib.Path(folder).glob('.*.part'):
-    # It may be locked, gone, or not ours to remove.
+    # The file may be locked, deleted, or another user's.
     with contextlib.suppress(OSError):
       if _PART.fullmatch(part.name):
         with part.open('rb') as f:
@@ -63,12 +63,15 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 
 def _new_part(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
-  """Returns a new file, locked until it is closed: see `sweep`."""
+  """Returns a new file that is locked until it is closed; see `sweep`.
+
+  `tempfile` has no lock, and its files cannot be told from those of others.
+  """
   while True:
     part = folder / f'.{uuid.uuid4().hex}.part'
     f = part.open('xb')
-    with contextlib.suppress(OSError):  # Some file systems know no locks.
+    with contextlib.suppress(OSError):  # Some file systems have no locks.
       fcntl.flock(f, fcntl.LOCK_EX)
     if part.exists():
       return part, f
-    f.close()  # It was swept before it was locked.
+    f.close()  # Another process removed it before it was locked.

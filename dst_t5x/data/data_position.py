@@ -1,7 +1,7 @@
-"""Where a tf.data pipeline stands, as bytes: shuffle buffers and all.
+"""The position of a tf.data pipeline, shuffle buffers included, as bytes.
 
-Data that is read in several shards has several positions, which `pack` puts
-together and `merge` collects from all processes.
+Data that is read in several shards has one position for each shard. `pack`
+joins the positions of a process, and `merge` those of all processes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +20,20 @@ import tensorflow as tf
 
 from dst_t5x.core.errors import UserError, first_line, writing
 
-# Begins the positions of several shards.
+# Prefix of the packed positions of several shards.
 _SHARDS = b'shards '
 
 
 def pack(positions: Mapping[int, bytes]) -> bytes:
-  """Returns the positions of some of several shards as one."""
+  """Returns the positions of several shards as one position."""
   return _SHARDS + msgpack.packb(dict(positions))
 
 
 def unpack(position: bytes, shards: Sequence[int]) -> dict[int, bytes]:
-  """Returns shard -> position, of some of those that were packed.
+  """Returns shard -> position, for the given shards.
 
   Raises:
-    UserError: it is not of these shards, or damaged.
+    UserError: the position has other shards or is damaged.
   """
   try:
     found = _unpack(position)
@@ -53,7 +53,7 @@ def merge(position: bytes, gather: Callable[[bytes], list[bytes]]) -> bytes:
   """Returns the position of the data of all processes.
 
   Args:
-    position: of what this process reads.
+    position: the position of this process.
     gather: returns the bytes of each process.
   """
   if not position.startswith(_SHARDS):
@@ -74,7 +74,7 @@ def save(iterator: tf.data.Iterator) -> bytes:
     tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, 'it'))
     with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as packed:
       for path in sorted(pathlib.Path(folder).iterdir()):
-        # A fresh ZipInfo has a fixed date: equal states are equal bytes.
+        # A new ZipInfo has a fixed date, so equal states give equal bytes.
         info = zipfile.ZipInfo(path.name)
         packed.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
   return archive.getvalue()
@@ -94,7 +94,7 @@ def restore(iterator: tf.data.Iterator, position: bytes) -> None:
   """Sets a tf.data iterator of the same dataset to a saved state.
 
   Raises:
-    UserError: the position is damaged or of another dataset.
+    UserError: the position is damaged or belongs to another dataset.
   """
   try:
     with _temporary_folder() as folder:

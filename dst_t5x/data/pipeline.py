@@ -1,13 +1,15 @@
-"""From a seqio task to batches on the device.
+"""Batches on the device, from a seqio task.
 
     task = task_checks.check('gsm8k', lengths, batch_size=128)
     converter = network.feature_converter(pack=True)
-    with TrainIterator(task, lengths, 128, converter, seed=0) as batches:
+    with TrainIterator(
+      task, lengths, 128, converter, random_seed=0
+    ) as batches:
       for step, batch, position in batches: ...
 
-The order of training batches depends on the seed alone, and a `position` (the
-state of the whole input pipeline, shuffle buffers included) continues it where
-it was, batch for batch the same.
+The order of the training batches depends on the random seed only. A `position`
+is the state of the whole input pipeline, shuffle buffers included. A run that
+starts from it reads the same batches as the run that saved it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +30,7 @@ from dst_t5x.data import data_position
 from dst_t5x.data import task_examples
 
 Batch: TypeAlias = Mapping[str, np.ndarray]
-# Begins a position that is the number of batches, not the pipeline's state.
+# Prefix of a position that is a number of batches instead of a state.
 _COUNT = b'batches '
 
 
@@ -36,9 +38,9 @@ class TrainItem(NamedTuple):
   """One training batch.
 
   Attributes:
-    step: the training step that consumes the batch; the first is 1.
-    batch: model features, `[batch, length]` each, as `place` returned them.
-    position: the pipeline's state after this batch, where it was asked for.
+    step: the training step that uses the batch; the first is 1.
+    batch: model features, `[batch, length]` each, as returned by `place`.
+    position: the pipeline's state after this batch; None if not requested.
   """
 
   step: int
@@ -57,12 +59,12 @@ def eval_batches(
   """Yields the examples of a split once and in order, for teacher forcing.
 
   Args:
-    task: a task, or a mixture, whose tasks then follow each other.
+    task: a task, or a mixture whose tasks are read one after another.
     feature_lengths: pieces per example; longer examples are cut.
     batch_size: rows of every batch; the last is padded with rows of zeros.
     converter: makes the model's features; does not pack.
-    split: the split; tasks of a mixture that lack it are left out.
-    num_examples: at most so many examples, of each task.
+    split: the split. Tasks of a mixture without it are skipped.
+    num_examples: the largest number of examples of each task; None for all.
 
   Yields:
     Model features as numpy arrays `[batch_size, length]`.
@@ -89,7 +91,7 @@ def _iterator(
 ) -> tf.data.Iterator:
   """Returns an iterator that begins at a position."""
   if position is not None and position.startswith(_COUNT):
-    # tf.data reads and drops them: the order is always the same.
+    # tf.data reads and drops these batches; the order is always the same.
     dataset = dataset.skip(int(position.removeprefix(_COUNT)))
     position = None
   source = iter(dataset)
@@ -99,10 +101,10 @@ def _iterator(
 
 
 class TrainIterator:
-  """Training batches without end, read ahead by a thread.
+  """Endless training batches, which a thread reads ahead.
 
-  Iterate over it for `TrainItem`s; an exception of the thread is raised to the
-  consumer. Close it, or use it as a context manager, to end the thread.
+  Iterating yields `TrainItem`s. An exception of the thread is raised in the
+  iterating thread. `close`, or the end of the context, ends the thread.
   """
 
   def __init__(
@@ -112,7 +114,7 @@ class TrainIterator:
     batch_size: int,
     converter: seqio.FeatureConverter,
     *,
-    seed: int,
+    random_seed: int,
     split: str = 'train',
     step: int = 0,
     position: bytes | None = None,
@@ -128,19 +130,19 @@ class TrainIterator:
       task: the checked task or mixture.
       feature_lengths: pieces per (packed) example.
       batch_size: (packed) examples of a batch.
-      converter: makes the model's features, and packs where that is wanted.
-      seed: determines the order.
+      converter: makes the model's features, packed or not.
+      random_seed: determines the order.
       split: the split to read.
       step: training steps already done; the first item has the next number.
-      position: the position saved after that step, or None for the start.
-      save_after: whether the item of this step must carry its position.
-      place: called in the thread on every numpy batch, for instance to put it
+      position: the position saved after that step; None for the start.
+      save_after: returns whether the item of a step must have its position.
+      place: called in the thread on every numpy batch, for example to put it
         on the device.
-      prefetch: batches kept ready.
-      num_shards: parts of the data, each of which fills its share of the rows
-        of every batch, one after the other.
-      rows: bool [batch_size], which rows are needed; shards that fill none of
-        them are not read, and their rows are zeros.
+      prefetch: number of batches kept ready.
+      num_shards: number of shards of the data. Each fills its share of the rows
+        of every batch, in the order of the shards.
+      rows: bool [batch_size], which rows are needed. Shards without a needed
+        row are not read; their rows are zeros.
     """
     self._num_shards = num_shards
     self._share = batch_size // num_shards
@@ -159,7 +161,7 @@ class TrainIterator:
     def read(shard: int) -> tf.data.Dataset:
       info = seqio.ShardInfo(shard, num_shards) if num_shards > 1 else None
       dataset = task_examples.read(
-        task, feature_lengths, split, converter, seed, info
+        task, feature_lengths, split, converter, random_seed, info
       )
       return dataset.batch(self._share, drop_remainder=True)
 
@@ -199,7 +201,7 @@ class TrainIterator:
     """Ends the thread; iterating afterwards stops at once."""
     self._closed.set()
     self._thread.join()
-    # Now: a Python function in the pipeline must not outlive the interpreter.
+    # A Python function in the pipeline must not outlive the interpreter.
     self._sources = {}
 
   def _produce(self) -> None:
@@ -207,7 +209,7 @@ class TrainIterator:
       for features in zip(*self._sources.values(), strict=True):
         self._step += 1
         batch = self._join(features)
-        # The pipeline stands right behind this batch only until the next one.
+        # The pipeline has this state only until it makes the next batch.
         wanted = self._save_after(self._step)
         position = self._position() if wanted else None
         self._put(TrainItem(self._step, self._place(batch), position))
@@ -218,7 +220,7 @@ class TrainIterator:
       self._put(error)
 
   def _join(self, parts: Sequence[Mapping[str, tf.Tensor]]) -> Batch:
-    """Returns a batch of what each shard has for it."""
+    """Returns the batch that consists of the shards' rows."""
     if self._num_shards == 1:
       return {name: rows.numpy() for name, rows in parts[0].items()}
     batch = {
@@ -233,7 +235,7 @@ class TrainIterator:
     }
 
   def _position(self) -> bytes:
-    """Returns where the pipeline of each shard stands."""
+    """Returns the state of the pipelines of all shards."""
     if self._num_shards == 1:
       return self._position_of(self._sources[0])
     return data_position.pack(
@@ -244,7 +246,7 @@ class TrainIterator:
     )
 
   def _position_of(self, source: tf.data.Iterator) -> bytes:
-    """Returns a pipeline's state, or how many batches it has given."""
+    """Returns the state of a pipeline, or the number of batches it has made."""
     if not self._only_counted:
       try:
         return data_position.save(source)

@@ -1,4 +1,4 @@
-"""Fetches the data that a task needs."""
+"""Downloads and prepares the data of a task."""
 
 import os
 import pathlib
@@ -21,20 +21,20 @@ from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
 from dst_t5x.data import vocabulary
 
-# TFDS's ten take minutes where there is no network.
+# TFDS's default of 10 takes minutes without a network.
 _TRIES = 4
 
 
 def prepare_data(task: str) -> None:
-  """Fetches and prepares the data of a task, or of a mixture's tasks.
+  """Downloads and prepares the data of a task, or of the tasks of a mixture.
 
-  What is there already is left as it is.
+  Data that is already there stays as it is.
 
   Args:
     task: a registered seqio task or mixture.
 
   Raises:
-    UserError: there is no such task, or something could not be fetched, made
+    UserError: there is no such task, or its data cannot be downloaded, prepared
       or written.
   """
   members = task_examples.tasks_of(task_checks.find(task))
@@ -63,18 +63,18 @@ def prepare_data(task: str) -> None:
 
 
 def _prepare(task: seqio.Task) -> None:
-  """Prepares the data of one task through TFDS, or through its own source."""
+  """Prepares the data of one task through TFDS or through its own source."""
   builder = task_checks.tfds_builder(task)
   try:
     if builder is not None:
-      # Looking for ready-made data there takes minutes without a network.
+      # Looking for prepared data in the cloud takes minutes without a network.
       builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
       )
     getattr(task.source, 'prepare', lambda: None)()
   except UserError:
     raise
-  except Exception as error:  # Of the network, of TFDS, of the disk.
+  except Exception as error:  # Errors of the network, TFDS or the disk.
     where = f' into {os.fspath(builder.data_path)!r}' if builder else ''
     raise UserError(
       f'cannot prepare the data of task {task.name!r}{where}:'
@@ -83,13 +83,13 @@ def _prepare(task: seqio.Task) -> None:
 
 
 def _count(task: seqio.Task, split: str) -> Any:
-  """Returns how many examples there are before preprocessing."""
+  """Returns the number of examples before preprocessing."""
   count = task.num_input_examples(split)
   return '?' if count is None else f'{count:,}'
 
 
 def _let_others_read(folder: pathlib.Path) -> None:
-  """Lets everyone read a folder's content, whatever the umask was."""
+  """Makes a folder's content readable for everyone, whatever the umask was."""
   for path in (folder, *folder.rglob('*')):
     mode = path.stat().st_mode
     readable = stat.S_IRGRP | stat.S_IROTH
@@ -98,5 +98,5 @@ def _let_others_read(folder: pathlib.Path) -> None:
     if mode & readable != readable:
       try:
         path.chmod(mode | readable)
-      except PermissionError:  # Another user's file.
+      except PermissionError:  # The file is another user's.
         logging.warning('%s is not ours: its mode stays %o', path, mode)

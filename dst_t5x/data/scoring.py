@@ -1,15 +1,16 @@
-"""Scores predictions that were written: `python -m dst_t5x.score FILE …`.
+"""Scores written predictions: `python -m dst_t5x.score FILE …`.
 
-FILE is what `train`, `eval` or `infer` wrote for whichever task (JSON lines),
-or text with one prediction a line and the references in files of their own:
+FILE is an output of `train`, `eval` or `infer` for any task (JSON lines). Or it
+is a text file with one prediction a line, and the references are in files of
+their own:
 
     python -m dst_t5x.score runs/wmt/evaluation/wmt22_de_en-001000.jsonl
     python -m dst_t5x.score system.txt --references refA.txt refB.txt
     python -m dst_t5x.score FILE --metrics bleurt --bleurt_checkpoint BLEURT-20
 
-prints for each metric the score and how it was computed. BLEU and chrF are
-SacreBLEU's against all references, BLEURT is against the first one. A task's
-own metrics are computed by `eval`.
+The command prints the score of each metric and how it was computed. BLEU and
+chrF are SacreBLEU's and use all references; BLEURT uses the first one. `eval`
+computes a task's own metrics.
 """
 
 import argparse
@@ -25,26 +26,26 @@ from dst_t5x.core.errors import UserError, nearest, writing
 from dst_t5x.data import text_files
 from dst_t5x.data import text_scores
 
-# Keys of a row that hold what its prediction is scored against, first of all
-# the first.
+# Keys of a row that hold references; the first one found is used.
 _REFERENCES = ('references', 'targets_pretokenized', 'targets')
 
 
 def read_predictions(
   path: str, with_references: bool = True
 ) -> tuple[list[str], list[list[str]] | None]:
-  """Reads predictions and, where they are written beside them, references.
+  """Reads predictions and the references that are written with them.
 
   Args:
-    path: JSON lines if its name ends in `.jsonl`, else one prediction a line.
-    with_references: whether references are looked for.
+    path: a file of JSON lines if its name ends in `.jsonl`, otherwise a text
+      file with one prediction a line.
+    with_references: whether to read references.
 
   Returns:
-    The predictions, and the references of each: the task's `references`, else
-    its target alone; None if the file has neither.
+    The predictions, and the references of each: the task's `references`, or
+    its target; None if the file has neither.
 
   Raises:
-    UserError: the file is missing, malformed, or has no prediction.
+    UserError: the file is missing or malformed, or has no prediction.
   """
   if not path.endswith('.jsonl'):
     return _read_texts(path), None
@@ -66,7 +67,7 @@ def read_references(paths: Sequence[str]) -> list[list[str]]:
   """Reads references, one a line, from one file for each translator.
 
   Raises:
-    UserError: a file is missing, or the files differ in their number of lines.
+    UserError: a file is missing, or the numbers of lines differ.
   """
   streams = [_read_texts(path) for path in paths]
   for path, stream in zip(paths, streams, strict=True):
@@ -85,7 +86,7 @@ def score(
   """Returns the score of each metric.
 
   Raises:
-    UserError: there are not as many references as predictions.
+    UserError: the numbers of predictions and references differ.
   """
   if len(predictions) != len(references):
     raise UserError(
@@ -106,7 +107,7 @@ def _read_texts(path: str) -> list[str]:
 def _parse_row(
   line: str, with_references: bool
 ) -> tuple[str, list[str]] | None:
-  """Returns a row's prediction and its references, which may be none."""
+  """Returns the prediction of a row and its references, possibly none."""
   row = text_files.parse_object(line)
   if row is None:
     return None
@@ -120,18 +121,18 @@ def _parse_row(
 
 
 def _references(row: Mapping[str, Any]) -> list[str]:
-  """Returns what a prediction is scored against; nothing if that is not there.
+  """Returns the references of a prediction; [] if the row has none.
 
   Raises:
-    MalformedRow: it is no text, or its name is nearly right.
+    MalformedRow: a reference is no text, or the name of a key is misspelt.
   """
-  # `eval` and `train` write the whole example, `infer` its texts alone.
+  # `eval` and `train` write the whole example, `infer` only its texts.
   written_by_eval = isinstance(row.get('input'), dict)
   example: Mapping[str, Any] = row['input'] if written_by_eval else row
   for name in _REFERENCES:
     if name not in example:
       continue
-    # Where the text is not beside them, `eval` has the pieces alone.
+    # Without the target's text, `eval` writes its pieces only.
     if not (written_by_eval and name == 'targets' and _has_pieces(example)):
       return text_files.texts_of(example, name)
   if not written_by_eval:
@@ -143,7 +144,7 @@ def _references(row: Mapping[str, Any]) -> list[str]:
 
 
 def _has_pieces(example: Mapping[str, Any]) -> bool:
-  """Whether the targets of a written example are pieces, not text."""
+  """Returns whether the targets of a written example are pieces, not text."""
   targets = example['targets']
   return isinstance(targets, list) and all(isinstance(i, int) for i in targets)
 
@@ -196,7 +197,7 @@ def _run(options: argparse.Namespace) -> None:
     raise UserError(
       f'{options.predictions} has no references; name them with --references'
     )
-  # All scorers before any work: one may be missing.
+  # All scorers are made before any work, because one may be missing.
   scorers = {name: make[name]() for name in dict.fromkeys(options.metrics)}
   scores = score(predictions, references, scorers)
   for name, found in scores.items():
@@ -213,7 +214,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-  """The command line; returns the exit status."""
+  """Runs the command line; returns the exit status."""
   try:
     _run(_parse(arguments))
   except UserError as error:

@@ -1,4 +1,4 @@
-"""Whether a seqio task can be used, found out before anything is built."""
+"""Checks that a seqio task can be used, before anything is built."""
 
 from collections.abc import Iterable, Mapping
 import os
@@ -22,19 +22,19 @@ def check(
   batch_size: int,
   split: str | None = 'train',
 ) -> task_examples.Task:
-  """Returns the task or mixture called `name`, known to be usable.
+  """Returns the task or mixture called `name` after checking it.
 
-  Reads the vocabulary and one example, so that whatever is missing is missed
-  before the model is built.
+  Reads the vocabulary and one example, so that missing data is reported before
+  the model is built.
 
   Args:
-    name: of a registered seqio task or mixture.
+    name: the name of a registered seqio task or mixture.
     feature_lengths: pieces per example, `{'inputs': …, 'targets': …}`.
-    batch_size: examples (packed ones where packing is on) of a batch.
-    split: the split to be read; None if only the vocabulary is needed.
+    batch_size: examples of a batch (packed examples if packing is on).
+    split: the split that will be read; None to check the vocabulary only.
 
   Raises:
-    UserError: what is missing or wrong, and the remedy.
+    UserError: something is missing or wrong; names the remedy.
   """
   check_positive('BATCH_SIZE', batch_size)
   task = find(name)
@@ -60,7 +60,7 @@ def check_features(
   """Checks that a task's features have lengths, and loads its vocabulary.
 
   Raises:
-    UserError: what is missing or wrong, and the remedy.
+    UserError: something is missing or wrong; names the remedy.
   """
   for feature in task_examples.FEATURES:
     if feature not in task.output_features:
@@ -80,7 +80,7 @@ def find(name: str) -> task_examples.Task:
   """Returns the task or mixture called `name`.
 
   Raises:
-    UserError: there is none, and which name is nearest.
+    UserError: there is none; names the nearest name.
   """
   known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
   if name not in known:
@@ -92,7 +92,7 @@ def find(name: str) -> task_examples.Task:
 
 
 def tfds_builder(task: seqio.Task) -> tfds.core.DatasetBuilder | None:
-  """Returns what prepares and reads a task's TFDS data, None if it has none.
+  """Returns the TFDS builder of a task's data; None if it has none.
 
   Raises:
     UserError: TFDS does not know the data set.
@@ -112,7 +112,7 @@ def tfds_builder(task: seqio.Task) -> tfds.core.DatasetBuilder | None:
 
 
 def check_prepared(task: seqio.Task) -> None:
-  """Raises UserError where a TFDS source has no prepared data."""
+  """Raises UserError if the data of a TFDS source is not prepared."""
   builder = tfds_builder(task)
   if builder is not None and not builder.is_prepared():
     raise UserError(
@@ -124,10 +124,10 @@ def check_prepared(task: seqio.Task) -> None:
 
 
 def _splits(task: seqio.Task) -> Iterable[str]:
-  """Returns the task's splits, of which TFDS may know nothing yet.
+  """Returns the names of a task's splits.
 
   Raises:
-    UserError: nothing says them, as the data is not prepared.
+    UserError: TFDS does not know them because the data is not prepared.
   """
   if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
     check_prepared(task)
@@ -135,7 +135,7 @@ def _splits(task: seqio.Task) -> Iterable[str]:
 
 
 def check_source(task: seqio.Task, split: str) -> None:
-  """Lets a source of ours look through the data that is about to be used.
+  """Checks the data of a split, if the task's source has a method for it.
 
   Raises:
     UserError: the data is missing or damaged.
@@ -144,15 +144,17 @@ def check_source(task: seqio.Task, split: str) -> None:
 
 
 def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
-  """Returns what tells a split's rows from others, where that can be known.
+  """Returns the identity of a split's rows, where it is known.
+
+  A resumed run compares it to notice that data has changed.
 
   Args:
     task: a checked task or mixture.
     split: one of its splits.
 
   Returns:
-    Task -> what its source's `rows_of` returns, if it has such a method; or of
-    plain files their names and sizes in bytes. JSON.
+    JSON: task -> the result of its source's `rows_of`, or for plain files their
+    names and sizes in bytes. Tasks with other sources are left out.
   """
   found: dict[str, Any] = {}
   for member in task_examples.tasks_of(task):
@@ -170,7 +172,7 @@ def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
 def _check_first_example(
   task: seqio.Task, feature_lengths: Mapping[str, int], split: str
 ) -> None:
-  """Raises UserError where no example of the split can be read."""
+  """Raises UserError if no example of the split can be read."""
   try:
     dataset = task_examples.read(task, feature_lengths, split)
     found = next(dataset.take(1).as_numpy_iterator(), None)

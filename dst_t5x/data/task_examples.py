@@ -1,4 +1,4 @@
-"""From a seqio task to single examples."""
+"""Single examples of a seqio task."""
 
 from collections.abc import Mapping
 import functools
@@ -11,9 +11,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-# TensorFlow only reads data; the accelerators are JAX's.
+# TensorFlow only reads data; JAX uses the accelerators.
 tf.config.set_visible_devices([], 'GPU')
-# A cache in memory would become part of every saved position.
+# Every saved position would include a cache in memory.
 seqio.set_tfds_read_config_override(tfds.ReadConfig(try_autocache=False))
 
 Task: TypeAlias = seqio.Task | seqio.Mixture
@@ -21,7 +21,7 @@ FEATURES = ('inputs', 'targets')
 
 
 def tasks_of(task: Task) -> list[seqio.Task]:
-  """Returns the tasks of a mixture, or the task itself."""
+  """Returns the tasks of a mixture, or a list of the task itself."""
   return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
 
 
@@ -30,22 +30,22 @@ def read(
   feature_lengths: Mapping[str, int],
   split: str,
   converter: seqio.FeatureConverter | None = None,
-  seed: int | None = None,
+  random_seed: int | None = None,
   shard: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
-  """Returns single examples: shuffled forever, or once without a seed.
+  """Returns single examples, shuffled and repeated if there is a random seed.
 
   Args:
     task: a task or mixture.
-    feature_lengths: feature of the task -> longest length; longer ones are cut.
-    split: which split.
-    converter: makes the model's features; without one, the task's are returned.
-    seed: determines the order.
-    shard: which part of the data; all of it by default.
+    feature_lengths: feature of the task -> maximum length; longer ones are cut.
+    split: the split.
+    converter: makes the model's features; None returns the task's features.
+    random_seed: determines the order. None reads the examples once, in order.
+    shard: the part of the data to read; all of it by default.
   """
   lengths = {feature: feature_lengths[feature] for feature in FEATURES}
-  make = _remembered if seed is None else _dataset
-  dataset = make(task, tuple(lengths.items()), split, seed, shard)
+  make = _remembered if random_seed is None else _dataset
+  dataset = make(task, tuple(lengths.items()), split, random_seed, shard)
   if converter is None:
     return dataset
   return converter(dataset, task_feature_lengths=lengths)
@@ -55,29 +55,29 @@ def _dataset(
   task: Task,
   feature_lengths: tuple[tuple[str, int], ...],
   split: str,
-  seed: int | None,
+  random_seed: int | None,
   shard: seqio.ShardInfo | None,
 ) -> tf.data.Dataset:
-  training = seed is not None
+  training = random_seed is not None
   return (_without_texts(task) if training else task).get_dataset(
     dict(feature_lengths),
     split=split,
     shuffle=training,
-    seed=seed,
+    seed=random_seed,
     shard_info=shard,
     num_epochs=None if training else 1,
     try_in_mem_cache=False,
   )
 
 
-# What is evaluated; TensorFlow builds it slowly.
+# Evaluations read the same datasets many times; TensorFlow builds them slowly.
 _remembered = functools.lru_cache(maxsize=8)(_dataset)
 
 
 def _without_texts(task: Task) -> Task:
-  """Returns the task without what is not learnt from.
+  """Returns the task with the features that training uses, without texts.
 
-  Shuffle buffers are part of every position; texts would double them.
+  Positions include the shuffle buffers; texts would double their size.
   """
   if isinstance(task, seqio.Task):
     return task.replace(preprocessors=[*task.preprocessors, _keep_features])

@@ -1,4 +1,4 @@
-"""A report of a task: its first examples, lengths, and what is lost."""
+"""Reports on a task: first examples, lengths, and what the vocabulary loses."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -21,20 +21,20 @@ from dst_t5x.data import task_examples
 from dst_t5x.data import vocabulary
 
 PERCENTILES = (50, 90, 95, 99, 100)
-# More cut examples than this are worth a warning: half a per cent.
+# A warning is given if more than half a per cent of the examples are cut.
 CUT_WARNING = 0.005
 _WIDTH = 80
 
 
 @dataclasses.dataclass
 class FeatureReport:
-  """What the examples of a split are like in one feature.
+  """Statistics of one feature of a split.
 
   Attributes:
-    limit: pieces that TASK_FEATURE_LENGTHS leaves.
-    lengths: pieces of each example, EOS included, before they are cut.
-    unknown: examples with a piece that the vocabulary does not know.
-    changed: examples that the vocabulary does not give back as they were.
+    limit: the feature's length in TASK_FEATURE_LENGTHS.
+    lengths: pieces of each example, EOS included, before cutting.
+    unknown: number of examples with a piece that is not in the vocabulary.
+    changed: number of examples that differ after encoding and decoding.
   """
 
   limit: int
@@ -43,36 +43,36 @@ class FeatureReport:
   changed: int = 0
 
   def add(self, text: str | None, ids: list[int], vocab: Any) -> None:
-    """Counts an example, of which only the ids may be known."""
+    """Counts an example; `text` is None if only the ids are known."""
     self.lengths.append(len(ids))
     self.unknown += vocab.unk_id in ids
     self.changed += text is not None and vocab.decode(ids) != text
 
   @property
   def cut(self) -> int:
-    """How many examples lose pieces."""
+    """The number of examples that are cut."""
     return sum(length > self.limit for length in self.lengths)
 
   def shares(self) -> list[float]:
-    """Returns the shares of what is cut, unknown, changed."""
+    """Returns the shares of examples that are cut, unknown, changed."""
     counts = (self.cut, self.unknown, self.changed)
     return [count / len(self.lengths) for count in counts]
 
   def percentiles(self) -> list[int]:
-    """Returns PERCENTILES of the lengths, each the length of an example."""
+    """Returns PERCENTILES of the lengths; each is the length of an example."""
     found = np.percentile(self.lengths, PERCENTILES, method='inverted_cdf')
     return [int(length) for length in found]
 
 
 @dataclasses.dataclass
 class SplitReport:
-  """What a split of a task is like.
+  """Statistics of a split.
 
   Attributes:
-    task: its name.
-    split: the split's.
-    features: by name.
-    first: the first examples, as the task makes them, not cut.
+    task: the task's name.
+    split: the split's name.
+    features: name -> statistics of the feature.
+    first: the first examples as the task makes them, not cut.
   """
 
   task: str
@@ -82,11 +82,11 @@ class SplitReport:
 
   @property
   def examples(self) -> int:
-    """How many were measured."""
+    """The number of examples that were measured."""
     return len(next(iter(self.features.values())).lengths)
 
   def warnings(self) -> list[str]:
-    """Returns a line for each feature that is cut too often."""
+    """Returns one line for each feature that is cut too often."""
     return [
       f'TASK_FEATURE_LENGTHS cuts {feature.shares()[0]:.2%} of the {name},'
       f' which have up to {max(feature.lengths)} pieces'
@@ -105,14 +105,14 @@ def measure(
   """Reads a split and measures its examples.
 
   Args:
-    task: the task; its data must be there.
+    task: the task; its data must be prepared.
     split: one of its splits.
-    feature_lengths: feature -> pieces that are left.
-    show_examples: how many of the first examples to keep.
-    measure_examples: how many to read; all by default.
+    feature_lengths: feature -> maximum number of pieces.
+    show_examples: number of first examples to keep.
+    measure_examples: number of examples to read; None for all.
 
   Raises:
-    UserError: the split cannot be read, or has no example.
+    UserError: the split cannot be read or has no example.
   """
   report = SplitReport(
     task.name,
@@ -140,7 +140,8 @@ def measure(
         )
   except UserError:
     raise
-  except Exception as error:  # Of the source, the preprocessors, TensorFlow.
+  # Errors of the source, the preprocessors or TensorFlow.
+  except Exception as error:
     raise UserError(
       f'cannot read the {split} split of task {task.name!r}:'
       f' {first_line(error)}'
@@ -156,20 +157,20 @@ def show_task(
   show_examples: values.Count = 3,
   measure_examples: values.Positive | None = None,
 ) -> list[SplitReport]:
-  """Prints what the splits of a task, or of a mixture's tasks, are like.
+  """Prints statistics of the splits of a task, or of the tasks of a mixture.
 
   Args:
     task: a registered seqio task or mixture.
-    feature_lengths: feature -> pieces that are left when training.
-    show_examples: how many examples of each split are printed.
-    measure_examples: how many of each split are read; all by default.
+    feature_lengths: feature -> maximum number of pieces in training.
+    show_examples: number of examples of each split to print.
+    measure_examples: number of examples of each split to read; None for all.
 
   Returns:
-    What was printed.
+    The printed reports.
 
   Raises:
-    UserError: there is no such task, or nothing of it can be read; where only
-      some splits or some of a mixture's tasks can, a warning names the others.
+    UserError: there is no such task, or none of its splits can be read. If only
+      some cannot be read, a warning names them.
   """
   values.check(
     {
@@ -218,7 +219,7 @@ def _mixture_lines(mixture: seqio.Mixture) -> list[str]:
 
 
 def _lines(report: SplitReport, task: seqio.Task) -> list[str]:
-  """Returns the text for a split."""
+  """Returns the lines of a split's report."""
   titles = ('median', *(f'{p} %' for p in PERCENTILES[1:-1]), 'most', 'limit')
   shares = ('cut', 'unknown', 'changed')
   lines = [
@@ -245,7 +246,7 @@ def _lines(report: SplitReport, task: seqio.Task) -> list[str]:
 def _example_lines(
   name: str, example: Mapping[str, Any], feature: seqio.Feature
 ) -> list[str]:
-  """Returns a feature of an example as text and as pieces."""
+  """Returns the lines of a feature of an example: its text and its pieces."""
   text = example.get(f'{name}_pretokenized', b'').decode()
   pieces = ' '.join(to_pieces(feature.vocabulary, example[name].tolist()))
   return [
@@ -261,7 +262,7 @@ def _example_lines(
 
 
 def to_pieces(vocab: seqio.Vocabulary, ids: list[int]) -> list[str]:
-  """Returns a name for each id: SentencePiece's, or what it decodes to."""
+  """Returns the name of each id: SentencePiece's, or the decoded text."""
   if isinstance(vocab, vocabulary.TaskVocabulary):
     vocab = vocabulary.chosen()
   if isinstance(vocab, seqio.SentencePieceVocabulary):

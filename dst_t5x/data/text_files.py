@@ -1,12 +1,13 @@
-"""Text files as people write them: UTF-8, a text or a row a line.
+"""Text files: UTF-8, one text or one row a line.
 
-One reader for inputs to decode, predictions to score and rows to train on. A
-line ends with a line feed, before which a carriage return may stand; any other
-character stays in it, such as a lone carriage return or Unicode's separators.
-A byte order mark is no text, wherever a line begins with it: `cat` joins files.
+This is the one reader of inputs to decode, predictions to score and rows to
+train on. A line ends with a line feed or with a carriage return and a line
+feed. Other separators, such as a lone carriage return or Unicode's, are part of
+the text. A byte order mark at the beginning of any line is dropped, because
+`cat` joins files.
 
-Two kinds of file hold rows, by their names: `.jsonl` an object a line, `.tsv`
-inputs, a tab and targets. Lines without text are no rows.
+The name of a file tells how it holds rows: `.jsonl` has one object a line,
+`.tsv` has inputs, a tab and targets. Lines without text are no rows.
 """
 
 import codecs
@@ -26,25 +27,25 @@ T = TypeVar('T')
 
 HEADER = ('inputs', 'targets')
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# What columns of pairs are usually called; no text of either is just that.
+# Usual titles of columns of pairs. A text of a row is hardly ever one of them.
 _TITLE = re.compile(
   '(answer|input|label|output|prompt|question|reference|response|source|target'
   '|text)s?|completion|document|hypothesis|instruction|src|summary|tgt'
   '|translation'
 )
-# Files of rows that would be read as texts, braces, commas and all.
+# Files of rows in other formats, which must not be read as texts.
 _OTHER_ROWS = ('.csv', '.json', '.jsonlines', '.ndjson')
 
 
 class MalformedRow(ValueError):
-  """What is wrong with a line: `is not JSON …`, `has no 'targets'`."""
+  """A malformed line. The message continues a sentence: `has no 'targets'`."""
 
 
 def decode(line: bytes) -> str:
-  """Returns the text of a line, without its end.
+  """Returns the text of a line without the line end.
 
   Raises:
-    MalformedRow: it is not UTF-8.
+    MalformedRow: the line is not UTF-8.
   """
   if line.endswith(b'\n'):
     line = line[:-1].removesuffix(b'\r')
@@ -56,7 +57,7 @@ def decode(line: bytes) -> str:
 
 
 def raw_lines(what: str, path: str | os.PathLike[str]) -> Iterator[bytes]:
-  """Reads the lines of a file with their ends; arguments as `read`.
+  """Yields the lines of a file with their line ends; arguments as in `read`.
 
   Raises:
     UserError: the file cannot be read.
@@ -72,12 +73,12 @@ def raw_lines(what: str, path: str | os.PathLike[str]) -> Iterator[bytes]:
 def read(
   what: str, path: str | os.PathLike[str], parse: Callable[[str], T | None]
 ) -> Iterator[T]:
-  """Reads a file line by line.
+  """Yields the parsed lines of a file.
 
   Args:
     what: the file's name in messages, such as `INPUT_FILE x.txt`.
-    path: where it is, perhaps remote.
-    parse: makes what is returned of a line; None of one that is left out.
+    path: the file, which may be in an object store.
+    parse: parses a line; returns None for a line to skip.
 
   Raises:
     UserError: the file cannot be read, or a line is malformed.
@@ -92,10 +93,12 @@ def read(
 
 
 def read_texts(what: str, path: str | os.PathLike[str]) -> Iterator[str]:
-  """Reads a text a line, empty ones too; arguments and errors as `read`.
+  """Yields the texts of a file, one a line; arguments and errors as in `read`.
+
+  Empty lines are empty texts.
 
   Raises:
-    UserError: the file is named as one of rows.
+    UserError: the file's name is that of a file of rows.
   """
   suffix = epath.Path(path).suffix.lower()
   if suffix in _OTHER_ROWS:
@@ -107,10 +110,10 @@ def read_texts(what: str, path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
-  """Returns the object of a line of a `.jsonl` file, None of an empty line.
+  """Returns the object of a line of a `.jsonl` file; None for an empty line.
 
   Raises:
-    MalformedRow: it is not one object, or has a key twice.
+    MalformedRow: the line is not one object, or has a key twice.
   """
   if not line.strip():
     return None
@@ -123,7 +126,7 @@ def parse_object(line: str) -> dict[str, Any] | None:
     raise MalformedRow('nests too deeply') from error
   except MalformedRow:
     raise
-  except ValueError as error:  # A number of more digits than Python reads.
+  except ValueError as error:  # A number has more digits than Python reads.
     raise MalformedRow(f'cannot be read ({first_line(error)})') from error
   if not isinstance(row, dict):
     raise MalformedRow('is not an object in braces')
@@ -143,7 +146,7 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
   """Returns a text of a row.
 
   Raises:
-    MalformedRow: there is none of this name, or it is no text.
+    MalformedRow: the entry is missing or no text.
   """
   if name not in row:
     raise MalformedRow(f'has no {name!r}{nearest(name, row)}')
@@ -151,10 +154,10 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
 
 
 def texts_of(row: Mapping[str, Any], name: str) -> list[str]:
-  """Returns the texts of a row: a list of them, or the only one.
+  """Returns a list of texts of a row; a single text is a list of one.
 
   Raises:
-    MalformedRow: there is none of this name, or it is neither.
+    MalformedRow: the entry is missing, or neither a text nor a list of texts.
   """
   if name not in row or isinstance(row[name], str):
     return [text_of(row, name)]
@@ -174,10 +177,10 @@ def _check_text(text: Any, name: str) -> str:
 
 
 def parse_pair(line: str) -> tuple[str, str] | None:
-  """Returns inputs and targets of a line of a `.jsonl` file.
+  """Returns the inputs and targets of a line of a `.jsonl` file.
 
   Raises:
-    MalformedRow: it is no object with the two texts.
+    MalformedRow: the line is no object with the two texts.
   """
   row = parse_object(line)
   if row is None:
@@ -186,10 +189,12 @@ def parse_pair(line: str) -> tuple[str, str] | None:
 
 
 def parse_tabs(line: str) -> tuple[str, str] | None:
-  """Returns inputs and targets of a line of a `.tsv` file, None of a header.
+  """Returns the inputs and targets of a line of a `.tsv` file.
+
+  Returns None for an empty line and for the header.
 
   Raises:
-    MalformedRow: it has not one tab.
+    MalformedRow: the line does not have exactly one tab.
   """
   if not line.strip():
     return None
@@ -200,7 +205,7 @@ def parse_tabs(line: str) -> tuple[str, str] | None:
 
 
 def warn_of_title(what: str, pair: tuple[str, str]) -> None:
-  """Warns if a file's first row looks like a header of other names."""
+  """Warns if the first row of a file looks like a header with other names."""
   if all(_TITLE.fullmatch(cell.strip(' "').lower()) for cell in pair):
     logging.warning(
       '%s begins with the row %r: if it is a header, make it inputs, a tab,'

@@ -1,9 +1,9 @@
-"""Scores of texts against references, each with how it was computed.
+"""Scores of texts against references, each with a signature.
 
 BLEU and chrF are SacreBLEU's (Post 2018, "A Call for Clarity in Reporting BLEU
-Scores"), whose signature makes a number comparable with other papers'. BLEURT
-(Sellam et al. 2020) needs a package and a checkpoint that are not installed
-with this one.
+Scores"). A signature says how the score was computed, so that papers can be
+compared. BLEURT (Sellam et al. 2020) needs a package and a checkpoint that are
+not installed with this package.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ from sacrebleu.metrics import CHRF
 
 from dst_t5x.core.errors import UserError, first_line
 
-# SacreBLEU's tokenizer for each script, 13a for all others. Words without
-# spaces between them would each be a whole sentence of 13a's.
+# Script -> SacreBLEU's tokenizer; 13a for all others. 13a splits at spaces, so
+# in a script without spaces it would take a whole sentence for one word.
 _TOKENIZERS = {
   'Hani': 'zh',
   'Hans': 'zh',
@@ -42,11 +42,11 @@ BLEURT_20 = 'https://storage.googleapis.com/bleurt-oss-21/BLEURT-20.zip'
 
 
 class Score(NamedTuple):
-  """A score of a whole set of texts.
+  """The score of a set of texts.
 
   Attributes:
-    value: the larger the better; 100 is perfect for BLEU and chrF.
-    signature: how it was computed.
+    value: higher is better; 100 is perfect for BLEU and chrF.
+    signature: how the score was computed.
   """
 
   value: float
@@ -58,11 +58,11 @@ Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
 
 
 def bleu(language: str = '', tokenize: str | None = None) -> Scorer:
-  """Returns SacreBLEU's BLEU, mixed case, over the whole set.
+  """Returns SacreBLEU's BLEU of a corpus, mixed case.
 
   Args:
-    language: of the references; see `tokenizer_for`.
-    tokenize: one of SacreBLEU's tokenizers, whatever the language.
+    language: the references' language; see `tokenizer_for`.
+    tokenize: one of SacreBLEU's tokenizers; overrides the language.
 
   Raises:
     UserError: there is no such language or tokenizer, or its package is
@@ -71,7 +71,7 @@ def bleu(language: str = '', tokenize: str | None = None) -> Scorer:
   tokenizer = tokenize or tokenizer_for(language)
   try:
     scorer = _sacrebleu(BLEU(tokenize=tokenizer))
-  except Exception as error:  # SacreBLEU raises the plain class.
+  except Exception as error:  # SacreBLEU raises Exception itself.
     lines = [line.strip() for line in str(error).splitlines()]
     raise UserError(' '.join(filter(None, lines))) from error
 
@@ -90,15 +90,15 @@ def bleu(language: str = '', tokenize: str | None = None) -> Scorer:
 
 
 def tokenizer_for(language: str) -> str:
-  """Returns SacreBLEU's tokenizer for a language, by the script it has.
+  """Returns SacreBLEU's tokenizer for the script of a language.
 
-  Chinese is split by the tokenizer `zh`, Japanese by `ja-mecab`, Korean by
-  `ko-mecab`, as the command `sacrebleu -l` does it. Thai, Lao, Khmer, Burmese
-  and Tibetan are split into characters, all others as `13a` does it.
+  As in the command `sacrebleu -l`, the tokenizer is `zh` for Chinese,
+  `ja-mecab` for Japanese and `ko-mecab` for Korean. It is `char` for Thai, Lao,
+  Khmer, Burmese and Tibetan, and `13a` for all others.
 
   Args:
     language: a code such as `zh`, `zho`, `zh-TW` or `zho_Hans`, or the English
-      name. Nothing is any language with spaces.
+      name. '' stands for any language with spaces.
 
   Raises:
     UserError: there is no such language.
@@ -109,7 +109,7 @@ def tokenizer_for(language: str) -> str:
 
 
 def _script(language: str) -> str:
-  """Returns the script's code, `Hans`."""
+  """Returns the code of a language's script, such as `Hans`."""
   known = babel.Locale('en')
   codes = {name.casefold(): code for code, name in known.languages.items()}
   code = codes.get(language.casefold(), language.replace('-', '_'))
@@ -119,7 +119,7 @@ def _script(language: str) -> str:
     found, territory, script = '', None, None
   found = babel_core.get_global('language_aliases').get(found, found)
   likely = babel_core.get_global('likely_subtags')
-  # `en_ZH` is a pair of languages, not English as in a territory.
+  # `en_ZH` is a pair of languages; ZH is no territory.
   pair = territory and territory not in known.territories
   if pair or found not in {*likely, *known.languages}:
     raise UserError(
@@ -131,14 +131,14 @@ def _script(language: str) -> str:
 
 
 def _lack_spaces(references: Sequence[Sequence[str]]) -> bool:
-  """Whether most letters are of scripts that put no space between words."""
+  """Returns whether most letters are in scripts without spaces."""
   text = ' '.join(several[0] for several in references if several)
   letters = sum(map(str.isalpha, text))
   return 2 * len(_WITHOUT_SPACES.findall(text)) > letters > 0
 
 
 def chrf() -> Scorer:
-  """Returns SacreBLEU's chrF2: characters up to 6-grams, no words."""
+  """Returns SacreBLEU's chrF2: character 6-grams, no words."""
   return _sacrebleu(CHRF())
 
 
@@ -146,7 +146,7 @@ def _sacrebleu(metric: BLEU | CHRF) -> Scorer:
   def score(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
   ) -> Score:
-    # SacreBLEU wants one sequence for each reference; None is no reference.
+    # SacreBLEU takes a list for each translator, with None for no reference.
     streams = list(itertools.zip_longest(*references))
     result = metric.corpus_score(list(predictions), streams)
     return Score(result.score, metric.get_signature().format())
@@ -155,12 +155,12 @@ def _sacrebleu(metric: BLEU | CHRF) -> Scorer:
 
 
 def bleurt(checkpoint: str | None = None, batch_size: int = 16) -> Scorer:
-  """Returns BLEURT against the first reference, averaged and times 100.
+  """Returns BLEURT against the first reference, averaged, times 100.
 
   Args:
-    checkpoint: a folder; by default the one that BLEURT_CHECKPOINT names.
-      Papers report BLEURT-20.
-    batch_size: texts that are scored at once.
+    checkpoint: a folder; by default the value of BLEURT_CHECKPOINT. Papers
+      report BLEURT-20.
+    batch_size: number of texts scored at once.
 
   Raises:
     UserError: the package or the checkpoint is missing.
@@ -191,7 +191,7 @@ def bleurt(checkpoint: str | None = None, batch_size: int = 16) -> Scorer:
     ) from error
   try:
     scorer = library.BleurtScorer(path)
-  except Exception as error:  # Assertions of BLEURT's, TensorFlow's errors.
+  except Exception as error:  # BLEURT's assertions, TensorFlow's errors.
     raise UserError(
       f'cannot load the BLEURT checkpoint {path}: {first_line(error)}'
     ) from error
@@ -217,20 +217,20 @@ def translation_metric(
   """Returns a metric function for seqio: BLEU and chrF with signatures.
 
   Args:
-    language: of the references.
+    language: the references' language.
 
   Raises:
-    UserError: there is no such language, or it needs a tokenizer whose package
-      is missing.
+    UserError: there is no such language, or the package of its tokenizer is
+      missing.
   """
-  import seqio  # Scoring files needs no TensorFlow.
+  import seqio  # Scoring files does not need TensorFlow.
 
   scorers = {'bleu': bleu(language), 'chrf': chrf()}
 
   def translation(
     targets: Sequence[Sequence[str]], predictions: Sequence[str]
   ) -> Mapping[str, Any]:
-    """Scores against all references."""
+    """Returns the scores against all references."""
     scores = {
       name: scorer(predictions, targets) for name, scorer in scorers.items()
     }

@@ -1,10 +1,10 @@
-"""The vocabulary of all tasks here: T5's, unless another one is chosen.
+"""The vocabulary of all tasks: T5's by default.
 
-T5's has 32,000 SentencePiece pieces and 100 sentinels (`<extra_id_0>` …), which
-the public checkpoints pad to 32,128 rows. A local copy of the model file, for
-machines that cannot read Google Cloud Storage, is named by the environment
-variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`), which also takes
-`bytes`: the 256 bytes of UTF-8, for small models of one's own.
+T5's vocabulary has 32,000 SentencePiece pieces and 100 sentinels
+(`<extra_id_0>` …). The public checkpoints pad it to 32,128 rows. Machines that
+cannot read Google Cloud Storage use a local copy of the model file, named by
+the environment variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`). The
+name `bytes` stands for the 256 bytes of UTF-8, for small models.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,8 +39,8 @@ def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary, which reads its file on first use; see `check`.
 
   Args:
-    name: path of a SentencePiece model, or `bytes`; by default what
-      `DST_VOCABULARY` says, else the public path.
+    name: path of a SentencePiece model, or `bytes`; by default the value of
+      `DST_VOCABULARY`, or the public path.
   """
   return _make(name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH)
 
@@ -55,7 +55,7 @@ def _make(name: str) -> seqio.Vocabulary:
 
 
 class _InObjectStore(seqio.SentencePieceVocabulary):
-  """One whose file seqio would read through TensorFlow, which knows no s3://."""
+  """A vocabulary in an object store; seqio's TensorFlow cannot read s3://."""
 
   _model: Any
 
@@ -71,35 +71,35 @@ class _InObjectStore(seqio.SentencePieceVocabulary):
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """Whichever vocabulary is chosen by the time it is used.
+  """A vocabulary that looks up the chosen one at each use.
 
-  A task is registered when its module is imported, and gin reads what is
-  chosen only after that.
+  A task is registered when its module is imported, before gin reads which
+  vocabulary is chosen.
   """
 
   @property
   def bos_id(self) -> int | None:
-    """Id of the begin of a sequence."""
+    """The id of the beginning of a sequence."""
     return chosen().bos_id
 
   @property
   def eos_id(self) -> int | None:
-    """Id of the end of a sequence."""
+    """The id of the end of a sequence."""
     return chosen().eos_id
 
   @property
   def unk_id(self) -> int | None:
-    """Id of whatever the vocabulary does not know."""
+    """The id of unknown pieces."""
     return chosen().unk_id
 
   @property
   def extra_ids(self) -> int:
-    """How many sentinels there are."""
+    """The number of sentinels."""
     return chosen().extra_ids
 
   @property
   def vocab_size(self) -> int:
-    """How many ids there are, sentinels included."""
+    """The number of ids, sentinels included."""
     return chosen().vocab_size
 
   @property
@@ -125,12 +125,12 @@ class TaskVocabulary(seqio.Vocabulary):
 
 
 def t5_vocabulary() -> seqio.Vocabulary:
-  """Returns what tasks are registered with."""
+  """Returns the vocabulary that tasks are registered with."""
   return TaskVocabulary()
 
 
 def output_features() -> dict[str, seqio.Feature]:
-  """Returns inputs and targets in the chosen vocabulary, ended by EOS."""
+  """Returns the features `inputs` and `targets`, which end with EOS."""
   return {
     'inputs': seqio.Feature(TaskVocabulary(), add_eos=True),
     'targets': seqio.Feature(TaskVocabulary(), add_eos=True),
@@ -138,13 +138,13 @@ def output_features() -> dict[str, seqio.Feature]:
 
 
 def check(vocabulary: seqio.Vocabulary) -> None:
-  """Loads a vocabulary, so that a missing file is missed before any work.
+  """Loads a vocabulary, so that a missing file is reported before any work.
 
   Args:
     vocabulary: any seqio vocabulary; only SentencePiece ones read a file.
 
   Raises:
-    UserError: the file is missing, unreachable, or not a SentencePiece model.
+    UserError: the file is missing, unreachable, or no SentencePiece model.
   """
   if isinstance(vocabulary, TaskVocabulary):
     vocabulary = chosen()
@@ -162,8 +162,8 @@ def check_fits(features: Mapping[str, seqio.Feature], vocab_size: int) -> None:
   """Checks that a model has an embedding for every id of a task.
 
   Args:
-    features: of the task; their vocabularies have been checked.
-    vocab_size: token ids that have an embedding.
+    features: the task's features; their vocabularies have been checked.
+    vocab_size: number of ids that have an embedding.
 
   Raises:
     UserError: the model's vocabulary is too small.
@@ -178,13 +178,13 @@ def check_fits(features: Mapping[str, seqio.Feature], vocab_size: int) -> None:
 
 
 def fetch() -> str:
-  """Copies the public vocabulary to where `DST_VOCABULARY` says, if it must.
+  """Copies the public vocabulary to the path `DST_VOCABULARY`, if necessary.
 
   Returns:
-    Where the vocabulary is; the public path if it is to be read there.
+    The path of the vocabulary; the public path if the variable is not set.
 
   Raises:
-    UserError: it cannot be fetched, or the file is no SentencePiece model.
+    UserError: the file cannot be copied, or is no SentencePiece model.
   """
   path = os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH
   if path not in (PUBLIC_PATH, BYTES) and not epath.Path(path).exists():
@@ -203,7 +203,7 @@ def fetch() -> str:
 
 
 def _failure(attempt: Callable[[], Any]) -> str:
-  """Returns why an attempt failed, nothing if it did not."""
+  """Returns why an attempt failed; '' if it did not."""
   failures: list[BaseException] = []
 
   def catch() -> None:

@@ -1,4 +1,4 @@
-"""AdaFactor as T5X runs it, from Optax, and learning-rate schedules."""
+"""AdaFactor with T5X's settings, from Optax, and learning-rate schedules."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -14,7 +14,7 @@ from dst_t5x.method import silos
 PyTree = Any
 
 Decay = Literal['constant', 'linear', 'cosine', 'rsqrt']
-# A field that is part of a program, and no number that the program is given.
+# Marks a static field: it is part of the compiled program, not an input.
 _STATIC: Mapping[str, Any] = {'static': True}
 
 
@@ -23,8 +23,8 @@ _STATIC: Mapping[str, Any] = {'static': True}
 class Schedule:
   """The learning rate as a function of the step; see `schedule`.
 
-  A pytree: its height is data, so that runs which differ in no more share what
-  was compiled.
+  Schedules that differ only in `base` share a compiled program: `base` is a
+  leaf of this pytree.
   """
 
   base: float
@@ -33,7 +33,7 @@ class Schedule:
   decay_steps: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
   def __call__(self, step: Any) -> Any:
-    """Returns the learning rate, float32 [], of a step, int32 []."""
+    """Returns the learning rate, float32 [], at a step, int32 []."""
     warmup, base = self.warmup_steps, self.base
     rest = (self.decay_steps or 0) - warmup
     after: Mapping[str, Callable[[], optax.Schedule]] = {
@@ -60,15 +60,15 @@ def schedule(
   Args:
     base: the highest learning rate.
     warmup_steps: steps over which it rises linearly from 0 to `base`.
-    decay: what follows: `constant`; `linear` or `cosine` to 0 at
-      `decay_steps`; `rsqrt`, base · √(warmup_steps / step), as T5 was
-      pretrained (warmup_steps of 1 if there is no warm-up).
+    decay: the shape after the warm-up: `constant`; `linear` or `cosine` to 0 at
+      `decay_steps`; `rsqrt`, base · √(warmup_steps / step), as in T5's
+      pretraining (with warmup_steps of 1 if there is no warm-up).
     decay_steps: the step at which `linear` and `cosine` reach 0, counted from
       the start of this run, warm-up included.
 
   Raises:
-    UserError: a number that makes no sense, an unknown decay, or one that
-      lacks its number of steps.
+    UserError: a number is out of range, the decay is unknown, or its number of
+      steps is missing.
   """
   values.check(
     {
@@ -95,14 +95,15 @@ def _rsqrt(base: float, start: int) -> optax.Schedule:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optimizer of Optax whose learning rate follows the step of the run.
+  """An Optax optimizer whose learning rate depends on the run's step.
 
-  It keeps no count of its own for the rate: a step that is refused counts as
-  any other does, and the rate that is reported is the one that was used.
+  It has no step count of its own for the learning rate: refused steps count,
+  and the reported rate is the one that was used.
 
   Attributes:
-    make: learning rate, float32 [] -> gradients -> updates: `optax.adam`, say.
-    learning_rate: step -> learning rate; data if it is a `Schedule`.
+    make: learning rate, float32 [] -> gradient transformation, for example
+      `optax.adam`.
+    learning_rate: step -> learning rate; a `Schedule` has traced leaves.
   """
 
   make: Callable[[Any], optax.GradientTransformation] = dataclasses.field(
@@ -118,19 +119,19 @@ class Optimizer:
       object.__setattr__(self, 'learning_rate', partial)
 
   def init(self, params: PyTree) -> PyTree:
-    """Returns the state before the first step."""
+    """Returns the initial state."""
     return self.make(self.learning_rate(0)).init(params)
 
   def update(
     self, gradients: PyTree, state: PyTree, params: PyTree, step: Any
   ) -> tuple[PyTree, PyTree]:
-    """Returns what is to be added to the parameters, and the next state.
+    """Returns the updates to add to the parameters, and the next state.
 
     Args:
-      gradients: of what is trained.
-      state: what `init` or the last `update` returned.
+      gradients: gradients of the trained parameters.
+      state: the result of `init` or of the last `update`.
       params: θᵗ.
-      step: int32 [], steps of the run that are done.
+      step: int32 [], number of completed steps of the run.
     """
     rate = self.learning_rate(step)
     return self.make(rate).update(gradients, state, params)
@@ -138,12 +139,12 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class _Adafactor:
-  """See `adafactor`; equal ones are compiled once."""
+  """See `adafactor`. Equal instances share a compiled program."""
 
   settings: tuple[tuple[str, Any], ...]
 
   def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
-    """Returns gradients -> updates, for a learning rate."""
+    """Returns the gradient transformation for a learning rate."""
     settings = dict(self.settings)
     return _by_layer(optax.adafactor(learning_rate, **settings))
 
@@ -159,18 +160,18 @@ def adafactor(
 ) -> Optimizer:
   """Returns AdaFactor (Shazeer and Stern, 2018) with T5X's defaults.
 
-  Stacked tensors are treated layer by layer, so that a scanned network trains
-  as an unscanned one does.
+  Each layer of a stacked tensor is treated separately, so that scanned and
+  unscanned networks train equally.
 
   Args:
     learning_rate: step -> learning rate, relative to each tensor's scale.
     decay_rate: exponent of the second moments' decay, 1 − t^−decay_rate.
     clipping_threshold: RMS at which a tensor's update is clipped.
     min_dim_size_to_factor: smaller second moments are not factored.
-    multiply_by_parameter_scale: whether an update is scaled by its tensor's
-      RMS.
-    momentum: decay of the first moment; none by default.
-    weight_decay_rate: share of the weights that is subtracted in each step.
+    multiply_by_parameter_scale: whether to scale a tensor's update by the
+      tensor's RMS.
+    momentum: decay of the first moment; None for no momentum.
+    weight_decay_rate: share of the weights to subtract in each step.
   """
   settings = {
     'min_dim_size_to_factor': min_dim_size_to_factor,
@@ -186,7 +187,7 @@ def adafactor(
 def _by_layer(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Applies `inner` to every layer of stacked tensors on its own."""
+  """Applies `inner` to each layer of stacked tensors separately."""
   vmapped = optax.GradientTransformation(
     jax.vmap(inner.init), jax.vmap(inner.update)
   )
@@ -195,7 +196,7 @@ def _by_layer(
     def label(key_path: Any, leaf: jax.Array) -> str:
       path = silos.path_of(key_path)
       stacked, _ = silos.slice_paths(path, leaf.shape)
-      # Encoder and decoder may differ in depth: one group for each stack.
+      # Each stack has its own group because the depths may differ.
       return f'stack_{path.split("/")[0]}' if stacked else 'rest'
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -2,14 +2,14 @@
 
 The mesh has three axes:
 
-  data   devices that have the same parameters, and other rows of the batch
-  fsdp   devices that have other rows too, and share one copy of the parameters
-         (fully sharded data parallelism, ZeRO-3): a layer is put together when
-         it is needed
-  model  devices that share the copy and the work of each row: matrices are
+  data   devices with a copy of the parameters and different rows of the batch
+  fsdp   devices with different rows, which share one copy of the parameters
+         (fully sharded data parallelism, ZeRO-3); a layer is gathered when it
+         is needed
+  model  devices that share the copy and the work of each row; matrices are
          divided (Megatron)
 
-What has a parameter's shape, be it gradient, seed or moment, lies as it does.
+Gradients, seed and moments are sharded as their parameter is.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,15 @@ import numpy as np
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
+from dst_t5x.method import masks
 
 PyTree = Any
 
 DATA, FSDP, MODEL = 'data', 'fsdp', 'model'
 # The axes that divide a batch.
 ROWS = (DATA, FSDP)
-# T5X's standard rules, but that `embed` is divided by an axis of its own. Of
-# activations it is not: their rows have taken that axis.
+# T5X's standard rules, except that `embed` is divided by an axis of its own.
+# In activations, the rows use that axis, and `embed` is not divided.
 RULES = (
   ('batch', ROWS),
   ('vocab', MODEL),
@@ -52,20 +53,20 @@ RULES = (
   ('lora_rank', None),
   ('prompt', None),
 )
-# Bytes for each parameter, of float32: in training θ, θ⁰, the gradient and θ′.
+# Bytes for each float32 parameter; training has θ, θ⁰, the gradient and θ′.
 IN_TRAINING, IN_EVALUATION = 16, 4
-# Of a device's memory; the rest is for activations.
+# Share of a device's memory for parameters; the rest is for activations.
 _SHARE = 0.5
-# Bytes, where a device does not say how many it has.
+# Assumed bytes of memory of a device that does not report them.
 _ASSUMED = 16 * 2**30
 
 
 class Host(NamedTuple):
-  """What a process has.
+  """The devices of a process.
 
   Attributes:
-    devices: how many.
-    memory: bytes of each.
+    devices: number of devices.
+    memory: bytes of memory of each.
   """
 
   devices: int
@@ -77,12 +78,13 @@ class Partitioner:
   """A data × fsdp × model mesh over all devices of all processes.
 
   Attributes:
-    model_parallelism: devices of the axis `model`; None for the choice of
-      `fitted`, and 1 before it.
-    fsdp: devices of the axis `fsdp`, likewise. The axis `data` has the others.
+    model_parallelism: size of the axis `model`. None lets `fitted` choose it;
+      until then it is 1.
+    fsdp: size of the axis `fsdp`; None has the same meaning. The axis `data`
+      has the remaining devices.
 
   Raises:
-    UserError: the devices cannot be divided so.
+    UserError: the devices cannot be divided in this way.
   """
 
   model_parallelism: values.Positive | None = None
@@ -112,17 +114,17 @@ class Partitioner:
   def fitted(
     self, parameters: int, bytes_each: int, host: 'Host | None' = None
   ) -> 'Partitioner':
-    """Returns the partitioner with nothing left open.
+    """Returns a partitioner with all sizes chosen.
 
-    As few devices share a copy of the parameters as can be: so many that a
-    device's part of what is kept for them takes half of its memory. Within a
-    process, where links are fastest, they divide matrices (`model`); what is
-    still to be divided is so among processes (`fsdp`).
+    As few devices as possible share a copy of the parameters: a device's part
+    of it, with gradients and seed, may take half of its memory. Within a
+    process, where links are fastest, devices divide matrices (`model`). Further
+    division is among processes (`fsdp`).
 
     Args:
-      parameters: how many the model has.
+      parameters: number of parameters of the model.
       bytes_each: IN_TRAINING or IN_EVALUATION.
-      host: what a process has; by default what this one has.
+      host: the devices of a process; by default those of this one.
     """
     host = host or Host(jax.local_device_count(), _memory())
     devices = jax.device_count()
@@ -160,19 +162,19 @@ class Partitioner:
 
   @contextlib.contextmanager
   def activate(self) -> Any:
-    """Makes the network's logical axis names mean this mesh."""
+    """Makes the network's logical axis names refer to this mesh."""
     with jax.set_mesh(self.mesh), nn_partitioning.axis_rules(RULES):
       yield
 
   @property
   def groups(self) -> int:
-    """Into how many parts a batch is split."""
+    """The number of parts that a batch is divided into."""
     return self._shape[0] * self._shape[1]
 
   def check_batch_size(
     self, batch_size: int, microbatches: int = 1, name: str = 'BATCH_SIZE'
   ) -> None:
-    """Raises UserError if a batch, or a part of it, cannot be split evenly."""
+    """Raises UserError if a batch or microbatch cannot be divided evenly."""
     rows = batch_size // microbatches
     if rows % self.groups:
       what = name if microbatches == 1 else f'{name} / MICROBATCHES'
@@ -182,7 +184,7 @@ class Partitioner:
       )
 
   def _remedy(self, rows: int) -> str:
-    """Returns the least model parallelism with which the rows would do."""
+    """Returns the smallest model parallelism that would work, as a remedy."""
     devices = jax.device_count()
     for model in range(1, devices + 1):
       if devices % model == 0 and rows % (devices // model) == 0:
@@ -190,21 +192,21 @@ class Partitioner:
     return ''
 
   def round_up(self, batch_size: int) -> int:
-    """Returns the least batch size from this one on that is split evenly."""
+    """Returns the smallest batch size from this one on that divides evenly."""
     return -(-batch_size // self.groups) * self.groups
 
   @property
   def replicated(self) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding of an array with a copy on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
   def rows(self) -> NamedSharding:
-    """Of a batch, on its first axis."""
+    """The sharding of a batch on its first axis."""
     return NamedSharding(self.mesh, PartitionSpec(ROWS))
 
   def key(self, random_seed: int) -> jax.Array:
-    """Returns a key for random numbers, on all devices."""
+    """Returns a PRNG key on all devices."""
     make = jax.jit(
       jax.random.key, static_argnums=0, out_shardings=self.replicated
     )
@@ -213,7 +215,8 @@ class Partitioner:
   def parameters(self, axes: PyTree, shapes: PyTree) -> PyTree:
     """Returns the sharding of each parameter.
 
-    An axis that cannot be divided evenly is not: six heads among four devices.
+    An axis whose size is not a multiple of the devices is not divided, for
+    example six heads on four devices.
 
     Args:
       axes: the network's `params_axes` collection.
@@ -222,29 +225,38 @@ class Partitioner:
     names = nn_partitioning.get_axis_names(axes)
     shardings = _plain(nn.logical_to_mesh_sharding(names, self.mesh, RULES))
 
-    def evenly(leaf: Any, sharding: NamedSharding) -> NamedSharding:
-      spec = [
-        axis if axis and size % _size(self.mesh, axis) == 0 else None
-        for size, axis in zip(leaf.shape, sharding.spec, strict=False)
-      ]
-      return NamedSharding(self.mesh, PartitionSpec(*spec))
+    return jax.tree.map(self._even, shapes, shardings)
 
-    return jax.tree.map(evenly, shapes, shardings)
+  def _even(self, leaf: Any, sharding: NamedSharding) -> NamedSharding:
+    """Returns the sharding without the axes that do not divide a leaf."""
+    spec = [
+      axis if axis and size % _size(self.mesh, axis) == 0 else None
+      for size, axis in zip(leaf.shape, sharding.spec, strict=False)
+    ]
+    return NamedSharding(self.mesh, PartitionSpec(*spec))
 
   def like_parameters(
     self, tree: PyTree, params: PyTree, shardings: PyTree
   ) -> PyTree:
-    """Returns shardings for what goes with the parameters.
+    """Returns the sharding of each leaf of a training state.
+
+    A leaf is sharded as a parameter if its path ends in the parameter's path
+    and it has the parameter's shape or packs a mask of it. The longest such
+    path counts. All other leaves are replicated: counts, and the vectors of
+    factored moments.
+
+    `optax.tree_map_params` cannot replace this. It calls the optimizer's `init`
+    with a placeholder, but the structure of `optimizers.adafactor`'s state
+    depends on which parameters are stacked. Nor does it see the state of a
+    method.
 
     Args:
-      tree: abstract optimizer state, say. A leaf under a parameter's path and
-        of its shape is sharded like it; anything else is replicated, which
-        is little: factored moments are vectors.
+      tree: abstract training state, or a part of it.
       params: abstract parameters.
-      shardings: their shardings.
+      shardings: shardings of the parameters.
     """
-    known: Mapping[str, tuple[tuple[int, ...], NamedSharding]] = {
-      _path(key_path): (leaf.shape, sharding)
+    by_path: Mapping[tuple[Any, ...], tuple[tuple[int, ...], NamedSharding]] = {
+      _names(key_path): (leaf.shape, sharding)
       for (key_path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(params),
         jax.tree.leaves(shardings),
@@ -253,16 +265,21 @@ class Partitioner:
     }
 
     def sharding(key_path: Any, leaf: Any) -> NamedSharding:
-      path = _path(key_path)
-      for parameter, (shape, its_sharding) in known.items():
-        if path.endswith(parameter) and leaf.shape == shape:
-          return its_sharding
+      names = _names(key_path)
+      for start in range(len(names)):
+        shape, parameter_sharding = by_path.get(
+          names[start:], (None, self.replicated)
+        )
+        if shape == leaf.shape:
+          return parameter_sharding
+        if shape is not None and masks.is_packed(leaf, shape):
+          return self._even(leaf, parameter_sharding)
       return self.replicated
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
   def rows_here(self, batch_size: int) -> np.ndarray:
-    """Returns bool [batch_size]: which rows devices of this process need."""
+    """Returns bool [batch_size]: the rows that devices of this process need."""
     needed = np.zeros(batch_size, bool)
     shape = (batch_size,)
     for index in self.rows.addressable_devices_indices_map(shape).values():
@@ -273,23 +290,22 @@ class Partitioner:
     """Puts a batch on the devices.
 
     Args:
-      batch: name -> [batch, …], the whole batch of all processes. Of it, each
-        process needs to have the `rows_here`; the others may be anything.
+      batch: name -> [batch, …], the batch of all processes. A process uses only
+        the rows of `rows_here`.
     """
     return {name: place(value, self.rows) for name, value in batch.items()}
 
 
 def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-  """Puts an array that every process holds on the devices.
+  """Puts an array that every process has on the devices.
 
-  Unlike `jax.device_put`, it does not send it around to see whether all hold
-  the same.
+  Unlike `jax.device_put`, it does not compare the array among processes.
   """
   return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
 
 
 def _memory() -> int:
-  """Returns the bytes of memory of a device."""
+  """Returns a device's memory in bytes."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get('bytes_limit', _ASSUMED)
 
@@ -299,12 +315,14 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _path(key_path: Any) -> str:
-  return '/' + jax.tree_util.keystr(key_path, simple=True, separator='/')
+def _names(key_path: Any) -> tuple[str, ...]:
+  return tuple(
+    jax.tree_util.keystr((key,), simple=True, separator='/') for key in key_path
+  )
 
 
 def _plain(tree: Any) -> Any:
-  """Returns nested plain dicts, as parameters are."""
+  """Returns nested plain dicts, the form of parameters."""
   if isinstance(tree, Mapping):
     return {key: _plain(value) for key, value in tree.items()}
   return tree

@@ -33,6 +33,16 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
   return jax.tree.map(unpacked, packed, like)
 
 
+def is_packed(leaf: Any, shape: tuple[int, ...]) -> bool:
+  """Whether an array is a mask that `pack` made for a tensor of this shape."""
+  return leaf.dtype == jnp.uint8 and leaf.shape == _packed(shape)
+
+
+def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
+  *rows, last = shape if len(shape) > 1 else (*shape, 1)
+  return (*rows, -(-last // 8))
+
+
 def any_set(packed: PyTree) -> jax.Array:
   """Returns bool []: whether any component is in the packed masks."""
   largest = [jnp.max(bits, initial=0) for bits in jax.tree.leaves(packed)]
@@ -41,9 +51,4 @@ def any_set(packed: PyTree) -> jax.Array:
 
 def nothing(like: PyTree) -> PyTree:
   """Returns the packed masks of no component, for tensors as in `like`."""
-
-  def zeros(tensor: jax.Array) -> jax.Array:
-    shape = tensor.shape if tensor.ndim > 1 else (*tensor.shape, 1)
-    return jnp.zeros((*shape[:-1], -(-shape[-1] // 8)), jnp.uint8)
-
-  return jax.tree.map(zeros, like)
+  return jax.tree.map(lambda x: jnp.zeros(_packed(x.shape), jnp.uint8), like)

@@ -1,1 +1,1 @@
-"""What a run needs before it starts: memory, work, devices."""
+"""Estimates of a run's memory, work and devices before it starts."""

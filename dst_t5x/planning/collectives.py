@@ -1,4 +1,4 @@
-"""What devices send each other, read from a compiled program."""
+"""The collective operations of a compiled program."""
 
 import collections
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class Sent(NamedTuple):
   """One collective operation.
 
   Attributes:
-    operation: `all-reduce`, say.
-    types: of its results, `u32[3,24,4]`, joined by spaces.
-    bytes: of its results, on each device.
+    operation: for example `all-reduce`.
+    types: types of the results, such as `u32[3,24,4]`, joined by spaces.
+    bytes: size of the results on each device.
   """
 
   operation: str
@@ -29,7 +29,7 @@ class Sent(NamedTuple):
 
 
 def sent(program: str) -> list[Sent]:
-  """Returns the collectives of a program; those in a loop once.
+  """Returns the collectives of a program; those in a loop appear once.
 
   Args:
     program: `jax.jit(…).lower(…).compile().as_text()`.

@@ -1,4 +1,4 @@
-"""What a training step needs of each device, and whether it fits."""
+"""Estimates what a training step needs on each device, and if it fits."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -33,13 +33,13 @@ without YNNPACK, for which it keeps more and which other devices lack."""
 
 
 class Estimate(NamedTuple):
-  """What is known of a command.
+  """The estimate for one command.
 
   Attributes:
-    memory: our count.
-    compiled: the compiler's, if it was asked.
-    work: what there is to compute.
-    mesh: axis -> devices.
+    memory: bytes by our count.
+    compiled: the compiler's plan; None if it was not asked.
+    work: steps, tokens and operations.
+    mesh: axis -> number of devices.
   """
 
   memory: memory_lib.Memory
@@ -57,15 +57,16 @@ def estimate(
   host: tuple[int, int] | None = None,
   is_for_cpu: bool = True,
 ) -> Estimate:
-  """Estimates a step on all devices that JAX has; allocates nothing.
+  """Estimates a step on all devices that JAX has, without allocating memory.
 
   Args:
     trainer: network and method.
     train_data: batch size and lengths.
     partitioner: the mesh.
-    work: of the run.
-    compile: whether the compiler is asked, too.
-    host: see `partitioning.Host`; what the mesh is chosen by, as in training.
+    work: the run's work.
+    compile: whether to compile the step too.
+    host: devices and memory of a process, which decide the mesh as in training;
+      see `partitioning.Host`.
     is_for_cpu: see `memory.compiled`.
 
   Raises:
@@ -92,13 +93,13 @@ def estimate(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Estimates what the arguments describe, and prints it.
+  """Prints the estimate for the command that the arguments describe.
 
   Raises:
-    UserError: they make no sense.
+    UserError: an argument is invalid.
   """
   flags, topology = _split(argv)
-  # Before anything asks JAX for its devices.
+  # This has to come before JAX looks for devices.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', topology.devices)
   host = topology.devices_of_host, topology.accelerator.memory
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], topologies.Topology]:
-  """Takes --topology out of the arguments."""
+  """Returns the other arguments, and the topology of --topology."""
   flags, text = [], 'cpu'
   for argument in argv:
     if argument.startswith('--topology'):
@@ -134,17 +135,17 @@ def _split(argv: Sequence[str]) -> tuple[list[str], topologies.Topology]:
 
 
 def _variants(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
-  """Returns name and flags of each command to estimate.
+  """Returns the name and the flags of each command to estimate.
 
-  All sizes or methods, where the flags have no file for them.
+  Without a file for the size or the method, all sizes or methods are estimated.
   """
   files = [
     flag.partition('=')[2] for flag in flags if flag.startswith('--gin_file=')
   ]
 
   def others(kind: str, all_of_them: Sequence[str]) -> Sequence[str | None]:
-    """The files to add: one after another, or none."""
-    # A file of the user's own may be anything.
+    """Returns the files to add, one for each command; [None] for no file."""
+    # A user's own file may set the size and the method.
     known = [name for name in files if re.search(r'(^|/)gin/\w+/', name)]
     is_there = any(f'gin/{kind}/' in name for name in known)
     return [None] if is_there or known != files else all_of_them
@@ -162,7 +163,7 @@ def _variants(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _name(file: str) -> str:
-  """Returns what a row is called by: `xl` of …/t5_1_1_xl.gin."""
+  """Returns the name of a file in the table: `xl` for …/t5_1_1_xl.gin."""
   name = file.rpartition('/')[2].removesuffix('.gin')
   return name.removeprefix('t5_1_1_')
 

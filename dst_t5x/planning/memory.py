@@ -1,9 +1,9 @@
 """Bytes that a training step needs on one device: counted, and compiled.
 
-Two estimates of the same thing. `count` counts arrays: it traces the network,
-which takes seconds. `compiled` asks XLA, which takes up to minutes; the answer
-is its plan for a CPU, other compilers fuse and order otherwise. Neither
-allocates anything.
+There are two estimates. `count` counts arrays; it traces the network, which
+takes seconds. `compiled` compiles the step with XLA, which takes up to minutes.
+Its answer is XLA's plan for a CPU; other compilers fuse and order operations
+differently. Neither allocates memory for arrays.
 """
 
 from collections import Counter
@@ -27,19 +27,20 @@ from dst_t5x.planning import collectives
 PyTree = Any
 
 
-# What compilers fuse into its uses rather than keep: dropout's choice among
-# them, products, and the comparison that makes the targets one-hot.
+# Operations that compilers fuse into their uses, so that the results are not
+# kept: dropout's selection, products, and the comparison in one-hot targets.
 _FUSED = frozenset(
   [
     *('select_n', 'mul', 'eq', 'iota', 'convert_element_type'),
     *('broadcast_in_dim', 'transpose', 'reshape', 'squeeze', 'expand_dims'),
   ]
 )
-# Gradients, updates and new parameters, in parameters: some take the places of
-# others. XLA plans 2.3 to 3.
+# Bytes of gradients, updates and new parameters together, relative to the
+# parameters. Some replace others in memory; XLA's plans have 2.3 to 3.
 _AT_ONCE = 2.5
-# YNNPACK multiplies matrices on CPUs. Nothing is fused with what it takes from
-# 4,096 rows on, and constants are written out in full: half as much again.
+# YNNPACK multiplies matrices of at least 4,096 rows on CPUs. XLA does not fuse
+# operations into it and writes constants out in full, which takes half as much
+# memory again.
 _NO_YNNPACK = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 
@@ -58,15 +59,15 @@ class Memory:
   """Bytes on one device.
 
   Attributes:
-    parameters: those that are trained.
-    frozen: those that are not.
-    seed: θ⁰, where the projection keeps it.
-    optimizer: its state, and the projection's.
-    gradients: gradients, updates and new parameters: what there is of them at
-      once, after the backward pass.
-    activations: what the forward pass keeps for the backward pass; and the
-      gradient of the output matrix, or where layers are stacked all gradients,
-      which there are from its start.
+    parameters: trained parameters.
+    frozen: frozen parameters.
+    seed: θ⁰, if the projection keeps it.
+    optimizer: the state of the optimizer and of the projection.
+    gradients: gradients, updates and new parameters that exist at the same time
+      after the backward pass.
+    activations: values that the forward pass keeps for the backward pass. Also
+      the gradients that exist from the start of the backward pass: that of the
+      output matrix, or all of them if layers are stacked.
   """
 
   parameters: int
@@ -78,7 +79,7 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """What is needed at once: activations are gone when updates come."""
+    """The maximum at one time: activations are freed before updates exist."""
     lasting = self.parameters + self.frozen + self.seed + self.optimizer
     return lasting + max(self.gradients, self.activations)
 
@@ -88,7 +89,7 @@ def abstract_step(
   partitioner: partitioning.Partitioner,
   batch: dict[str, tuple[int, int]],
 ) -> Step:
-  """Returns what a step is called with; for use under `activate`.
+  """Returns the abstract arguments of a step; call this under `activate`.
 
   Args:
     trainer: network and method.
@@ -121,16 +122,16 @@ def abstract_step(
 
 
 def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
-  """Counts a step's arrays.
+  """Counts the arrays of a step.
 
   Args:
     trainer: network and method.
-    step: its arguments.
-    mesh: of the partitioner.
+    step: the step's arguments.
+    mesh: the partitioner's mesh.
   """
   params = _bytes(step.state.params)
   activations = _activations(trainer, step, mesh)
-  # Gradients that are there before any activation is gone.
+  # Gradients that exist before any activation is freed.
   network = trainer.network
   last = parts.flatten(step.state.params).get(network.output_matrix or '', ())
   activations += params if network.scan_layers else _bytes(last)
@@ -145,11 +146,11 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
 
 
 class Compiled(NamedTuple):
-  """What XLA plans.
+  """XLA's plan.
 
   Attributes:
-    memory: bytes on one device, arguments and temporaries.
-    collectives: what the devices send each other in the projection alone.
+    memory: bytes of arguments and temporaries on one device.
+    collectives: collectives of the projection alone.
   """
 
   memory: int
@@ -163,9 +164,9 @@ def compiled(
 
   Args:
     trainer: network and method.
-    step: its arguments.
-    is_for_cpu: whether the plan is wanted as a CPU has it, libraries of its own
-      included, or stands for an accelerator's.
+    step: the step's arguments.
+    is_for_cpu: whether the plan is for running on a CPU. If False, it stands
+      for an accelerator's plan and uses no libraries for CPUs.
   """
   lowered = jax.jit(trainer.train_step, donate_argnums=0).lower(*step)
   options: Any = None if is_for_cpu else _NO_YNNPACK
@@ -180,12 +181,13 @@ def compiled(
 
 
 def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
-  """Returns bytes of what the backward pass needs of the forward pass.
+  """Returns the bytes of what the forward pass keeps for the backward pass.
 
-  They are what differentiating one device's share of the network leaves: its
-  rows of a microbatch, its heads, hidden units and logits; and the gradient of
-  the logits, which is there before anything is gone. Layers that are recomputed
-  leave their inputs, and one of them at a time all else.
+  One device has its share of the network and of the batch: its rows of a
+  microbatch, its heads, hidden units and logits. The result is the size of the
+  residuals and of the gradient of the logits, which exists before any residual
+  is freed. Layers that are recomputed keep their inputs; one of them at a time
+  keeps the rest.
   """
   model = mesh.shape[partitioning.MODEL]
   groups = mesh.size // model
@@ -214,7 +216,7 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
 def _kept(
   trainer: trainer_lib.Trainer, batch: dict[str, Any], is_fused: bool
 ) -> int:
-  """Returns bytes of what differentiating the loss of a batch leaves."""
+  """Returns the bytes of the residuals of a batch's loss."""
   shapes = api.shapes(trainer.network)
   trained, frozen = trainer.split(shapes)
 
@@ -226,14 +228,14 @@ def _kept(
       )
       return sums.loss
 
-    # Where layers are recomputed, the network says what is kept.
+    # With recomputed layers, the network itself decides what is kept.
     if is_fused:
       loss = jax.checkpoint(loss, policy=_is_kept)
     return jax.vjp(loss, params)[1]
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   kept = jax.eval_shape(backward, trained, frozen, batch, key)
-  # Parameters are among it; they are counted elsewhere.
+  # The residuals include parameters, which are counted elsewhere.
   known = Counter((x.shape, x.dtype) for x in jax.tree.leaves(shapes))
   total = 0
   for x in jax.tree.leaves(kept):
@@ -259,7 +261,7 @@ def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def _bytes(tree: PyTree) -> int:
-  """Returns the bytes of abstract arrays on one device."""
+  """Returns the size of abstract arrays on one device, in bytes."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)

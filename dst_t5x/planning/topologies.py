@@ -1,4 +1,4 @@
-"""Accelerators, and how many: `v4:4x4x4`, `v5e:2x2`, `h200:8`, `cpu`."""
+"""Kinds and numbers of accelerators: `v4:4x4x4`, `v5e:2x2`, `h200:8`, `cpu`."""
 
 import dataclasses
 import math
@@ -12,18 +12,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """One device as JAX sees it, from the vendor's data sheet.
+  """A device of JAX, with values of the vendor's data sheet.
 
   Attributes:
-    memory: bytes that a program can have, about.
-    flops: peak of dense bfloat16 products, operations a second; 0 if unknown.
+    memory: approximate bytes that a program can use.
+    flops: peak rate of dense bfloat16 products, operations per second; 0 if
+      unknown.
   """
 
   memory: int
   flops: float
 
 
-# A v2's or v3's core is a device of its own; later TPUs' chips are one device.
+# Each core of a v2 or v3 is a device; later TPUs are one device a chip.
 ACCELERATORS = {
   'v2': Accelerator(8 * GIB, 22.5e12),
   'v3': Accelerator(16 * GIB, 61.5e12),
@@ -46,10 +47,10 @@ class Topology:
   """Devices of one kind.
 
   Attributes:
-    text: as it was written.
-    kind: of `ACCELERATORS`, or `CPU`.
-    devices: how many.
-    accelerator: one of them.
+    text: the user's text.
+    kind: a key of `ACCELERATORS`, or `CPU`.
+    devices: number of devices.
+    accelerator: one of the devices.
   """
 
   text: str
@@ -59,15 +60,15 @@ class Topology:
 
   @property
   def devices_of_host(self) -> int:
-    """How many devices a machine has, where there are several machines."""
+    """The number of devices of one machine."""
     return min(self.devices, _OF_HOST.get(self.kind, self.devices))
 
 
 def parse(text: str) -> Topology:
-  """Returns what `v4:4x4x4` means; `cpu` is this machine, as one device.
+  """Returns the topology of a text such as `v4:4x4x4`; `cpu` is one device.
 
   Raises:
-    UserError: it means nothing.
+    UserError: there is no such topology.
   """
   kind, _, shape = text.lower().partition(':')
   known = [*ACCELERATORS, CPU]
@@ -83,7 +84,7 @@ def parse(text: str) -> Topology:
   devices = math.prod(int(n) for n in shape.split('x')) if shape else 1
   of_host = Accelerator(machine.host_memory(), 0.0)
   accelerator = ACCELERATORS.get(kind) or of_host
-  if kind == CPU:  # All devices are parts of one machine.
+  if kind == CPU:  # All devices belong to one machine.
     accelerator = Accelerator(accelerator.memory // devices, 0.0)
   if kind in ('v2', 'v3') and 'x' in shape:
     devices *= 2

@@ -1,4 +1,4 @@
-"""How much a training run has to compute, told before it starts."""
+"""The work of a training run, known in advance: steps, tokens, operations."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -13,23 +13,22 @@ from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
 from dst_t5x.runs import training as train_lib
 
-# Gin files around those of a training command: with its last, a binary that
-# gin/runs/estimate.gin configures understands the command's flags.
+# Gin files around those of a training command. With the last one, the command
+# that gin/runs/estimate.gin configures accepts the training command's flags.
 _FIRST, _LAST = 'gin/runs/train.gin', 'gin/runs/estimate.gin'
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a run has to compute.
+  """The work of a run.
 
   Attributes:
     train_steps: steps of the run.
-    parameters: of the model, with what a method adds.
+    parameters: parameters of the model, including a method's.
     tokens_per_step: inputs and targets of a batch, padding included.
-    flops_per_step: floating-point operations of a step: 2 for each token and
-      weight that it meets in the forward pass, 4 in the backward pass.
-      Attention's own products, what rematerialisation repeats, and evaluation
-      are not in it.
+    flops_per_step: floating-point operations of a step. Each weight that a
+      token passes takes 2 in the forward pass and 4 in the backward pass. The
+      products within attention, rematerialisation and evaluation are left out.
   """
 
   train_steps: int
@@ -44,13 +43,13 @@ def work(
   plan: train_lib.Plan,
   training: Callable[..., Any] | None = None,
 ) -> Work:
-  """Returns the work of a run; all arguments are training's.
+  """Returns the work of a run; the arguments are training's.
 
   Args:
     trainer: network and method.
     train_data: batch size and lengths.
-    plan: how many steps.
-    training: for gin alone: whose flags are understood.
+    plan: the number of steps.
+    training: unused; lets gin accept the flags of training.
   """
   del training
   shapes = _shapes(trainer.network)
@@ -71,7 +70,7 @@ def _shapes(network: api.Network) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def with_files(flags: Sequence[str]) -> list[str]:
-  """Returns a training command's flags between the files of an estimate."""
+  """Returns a training command's flags, surrounded by the estimate's files."""
   return [f'--gin_file={_FIRST}', *flags, f'--gin_file={_LAST}']
 
 

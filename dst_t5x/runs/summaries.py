@@ -132,7 +132,11 @@ def _as_os_error() -> Iterator[None]:
 
 
 class Progress:
-  """A bar on a terminal, plain lines elsewhere; rate and remaining time."""
+  """A bar on a terminal, log lines elsewhere; rate and remaining time.
+
+  `clu.periodic_actions.ReportProgress` does not replace this: its rate counts
+  evaluations and checkpoints as training time, and it shows no metrics.
+  """
 
   def __init__(
     self, first_step: int, steps: int, stream: TextIO = sys.stderr

@@ -219,7 +219,7 @@ def train(
         train_data.feature_lengths,
         train_data.batch_size,
         trainer.network.feature_converter(train_data.pack),
-        seed=random_seed,
+        random_seed=random_seed,
         step=step,
         position=position,
         save_after=lambda step: notice.stops_after(step) or plan.saves(step),

@@ -1,1 +1,1 @@
-"""The process and its neighbours: start, interrupts, preemption, logging."""
+"""Processes: start and end, interrupts, preemption, logging."""

@@ -1,16 +1,16 @@
-"""Whether this process is one of many, and how they find each other.
+"""The group of processes that this process belongs to, from the environment.
 
-The environment decides, and nothing has to be given on the command line:
+The first of these that applies decides:
 
   COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID   set by hand or by a script;
-                              `JAX_` before a name makes no difference
+                                                   `JAX_…` is also accepted
   a Slurm step of several tasks                    srun
   a Cloud TPU                                      VMs, pods, GKE
   an indexed Job of Kubernetes, or a JobSet        GKE with GPUs
 
-What comes first counts. For all but the first, JAX itself finds the other
-processes. Without any of them, one process is all there is. JOIN_TIMEOUT says
-for how many seconds a process waits for the others; 300 by default.
+In all cases but the first, JAX finds the other processes. If none applies, the
+process is alone. JOIN_TIMEOUT is the number of seconds that a process waits for
+the others, 300 by default.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ _KUBERNETES = ('KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX')
 
 
 class Group(NamedTuple):
-  """The processes that train together, as the environment tells it.
+  """The processes that work together.
 
   Attributes:
-    how: what told it, for the log.
-    coordinator: `host:port` of process 0; None where JAX finds it.
-    processes: how many there are; likewise.
-    process: which one this is; likewise.
+    how: the kind of environment, for the log.
+    coordinator: `host:port` of process 0; None if JAX finds it.
+    processes: the number of processes; None if JAX finds it.
+    process: the index of this process; None if JAX finds it.
     timeout: seconds that processes wait for each other to start.
   """
 
@@ -47,14 +47,14 @@ class Group(NamedTuple):
 def find_group(
   environment: Mapping[str, str], has_tpu: bool = False
 ) -> Group | None:
-  """Returns the group that this process belongs to; None if it is alone.
+  """Returns the group of this process; None if it is alone.
 
   Args:
     environment: variables.
     has_tpu: see `has_tpu`.
 
   Raises:
-    UserError: variables are missing, or make no sense.
+    UserError: variables are missing or invalid.
   """
   group = _find(environment, has_tpu)
   if group is None or not environment.get('JOIN_TIMEOUT'):
@@ -64,7 +64,7 @@ def find_group(
 
 
 def _find(environment: Mapping[str, str], has_tpu: bool) -> Group | None:
-  """Returns the group, but for the time that it waits."""
+  """Returns the group with the default timeout."""
   variables = {name: _variable(environment, name) for name in _BY_HAND}
   if any(variables.values()):
     return _by_hand(variables)
@@ -85,7 +85,7 @@ def _find(environment: Mapping[str, str], has_tpu: bool) -> Group | None:
 
 
 def has_tpu(environment: Mapping[str, str]) -> bool:
-  """Whether JAX is going to run on TPUs of this machine."""
+  """Returns whether JAX will run on TPUs of this machine."""
   platforms = environment.get('JAX_PLATFORMS', '')
   return (
     (not platforms or 'tpu' in platforms.split(','))
@@ -99,7 +99,7 @@ def _variable(environment: Mapping[str, str], name: str) -> str:
 
 
 def _by_hand(variables: Mapping[str, str]) -> Group | None:
-  """Returns what the variables of `_BY_HAND` say."""
+  """Returns the group that the variables `_BY_HAND` describe."""
   missing = [name for name, value in variables.items() if not value]
   if missing:
     given = [name for name, value in variables.items() if value]

@@ -1,4 +1,4 @@
-"""Ctrl-C: it is not lost, wherever it strikes, and nothing crashes after it."""
+"""Ctrl-C ends a command cleanly wherever it arrives, with status 130."""
 
 import atexit
 import os
@@ -11,25 +11,24 @@ STATUS = 128 + signal.SIGINT
 
 
 def listen() -> None:
-  """Makes sure that Ctrl-C raises KeyboardInterrupt, in all that we call."""
+  """Makes Ctrl-C raise KeyboardInterrupt, inside libraries too."""
   signal.signal(signal.SIGINT, _interrupt)
   sys.unraisablehook = _unraisable
 
 
 def end() -> None:
-  """Lets the process end with status 130, once Python's threads have ended.
+  """Makes the process exit with status 130 once Python's threads have ended.
 
-  XLA compiles in a thread of its own, which goes on when Ctrl-C has taken the
-  main one away. At the interpreter's end JAX would take its client down, and
-  what is being compiled would crash.
+  XLA compiles in a thread of its own, which continues after Ctrl-C. JAX's exit
+  handler would delete the client, and the compilation would crash.
   """
-  atexit.register(_end)  # What is registered last runs first.
+  atexit.register(_end)  # The handler that is registered last runs first.
 
 
 def led_to(error: BaseException | None) -> bool:
-  """Whether this is Ctrl-C, or what failed while it was being handled.
+  """Returns whether an error is Ctrl-C, or was raised while handling it.
 
-  TensorFlow, for one, fails when it is left in the middle of tracing.
+  For example, TensorFlow raises an error if tracing is interrupted.
   """
   while error is not None:
     if isinstance(error, KeyboardInterrupt):
@@ -45,17 +44,18 @@ def _end() -> None:
 
 
 def _interrupt(*unused: Any) -> None:
-  """Handles Ctrl-C just as Python does.
+  """Handles Ctrl-C as Python's own handler does.
 
-  Python's own handler is replaced by asyncio while it runs, as in Orbax when it
-  saves, by one whose interrupts can get lost.
+  asyncio, which Orbax uses to save, replaces Python's own handler while it
+  runs. Its handler can lose interrupts. It does not replace another handler.
   """
   raise KeyboardInterrupt
 
 
 def _unraisable(unraisable: Any) -> None:
-  """Keeps quiet about callbacks of libraries, which fail after all else."""
+  """Does not print errors in callbacks of libraries after an interrupt."""
   if unraisable.exc_type is KeyboardInterrupt:
-    # It hit a destructor: once more, but not in here, where it would be lost.
+    # A destructor was interrupted, and Python drops its exceptions. Interrupt
+    # the main thread again later.
     main = threading.main_thread().ident
     threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()

@@ -1,8 +1,8 @@
-"""A machine that is taken away says so before, by SIGTERM.
+"""Preemption: a run that receives SIGTERM saves and stops.
 
-So do Slurm at the end of a job's time, Kubernetes, and spot machines. A run
-then takes a few steps more, until one that all processes agree on, saves, and
-ends with status 143; the same command goes on from there.
+Slurm sends SIGTERM at the end of a job's time, Kubernetes and spot machines
+before they take a machine away. The run continues to a step that all processes
+agree on, saves, and ends with status 143. The same command resumes it.
 """
 
 import signal
@@ -13,29 +13,28 @@ from typing import Self
 
 from absl import logging
 import jax
-from jax._src import distributed  # What starts the service has no public name.
+from jax._src import distributed  # No public function starts the service.
 from jax.experimental import multihost_utils
 
 STATUS = 128 + signal.SIGTERM
 
 
 class Stopped(Exception):
-  """A run has ended before its last step, because it was told to."""
+  """A run has stopped before its last step because of SIGTERM."""
 
 
 class Notice:
-  """What SIGTERM has said of this run; a context manager that listens.
+  """A context manager that handles SIGTERM and decides when a run stops.
 
-  A second SIGTERM ends the process as ever. Among several processes JAX's
-  preemption service listens, tells the others, and has all of them stop after
-  the same step.
+  A second SIGTERM ends the process at once. With several processes, JAX's
+  preemption service receives SIGTERM and makes all stop after the same step.
 
   Attributes:
-    step: after which the run stops, None as long as it does not.
+    step: the step after which the run stops; None if it does not.
   """
 
   def __init__(self) -> None:
-    """Does nothing yet."""
+    """Installs no handler yet."""
     self.step: int | None = None
     self._is_given = threading.Event()
     self._listens = False
@@ -44,7 +43,8 @@ class Notice:
     if jax.process_count() > 1:
       _start_service()
     elif (
-      # Elsewhere Python takes no handlers; submitit has one of its own.
+      # Python installs handlers in the main thread only. A handler that is
+      # there already, such as submitit's, stays.
       threading.current_thread() is threading.main_thread()
       and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
@@ -67,10 +67,10 @@ class Notice:
     logging.warning('SIGTERM: saving after one of the next steps')
 
   def stops_after(self, step: int) -> bool:
-    """Whether the run stops after this step.
+    """Returns whether the run stops after this step.
 
     Args:
-      step: to be asked for one after the other, in every process.
+      step: the step. Every process has to call this for every step, in order.
     """
     if self.step is None and self._is_time(step):
       self.step = step
@@ -83,9 +83,10 @@ class Notice:
 
 
 def _start_service() -> None:
-  """Lets JAX listen, but not before there is somebody to ask it.
+  """Starts JAX's preemption service.
 
-  It takes SIGTERM for good: a process that does not ask would not end.
+  The service catches SIGTERM from now on, so that SIGTERM no longer ends a
+  process that does not call `stops_after`.
   """
   if distributed.global_state.preemption_sync_manager is None:
     jax.config.update('jax_enable_preemption_service', True)

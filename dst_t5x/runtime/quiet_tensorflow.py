@@ -1,8 +1,8 @@
-"""Loads TensorFlow for the CPU, without a word. Import this before seqio.
+"""Imports TensorFlow for the CPU without log lines. Import this before seqio.
 
-TensorFlow only feeds data here: the accelerator's memory is JAX's. While its
-libraries are loaded they write half a dozen lines about oneDNN and CUDA
-straight to the standard error stream, before any setting of theirs is read.
+TensorFlow only reads data here; JAX has the accelerator's memory. While its
+libraries load, they write lines about oneDNN and CUDA to file descriptor 2
+before they read any setting.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import sys
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-  """Silences what is written to the file descriptor, by whatever language."""
+  """Discards output to file descriptor 2, from C++ too."""
   sys.stderr.flush()
   kept = os.dup(2)
   nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -26,7 +26,7 @@ def _silent_stderr() -> Iterator[None]:
     os.close(nowhere)
 
 
-# What it says later on: errors only. JAX sets 1 when it is imported first.
+# Later, TensorFlow logs errors only. JAX sets 1 if it is imported first.
 _LEVEL = 'TF_CPP_MIN_LOG_LEVEL'
 os.environ[_LEVEL] = max('2', os.environ.get(_LEVEL, ''))
 with _silent_stderr():

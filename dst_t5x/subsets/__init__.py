@@ -1,15 +1,15 @@
-"""Subsets: taken from tuned parameters, stored, applied, compared, combined.
+"""Subsets: extract, save, load, apply, compare and combine them.
 
-    from dst_t5x import subset
+    from dst_t5x import subsets
+    from dst_t5x.subsets import fingerprint
 
-    tuned = subset.extract(params, seed, fingerprint.fingerprint(seed))
-    subset.save('gsm8k.dst', tuned, {'epsilon': 1e-4})
-    tuned, about = subset.load('gsm8k.dst')
-    params = subset.apply(tuned, seed)
+    tuned = subsets.extract(params, seed, fingerprint.fingerprint(seed))
+    subsets.save('gsm8k.dst', tuned, {'epsilon': 1e-4})
+    tuned, about = subsets.load('gsm8k.dst')
+    params = subsets.apply(tuned, seed)
 
-On the devices `apply_in_place` and `revert` change parameters where they are,
-see `on_device`.
-All of it needs JAX, NumPy and safetensors alone. As a command:
+`apply_in_place` and `revert` change parameters on the devices; see `on_device`.
+This package needs only JAX, NumPy and safetensors. The command is
 `python -m dst_t5x.subset --help`.
 """
 

@@ -1,4 +1,4 @@
-"""Several subsets of one seed: what they share, and one made of all."""
+"""Operations on several subsets of one seed: overlaps and combinations."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,7 +18,7 @@ Rule = Literal['disjoint', 'priority', 'mean']
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-  """How much two sets of positions share.
+  """The overlap of two sets of positions, A and B.
 
   Attributes:
     shared: |A ∩ B|.
@@ -32,17 +32,17 @@ class Overlap:
 
   @property
   def share(self) -> float:
-    """|A ∩ B| / |A| (Eq. 9), NaN if A is empty."""
+    """|A ∩ B| / |A| (Eq. 9); NaN if A is empty."""
     return self.shared / self.first if self.first else math.nan
 
   @property
   def jaccard(self) -> float:
-    """|A ∩ B| / |A ∪ B|, NaN if both are empty."""
+    """|A ∩ B| / |A ∪ B|; NaN if both are empty."""
     union = self.first + self.second - self.shared
     return self.shared / union if union else math.nan
 
   def __add__(self, other: 'Overlap') -> 'Overlap':
-    """Returns that of two disjoint parts together."""
+    """Returns the overlap of two disjoint parts together."""
     return Overlap(
       self.shared + other.shared,
       self.first + other.first,
@@ -57,19 +57,19 @@ def overlap(first: Subset, second: Subset) -> Overlap:
   """Returns the overlap of two subsets' positions (Eq. 9).
 
   Raises:
-    UserError: they have different seeds.
+    UserError: the subsets have different seeds.
   """
   return sum(overlap_by_module(first, second).values(), _NONE)
 
 
 def overlap_by_module(first: Subset, second: Subset) -> dict[str, Overlap]:
-  """Returns the overlap for each module, whatever the layer.
+  """Returns the overlap for each module, over all layers.
 
   Returns:
-    Module, as in `encoder/attention` -> overlap, for all modules of the seed.
+    Module, such as `encoder/attention` -> overlap, for all modules of the seed.
 
   Raises:
-    UserError: they have different seeds.
+    UserError: the subsets have different seeds.
   """
   extraction.check_same_seed(first, second)
   modules: dict[str, Overlap] = {}
@@ -83,10 +83,10 @@ def overlap_by_module(first: Subset, second: Subset) -> dict[str, Overlap]:
 
 
 class Combination(NamedTuple):
-  """Several subsets as one.
+  """A combination of several subsets.
 
   Attributes:
-    subset: the union of their positions.
+    subset: a subset with the union of their positions.
     overlaps: (i, j) -> overlap of the i-th with the j-th, i < j.
   """
 
@@ -95,18 +95,18 @@ class Combination(NamedTuple):
 
 
 def combine(subsets: Sequence[Subset], rule: Rule = 'disjoint') -> Combination:
-  """Returns one subset of all positions of several.
+  """Returns one subset with the positions of several.
 
   Args:
-    subsets: of the same seed.
-    rule: what counts where several have a value. 'disjoint': the value that
-      all of them agree on, bit for bit; to disagree is an error. 'priority':
-      that of the first of them. 'mean': the mean of those that have one,
-      computed in float64.
+    subsets: subsets of the same seed.
+    rule: the value of a position that several subsets have. 'disjoint': their
+      common value; a difference in any bit is an error. 'priority': the value
+      of the first of them. 'mean': the mean of their values, computed in
+      float64.
 
   Raises:
-    UserError: there is none, they have different seeds, the rule is unknown,
-      or the rule is 'disjoint' and they are not.
+    UserError: there are no subsets, they have different seeds, the rule is
+      unknown, or the rule is 'disjoint' and values differ.
   """
   if rule not in get_args(Rule):
     raise UserError(
@@ -134,10 +134,10 @@ def combine(subsets: Sequence[Subset], rule: Rule = 'disjoint') -> Combination:
 def _combined(
   path: str, entries: Sequence[tuple[np.ndarray, np.ndarray]], rule: Rule
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns positions and values of one tensor."""
+  """Returns the positions and values of one tensor."""
   all_positions = np.concatenate([positions for positions, _ in entries])
   all_values = np.concatenate([values for _, values in entries])
-  # The first of equal positions is that of the first subset.
+  # `np.unique` returns the first of equal positions, from the first subset.
   positions, first, index = np.unique(
     all_positions, return_index=True, return_inverse=True
   )
@@ -152,6 +152,6 @@ def _combined(
   if rule == 'mean':
     counts = np.bincount(index)
     sums = np.bincount(index, weights=all_values.astype(np.float64))
-    # Sums lose the sign of zero, single values keep it.
+    # A sum loses the sign of a zero; a single value keeps it.
     values = np.where(counts > 1, (sums / counts).astype(values.dtype), values)
   return positions, values

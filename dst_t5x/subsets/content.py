@@ -1,7 +1,7 @@
-"""The content of a subset as a few arrays of bytes, and back.
+"""Converts the content of a subset to a few arrays of bytes, and back.
 
-What they are is in docs/subset_format.md. Whatever the arrays hold, nothing is
-allocated that is much larger than they are.
+docs/subset_format.md describes the arrays. Reading invalid arrays never
+allocates much more memory than they have.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
-  """Returns the arrays of a subset file, but for the checksum.
+  """Returns the arrays of a subset file, without the checksum.
 
   Returns:
-    Of uint8: `tensors` [bytes], `quotients` [bytes], `remainders`
+    Arrays of uint8: `tensors` [bytes], `quotients` [bytes], `remainders`
     [k, ⌈size / 8⌉], `values` [bytes]; see docs/subset_format.md.
 
   Raises:
-    UserError: the subset contradicts itself, a value is not finite, or a file
-      cannot hold one of the tensors.
+    UserError: the subset is inconsistent, a value is not finite, or a file
+      cannot store one of the tensors.
   """
   extraction.check_entries(subset)
   _check_finite(subset.values)
@@ -56,7 +56,7 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
   """Inverse of `to_arrays`; the fingerprint is None.
 
   Raises:
-    UserError: an array is missing or damaged, or they contradict each other.
+    UserError: an array is missing or damaged, or arrays are inconsistent.
   """
   try:
     text, quotients, remainders, values = (
@@ -87,8 +87,8 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
 
 
 def _check_finite(values: Mapping[str, np.ndarray]) -> None:
-  """Raises UserError for a value that is not finite."""
-  # All tensors at once: there are hundreds of them.
+  """Raises UserError if a value is not finite."""
+  # Checks all tensors of a dtype at once, because there are hundreds.
   for dtype in {of_tensor.dtype for of_tensor in values.values()}:
     of_dtype = [v for v in values.values() if v.dtype == dtype]
     if not np.isfinite(np.concatenate(of_dtype)).all():

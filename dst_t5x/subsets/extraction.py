@@ -1,11 +1,11 @@
-"""The subset: what tuning leaves behind, and all there is to store.
+"""The subset: the difference of a tuned model from its seed.
 
-A subset says of each tensor which components differ from the seed's, by their
-bits, and what their values are: values, not differences, so that applying a
-subset to its seed gives the tuned parameters bit for bit.
+For each tensor, a subset has the positions of the components whose bits differ
+from the seed's, and their values. It stores values instead of differences, so
+that applying a subset to its seed gives the tuned parameters bit for bit.
 
-Everything here runs on the host, tensor by tensor. Tensors go by T5X's paths
-in the unstacked form, whatever form the network trains in.
+Everything here runs on the host, one tensor at a time. Paths of tensors are
+T5X's, in the unstacked form, even if the network has stacked layers.
 """
 
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ class Subset:
   Attributes:
     tensors: path -> shape and dtype, of all tensors of the seed.
     positions: path -> int64 [k], ascending, into the flattened tensor; only
-      tensors of which something differs.
+      for tensors with a difference.
     values: path -> [k], the tuned values in the tensor's dtype.
-    fingerprint: the seed's identity, None where nobody said it.
+    fingerprint: the seed's fingerprint; None if unknown.
   """
 
   tensors: Mapping[str, jax.ShapeDtypeStruct]
@@ -60,7 +60,7 @@ def extract(
   Args:
     params: tree of arrays, stacked or not.
     seed: tree of arrays of the same network and dtypes, stacked or not.
-    fingerprint: the seed's, where it is known; a file needs it.
+    fingerprint: the seed's fingerprint, if known; a file needs it.
 
   Raises:
     UserError: the two differ in a tensor's name, shape or dtype.
@@ -79,9 +79,9 @@ def extract(
 
 
 def types_of(params: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns unstacked path -> shape and dtype of a tree of anything with them.
+  """Returns unstacked path -> shape and dtype, for a tree of arrays.
 
-  No tensor is copied to the host.
+  The leaves need a shape and a dtype only. Nothing is copied to the host.
   """
   types: dict[str, jax.ShapeDtypeStruct] = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -95,7 +95,7 @@ def types_of(params: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
 def check_tensors(
   found: table.Tensors, wanted: table.Tensors, what: str, whose: str
 ) -> None:
-  """Raises UserError unless both have the same tensors; names the first."""
+  """Raises UserError unless both have the same tensors; names the first one."""
   if found == wanted:
     return
   if lacking := sorted(wanted.keys() - found.keys()):
@@ -125,13 +125,13 @@ def check_seed(
   """Checks that a subset belongs to a seed.
 
   Args:
-    subset: its fingerprint is compared if it has one.
+    subset: the subset; its fingerprint is compared if it has one.
     seed: tree of arrays, stacked or not.
-    fingerprint: the seed's, where it is known; else it is computed, which
-      takes as long as reading the parameters.
+    fingerprint: the seed's fingerprint. None computes it, which takes as long
+      as reading the parameters.
 
   Raises:
-    UserError: the seed is another one, or has other tensors.
+    UserError: the subset belongs to another seed or has other tensors.
   """
   check_tensors(types_of(seed), subset.tensors, 'the seed', 'the subset')
   if subset.fingerprint is not None:
@@ -151,20 +151,20 @@ def check_fingerprint(subset: Subset, fingerprint: str) -> None:
 def apply(
   subset: Subset, seed: PyTree, fingerprint: str | None = None
 ) -> PyTree:
-  """Returns the seed with the subset's values in their places.
+  """Returns the seed with the subset's values at their positions.
 
   Args:
     subset: positions and values.
     seed: tree of arrays, stacked or not; it is not changed.
-    fingerprint: the seed's, where it is known; see `check_seed`.
+    fingerprint: the seed's fingerprint, if known; see `check_seed`.
 
   Returns:
-    A tree like `seed`; tensors that the subset does not touch are the same
-    objects, the others are on the host.
+    A tree like `seed`. Tensors without a difference are the same objects; the
+    others are on the host.
 
   Raises:
-    UserError: the seed is another one or has other tensors, or the subset's
-      positions are not ascending or not inside of their tensors.
+    UserError: the subset belongs to another seed or has other tensors, or its
+      positions are not ascending or outside their tensors.
   """
   check_seed(subset, seed, fingerprint)
   check_entries(subset)
@@ -184,7 +184,7 @@ def apply(
 
 
 def check_entries(subset: Subset) -> None:
-  """Raises UserError unless positions and values fit into their tensors."""
+  """Raises UserError unless positions and values fit their tensors."""
   for path, positions in subset.positions.items():
     values, tensor = subset.values.get(path), subset.tensors.get(path)
     if tensor is None:
@@ -199,7 +199,7 @@ def check_entries(subset: Subset) -> None:
   paths = [path for path, found in subset.positions.items() if len(found)]
   if not paths:
     return
-  # All tensors at once: there are hundreds of them.
+  # Checks all tensors at once, because there are hundreds.
   ends = np.cumsum([len(subset.positions[path]) for path in paths])
   everywhere = np.concatenate([subset.positions[path] for path in paths])
   first, last = everywhere[[0, *ends[:-1]]], everywhere[ends - 1]
@@ -216,12 +216,12 @@ def check_entries(subset: Subset) -> None:
 
 
 class Difference(NamedTuple):
-  """What leads from one subset to another of the same seed.
+  """The changes from one subset to another of the same seed.
 
   Attributes:
-    removed: what only the first has, with its values.
-    added: what only the second has, with its values.
-    changed: what both have with different bits, with the second's values.
+    removed: the entries that only the first has.
+    added: the entries that only the second has.
+    changed: the entries of both with different bits, with the second's values.
   """
 
   removed: Subset
@@ -230,10 +230,10 @@ class Difference(NamedTuple):
 
 
 def diff(first: Subset, second: Subset) -> Difference:
-  """Returns what leads from one subset to another.
+  """Returns the changes from one subset to another.
 
   Raises:
-    UserError: they have different seeds.
+    UserError: the subsets have different seeds.
   """
   check_same_seed(first, second)
   removed, added, changed = {}, {}, {}
@@ -256,7 +256,7 @@ def _without(
 
 
 def entries(subset: Subset, path: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns positions and values of a tensor, [0] where none is free."""
+  """Returns the positions and values of a tensor; [0] if none is free."""
   if path in subset.positions:
     return subset.positions[path], subset.values[path]
   dtype = subset.tensors[path].dtype
@@ -266,7 +266,7 @@ def entries(subset: Subset, path: str) -> tuple[np.ndarray, np.ndarray]:
 def like(
   subset: Subset, content: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> Subset:
-  """Returns a subset of the same seed, of path -> positions and values."""
+  """Returns a subset of the same seed from path -> (positions, values)."""
   some = {path: both for path, both in content.items() if len(both[0])}
   return dataclasses.replace(
     subset,
@@ -276,7 +276,7 @@ def like(
 
 
 def check_same_seed(first: Subset, second: Subset) -> None:
-  """Raises UserError unless two subsets have the same seed, as far as known."""
+  """Raises UserError if two subsets are known to have different seeds."""
   check_tensors(first.tensors, second.tensors, 'the first subset', 'the second')
   if None in (both := (first.fingerprint, second.fingerprint)):
     return

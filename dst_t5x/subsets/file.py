@@ -1,8 +1,8 @@
-"""Subset files, version 1: see docs/subset_format.md.
+"""Subset files, version 1; docs/subset_format.md describes them.
 
-A safetensors file of five arrays of bytes: the table of the seed's tensors,
-the positions' codes (two), the values, and the SHA-256 of all bytes before it.
-The metadata say what the subset belongs to. Equal content gives equal files.
+A subset file is a safetensors file with five arrays of bytes: the table of the
+seed's tensors, two codes of the positions, the values, and the SHA-256 of all
+bytes before it. The metadata name the seed. Equal content gives equal files.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ FORMAT = 'dst_t5x.subset/1'
 _CHECKSUM = 'sha256'
 CHECKSUM_BYTES = 32
 _LENGTH_BYTES = 8
-# Of the header: more is no subset file, and is not even read.
+# Limit of the header's size, so that other files are not read as headers.
 _MOST_HEADER_BYTES = 2**20
 _FINGERPRINT = re.compile('[0-9a-f]{64}')
 
@@ -35,7 +35,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def to_bytes(subset: extraction.Subset, about: Mapping[str, Any]) -> bytes:
-  """Returns the subset file, see `save`."""
+  """Returns the content of a subset file; see `save`."""
   return pack(content.to_arrays(subset), with_fingerprint(subset, about))
 
 
@@ -45,7 +45,7 @@ def with_fingerprint(
   """Returns `about` with the seed's fingerprint.
 
   Raises:
-    UserError: nobody said the fingerprint, or two different ones.
+    UserError: the fingerprint is unknown, or there are two different ones.
   """
   seed = dict(about.get('seed') or {})
   said = {subset.fingerprint, seed.get('fingerprint')} - {None}
@@ -65,7 +65,7 @@ def with_fingerprint(
 
 
 def pack(arrays: Arrays, about: Mapping[str, Any]) -> bytes:
-  """Returns a safetensors file of arrays, ended by its own checksum."""
+  """Returns a safetensors file of the arrays, with its checksum at the end."""
   header = header_of({n: a.shape for n, a in arrays.items()}, about)
   parts = [header, *(arrays[name].tobytes() for name in content.NAMES)]
   digest = hashlib.sha256()
@@ -77,14 +77,14 @@ def pack(arrays: Arrays, about: Mapping[str, Any]) -> bytes:
 def header_of(
   shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any]
 ) -> bytes:
-  """Returns what is in the file before the arrays.
+  """Returns the part of the file before the arrays.
 
   Args:
-    shapes: of the four arrays of content.
-    about: what the metadata say.
+    shapes: shapes of the four arrays of content.
+    about: the metadata.
 
   Raises:
-    UserError: they say more than a file can hold.
+    UserError: the metadata are too large for a file.
   """
   metadata = {'format': FORMAT, 'about': _json(_plain(about))}
   header: dict[str, Any] = {'__metadata__': metadata}
@@ -112,7 +112,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Returns what JSON can say: keys in order, no NaN, no NumPy, no classes."""
+  """Returns a value in the types of JSON, with sorted keys."""
   if isinstance(value, Mapping):
     return {str(k): _plain(value[k]) for k in sorted(value, key=str)}
   if isinstance(value, (list, tuple)):
@@ -130,10 +130,10 @@ def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
   """Inverse of `to_bytes`.
 
   Args:
-    blob: a whole file.
+    blob: the content of a file.
 
   Raises:
-    UserError: it is not a whole, undamaged subset file of this version.
+    UserError: this is no complete, undamaged subset file of this version.
   """
   subset, about = _unpack(blob)
   if subset.fingerprint is None:
@@ -164,7 +164,7 @@ def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
 
 
 def _fingerprint(about: Mapping[str, Any]) -> str | None:
-  """Returns the seed's fingerprint, None if the metadata do not say it."""
+  """Returns the seed's fingerprint; None if the metadata lack it."""
   seed = about.get('seed')
   said = seed.get('fingerprint') if isinstance(seed, Mapping) else None
   is_one = isinstance(said, str) and _FINGERPRINT.fullmatch(said)
@@ -174,8 +174,8 @@ def _fingerprint(about: Mapping[str, Any]) -> str | None:
 def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
   """Returns the subset file as one array, for checkpoints.
 
-  One, because Orbax stores no array without elements. The checkpoint says
-  itself which seed it is of.
+  It is one array because Orbax cannot store empty arrays. The checkpoint itself
+  names the seed.
 
   Returns:
     `subset`: uint8 [bytes].
@@ -193,7 +193,7 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
   """Inverse of `to_arrays`.
 
   Raises:
-    UserError: this is no subset, or a damaged one.
+    UserError: the arrays are no subset, or a damaged one.
   """
   if 'subset' not in arrays:
     raise UserError(
@@ -204,7 +204,7 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
 
 
 def _header_bytes(start: bytes) -> int:
-  """Returns how long the header is, of a file's first bytes."""
+  """Returns the length of the header, from a file's first bytes."""
   length = int.from_bytes(start[:_LENGTH_BYTES], 'little')
   if len(start) < _LENGTH_BYTES or not 0 < length <= _MOST_HEADER_BYTES:
     raise UserError('subset: it is no subset file')
@@ -212,10 +212,10 @@ def _header_bytes(start: bytes) -> int:
 
 
 def _read_about(start: bytes) -> dict[str, Any]:
-  """Returns the metadata of a file that begins so.
+  """Returns the metadata, from the beginning of a file.
 
   Raises:
-    UserError: it is no subset file, or one of another version.
+    UserError: this is no subset file, or one of another version.
   """
   end = _LENGTH_BYTES + _header_bytes(start)
   try:
@@ -240,13 +240,13 @@ def save(
   subset: extraction.Subset,
   about: Mapping[str, Any],
 ) -> int:
-  """Writes a subset file, whole or not at all; returns its bytes.
+  """Writes a subset file atomically; returns its size in bytes.
 
   Args:
-    path: where to, may be in an object store; an older file is replaced.
-    subset: what to write.
-    about: what else a reader should know, see docs/subset_format.md;
-      `about['seed']['fingerprint']` unless the subset knows it.
+    path: the file, which may be in an object store; an older one is replaced.
+    subset: the subset.
+    about: further metadata, see docs/subset_format.md. It needs
+      `about['seed']['fingerprint']` unless the subset has the fingerprint.
 
   Raises:
     UserError: the file cannot be written, or could not be read again.
@@ -265,17 +265,17 @@ def load(
   """Reads a subset file.
 
   Returns:
-    The subset, and what `save` was told about it.
+    The subset, and the metadata that `save` was given.
 
   Raises:
-    UserError: no such file, or it is not a whole, undamaged subset file of
-      this version.
+    UserError: there is no such file, or it is no complete, undamaged subset
+      file of this version.
   """
   try:
     with epath.Path(path).open('rb') as f:
       start = f.read(_LENGTH_BYTES)
       start += f.read(_header_bytes(start))
-      # A whole model is not read only to be refused.
+      # Refuses another file, such as a whole model, before reading all of it.
       _read_about(start)
       return from_bytes(start + f.read())
   except OSError as e:

@@ -29,16 +29,16 @@ def tensors(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
 def fingerprint(params: PyTree) -> str:
   """Returns the SHA-256 of all parameters, 64 hexadecimal digits.
 
-  Hashed is the UTF-8 text of one line a tensor, ended by a newline each, in
-  ascending order of the paths by code point (so `layers_10` comes before
-  `layers_2`):
+  The hashed text is UTF-8 and has one line for each tensor, in ascending order
+  of the paths by code point (`layers_10` comes before `layers_2`). Each line
+  ends with a newline:
 
       <path> <dtype> <shape> <hash>
 
-  path: the keys of the unstacked tree joined by `/`, as in
+  path: the keys of the unstacked tree joined by `/`, for example
     `encoder/layers_0/attention/query/kernel`.
-  dtype: NumPy's name, as in `float32`.
-  shape: the sizes in decimal, joined by `,`; empty for a scalar.
+  dtype: NumPy's name, for example `float32`.
+  shape: the sizes in decimal joined by `,`; empty for a scalar.
   hash: SHA-256 of the elements' bytes in C order, each element little-endian,
     64 lower-case hexadecimal digits.
 
@@ -55,9 +55,9 @@ def fingerprint(params: PyTree) -> str:
 
 
 def _line(path: str, array: np.ndarray) -> str:
-  """Returns the line that stands for one tensor."""
+  """Returns the line of one tensor."""
   little_endian = array.astype(array.dtype.newbyteorder('<'), copy=False)
-  # Through bytes: bfloat16 does not lend its buffer.
+  # bfloat16 arrays have no buffer, so they are viewed as bytes.
   content = np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
   shape = ','.join(map(str, array.shape))
   digest = hashlib.sha256(content.data).hexdigest()

@@ -1,36 +1,36 @@
-"""Ascending positions in nearly as few bits as their entropy: Rice codes.
+"""Rice codes of ascending positions, nearly as short as their entropy.
 
-Of `count` positions below `size` the gaps are coded, and a gap's high bits
-apart from its low ones (Rice, 1971):
+The codes are those of the gaps between `count` positions below `size` (Rice,
+1971). The high bits and the low bits of a gap are stored separately:
 
-- quotients: gap >> k in unary, that many zeros and then a one;
-- remainders: the k low bits, bit j of all gaps in row j.
+- quotients: gap >> k in unary: that many zeros and then a one;
+- remainders: the k low bits; row j has bit j of all gaps.
 
-k follows from `count` and `size` alone and is the best for gaps at random. So
-the length hardly depends on where the positions are: at least k + 1 bits each,
-at most that plus size / 2ᵏ bits in all. For gaps at random, and ε of 0.1 % or
-1 %, it is within 1 % of the entropy.
+k depends on `count` and `size` only and is optimal for random gaps. The length
+hardly depends on where the positions are: it is at least k + 1 bits for each,
+and at most size / 2ᵏ bits more in all. For random gaps and ε of 0.1 % or 1 %,
+it is within 1 % of the entropy.
 """
 
 import numpy as np
 
 from dst_t5x.core.errors import UserError
 
-# Positions and sums of a few of them are int64.
+# The largest size, so that int64 holds sums of a few positions.
 MOST = 2**48
 
 
 def remainder_bits(count: int, size: int) -> int:
-  """Returns k, the least with 2ᵏ · count / size ≥ 13/27, and 0 for nothing.
+  """Returns k, the smallest with 2ᵏ · count / size ≥ 13/27; 0 for count 0.
 
-  For geometric gaps, k is as good as k + 1 where (1 - count / size)^2ᵏ is the
-  golden ratio, 0.618 (Gallager and van Voorhis, 1975): -ln 0.618 = 13/27.
+  For geometric gaps, k and k + 1 are equally good if (1 - count / size)^2ᵏ is
+  the golden ratio, 0.618 (Gallager and van Voorhis, 1975): -ln 0.618 = 13/27.
   """
   return ((13 * size - 1) // (27 * count)).bit_length() if count else 0
 
 
 def expected_bytes(count: int, size: int) -> float:
-  """Returns how many bytes codes take on average, for positions at random."""
+  """Returns the average size of the codes of random positions, in bytes."""
   if not count:
     return 0.0
   k = remainder_bits(count, size)
@@ -40,7 +40,7 @@ def expected_bytes(count: int, size: int) -> float:
 
 
 def number(quotients: np.ndarray) -> int:
-  """Returns how many positions are coded."""
+  """Returns the number of encoded positions."""
   return int(np.bitwise_count(quotients).sum())
 
 
@@ -49,11 +49,11 @@ def encode(positions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
   Args:
     positions: int64 [count], ascending, each in [0, size).
-    size: how many positions there are, at most `MOST`.
+    size: number of possible positions, at most `MOST`.
 
   Returns:
-    quotients, uint8 [bytes], and remainders, uint8 [k, ⌈count / 8⌉]; the first
-    bit is the lowest of the first byte, and unused bits are zero.
+    quotients, uint8 [bytes], and remainders, uint8 [k, ⌈count / 8⌉]. The first
+    bit is the lowest of the first byte; unused bits are zero.
 
   Raises:
     UserError: the positions are not ascending, or not below `size`.
@@ -81,9 +81,9 @@ def decode(
     int64 [count], ascending, each in [0, size).
 
   Raises:
-    UserError: this is not what `encode` returns for any positions.
+    UserError: `encode` does not return these arrays for any positions.
   """
-  # Before anything is allocated or shifted by what a forger chose.
+  # These checks precede any allocation or shift by an untrusted number.
   count = number(quotients)
   k = remainder_bits(count, size)
   if remainders.shape != (k, -(-count // 8)) or (

@@ -1,4 +1,4 @@
-"""How large a subset file is going to be, before there is a subset."""
+"""The size of a subset file, known before there is a subset."""
 
 from collections.abc import Mapping
 import math
@@ -19,22 +19,22 @@ _NO_SEED = {'fingerprint': '0' * 64}
 def predicted_bytes(
   params: PyTree, free: int, about: Mapping[str, Any] | None = None
 ) -> int:
-  """Returns the size of the file of a subset.
+  """Returns the expected size of the file of a subset, in bytes.
 
-  It is that of free components at random places. Wherever they are, the file
-  is at most 0.06 bytes a component larger and 0.2 smaller, so with float32 the
-  prediction is right within 5 %, `about` apart.
+  The expectation is over random positions. For other positions, the file is at
+  most 0.06 bytes a component larger and 0.2 bytes smaller. With float32, the
+  prediction is within 5 %, apart from `about`.
 
   Args:
-    params: tree of anything with shape and dtype, stacked or not.
-    free: the number of free components, `sum(layout.budgets(epsilon))`.
+    params: tree of leaves with shape and dtype, stacked or not.
+    free: number of free components, `sum(layout.budgets(epsilon))`.
     about: the file's metadata, as far as they are known.
   """
   tensors = extraction.types_of(params)
   size = table.size(tensors)
   k = position_codes.remainder_bits(free, size)
   code_bytes = math.ceil(position_codes.expected_bytes(free, size))
-  # Of each dtype as large a share as it has of the parameters.
+  # Free components have the same mix of dtypes as all parameters.
   all_bytes = sum(
     math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in tensors.values()
   )

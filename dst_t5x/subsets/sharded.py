@@ -1,6 +1,6 @@
-"""A subset of parameters that lie on the devices of many processes.
+"""Subsets of parameters on the devices of several processes.
 
-Each process looks at what it has; only what differs goes from one to another.
+Each process compares its own shards. Processes exchange only differences.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ def extract_here(
   seed: extraction.PyTree,
   fingerprint: str | None = None,
 ) -> extraction.Subset:
-  """Returns which components differ of those that this process has.
+  """Returns the differences in this process's shards.
 
-  Of copies, only the first counts: the subsets of all processes have nothing in
-  common, and are together what `extract` would return.
+  Only the first copy of a replicated shard is used. The subsets of all
+  processes are disjoint, and their union is the result of `extract`.
 
   Args:
-    params: tree of jax.Array, stacked or not, of all of the seed's tensors or
-      some.
+    params: tree of jax.Array, stacked or not, with some or all of the seed's
+      tensors.
     seed: tree of NumPy arrays of the same network and dtypes, stacked or not,
-      whole in each process.
-    fingerprint: the seed's, where it is known.
+      complete in each process.
+    fingerprint: the seed's fingerprint, if known.
 
   Raises:
     UserError: the two differ in a tensor's name, shape or dtype.
@@ -61,7 +61,7 @@ def extract_here(
 
 
 def merge(subsets: Sequence[extraction.Subset]) -> extraction.Subset:
-  """Returns the subset that several, which have nothing in common, make up."""
+  """Returns the union of disjoint subsets."""
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for subset in subsets:
     for path in subset.positions:
@@ -73,7 +73,7 @@ def merge(subsets: Sequence[extraction.Subset]) -> extraction.Subset:
 def _differing(
   new: np.ndarray, seed: np.ndarray, index: tuple[slice, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns positions in the whole tensor, and values, of what differs."""
+  """Returns the values that differ, and their positions in the whole tensor."""
   old = np.ascontiguousarray(seed[index])
   differs = extraction.bits(new) != extraction.bits(old)
   if not new.ndim:
@@ -89,7 +89,7 @@ def _join(
   like: extraction.Subset,
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]],
 ) -> extraction.Subset:
-  """Returns a subset of a few stretches of each tensor, in any order."""
+  """Returns a subset from parts of each tensor, given in any order."""
   positions, values = {}, {}
   for path, stretches in parts.items():
     where = np.concatenate([w for w, _ in stretches]).astype(np.int64)

@@ -1,10 +1,10 @@
-"""The table of a subset: which tensors its seed has, as text.
+"""The table of a subset: the tensors of its seed, as text.
 
-A line a tensor, as the seed's fingerprint has it:
+Each tensor has a line, the same as in the seed's fingerprint without the hash:
 
     encoder/layers_0/mlp/wo/kernel float32 1024,512
 
-Layers that are alike share a line, written as their stacked form would be:
+Layers with the same shapes and dtypes share a line in their stacked form:
 
     encoder/layers/mlp/wo/kernel float32 8,1024,512
 """
@@ -40,13 +40,13 @@ Tensors = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def to_text(tensors: Tensors) -> str:
-  """Returns the lines, ended by a newline each, in the order of their paths.
+  """Returns the lines in the order of their paths, each with a newline.
 
   Args:
     tensors: unstacked path -> shape and dtype.
 
   Raises:
-    UserError: a dtype or a path that the table cannot hold.
+    UserError: the table cannot represent a dtype or a path.
   """
   lines = {
     path: _line(path, tensor.dtype, tensor.shape)
@@ -67,7 +67,7 @@ def to_text(tensors: Tensors) -> str:
 
 
 def _alike(tensors: Tensors) -> dict[str, list[str]]:
-  """Returns stacked path -> paths of its layers, where layers are alike."""
+  """Returns stacked path -> paths of its layers, for layers that are alike."""
   groups: dict[str, dict[str, str]] = {}
   for path in tensors:
     if match := _LAYER.fullmatch(path):
@@ -97,10 +97,11 @@ def _line(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> str:
 
 
 def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
-  """Inverse of `to_text`; the paths come in ascending order.
+  """Inverse of `to_text`; the paths are in ascending order.
 
   Raises:
-    UserError: there is a line that is none, a path twice, or too much of all.
+    UserError: a line is invalid, a path appears twice, or there are too many
+      tensors or components.
   """
   tensors: dict[str, jax.ShapeDtypeStruct] = {}
   found = components = 0
@@ -111,7 +112,7 @@ def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
     path, dtype, shape = match[1], DTYPES[match[2]], _shape(match[3])
     components += math.prod(shape)
     found += shape[0] if silos.is_stacked(path, shape) else 1
-    # Before the paths of a billion layers are made.
+    # This check precedes making the paths of perhaps a billion layers.
     if found > MOST_TENSORS or components > position_codes.MOST:
       raise UserError('subset: its table claims too many tensors or components')
     stacked, paths = silos.slice_paths(path, shape)

@@ -11,7 +11,7 @@ import pytest
 
 from dst_t5x.launch import grid
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _STUDY = _ROOT / 'studies' / 'strings'
 _SWEEPS = _ROOT / 'launch' / 'sweeps' / 'study'
 _SHOWN = re.compile(r'(-?\d+\.\d+) ± (\d+\.\d+) \((\d+)\)')

@@ -44,7 +44,7 @@ def _unfinished(folder):
 def test_everything_is_said(tmp_path):
   folder = _unfinished(tmp_path / 'run')
   now = watch.snapshot(epath.Path(folder))
-  assert watch.parts(now) == {
+  assert watch.fields(now) == {
     'step': '20 of 100 (20%)',
     'speed': '4 steps/s',
     'left': '00:20 of training',
@@ -58,7 +58,7 @@ def test_everything_is_said(tmp_path):
   assert watch.verdict(now) == ''
   os.utime(folder / 'metrics.jsonl', (1, time.time() - 1000))
   now = watch.snapshot(epath.Path(folder))
-  assert 'is it still running?' in watch.parts(now)['last report']
+  assert 'is it still running?' in watch.fields(now)['last report']
 
 
 def test_one_look(tmp_path, capsys):

@@ -69,12 +69,12 @@ def tasks():
 
 
 def _iterate(
-  name, lengths=_LENGTHS, batch_size=8, seed=1, pack=True, **options
+  name, lengths=_LENGTHS, batch_size=8, random_seed=1, pack=True, **options
 ):
   task = seqio.get_mixture_or_task(name)
   converter = seqio.EncDecFeatureConverter(pack=pack)
   return pipeline.TrainIterator(
-    task, lengths, batch_size, converter, seed=seed, **options
+    task, lengths, batch_size, converter, random_seed=random_seed, **options
   )
 
 
@@ -162,9 +162,9 @@ def test_a_position_is_taken_after_its_batch_however_much_is_read_ahead():
     _assert_equal(resumed, rest[1:])
 
 
-def test_the_seed_determines_the_order():
+def test_the_random_seed_determines_the_order():
   _assert_equal(_take(5, 'toy_data'), _take(5, 'toy_data'))
-  first, other = _take(1, 'toy_data'), _take(1, 'toy_data', seed=2)
+  first, other = _take(1, 'toy_data'), _take(1, 'toy_data', random_seed=2)
   tokens = 'encoder_input_tokens'
   assert not np.array_equal(first[0].batch[tokens], other[0].batch[tokens])
 

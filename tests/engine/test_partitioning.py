@@ -1,16 +1,20 @@
 """Which device has what: one mesh, T5X's logical axis names."""
 
+import dataclasses
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny_t5
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.engine import optimizers
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.method import projection
 from dst_t5x.models.t5 import network
 
 
@@ -32,6 +36,91 @@ def test_devices_that_cannot_be_divided():
   for groups in (2, 0, -1):
     with pytest.raises(UserError, match=f'model_parallelism = {groups}'):
       partitioning.Partitioner(groups)
+
+
+def _by_rank(params):
+  return jax.tree.map(lambda leaf: 'adam' if leaf.ndim > 1 else 'sgd', params)
+
+
+def _labels(params):
+  """Stands for shardings: each leaf is the path of its parameter."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jax.tree_util.keystr(path), params
+  )
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    optax.adam,
+    lambda rate: optax.sgd(rate, momentum=0.9),
+    lambda rate: optax.chain(optax.clip(1.0), optax.adamw(rate)),
+    lambda rate: optax.partition(
+      {'adam': optax.adam(rate), 'sgd': optax.sgd(rate, 0.9)}, _by_rank
+    ),
+  ],
+  ids=['adam', 'momentum', 'chain', 'partition'],
+)
+def test_state_is_sharded_as_optax_maps_it(make):
+  partitioner = partitioning.Partitioner()
+  params = tiny_t5.shapes()
+  optimizer = optimizers.Optimizer(make, lambda step: 0.1)
+  state = jax.eval_shape(optimizer.init, params)
+  expected = optax.tree_map_params(
+    make(0.1),
+    lambda node, label: node if isinstance(node, optax.MaskedNode) else label,
+    state,
+    _labels(params),
+    transform_non_params=lambda _: partitioner.replicated,
+    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+  )
+  labels = partitioner.like_parameters(state, params, _labels(params))
+  assert labels == expected
+  assert set(jax.tree.leaves(_labels(params))) <= set(jax.tree.leaves(labels))
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_factored_moments_are_replicated_and_others_are_not(scan):
+  partitioner = partitioning.Partitioner()
+  config = dataclasses.replace(tiny_t5.CONFIG, scan_layers=scan)
+  params = tiny_t5.shapes(config)
+  optimizer = optimizers.adafactor(
+    lambda step: 0.1, min_dim_size_to_factor=20, momentum=0.9
+  )
+  state = jax.eval_shape(optimizer.init, params)
+  labels = partitioner.like_parameters(state, params, _labels(params))
+  sharded = [leaf for leaf in jax.tree.leaves(labels) if isinstance(leaf, str)]
+  of_factored = "['token_embedder']['embedding']"  # [48, 8] is not factored.
+  assert sharded.count(of_factored) == 2
+  # The first moment of each parameter, and each unfactored second moment.
+  names = jax.tree.leaves(_labels(params))
+  assert set(sharded) == set(names)
+  assert len(names) < len(sharded) <= 2 * len(names)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_the_masks_of_a_subset_without_churn_are_sharded(scan):
+  partitioner = partitioning.Partitioner()
+  config = dataclasses.replace(tiny_t5.CONFIG, scan_layers=scan)
+  space = parameters.ParameterSpace(network.Transformer(config), partitioner)
+  method = projection.SubsetProjection(0.1, churn=False)
+  state = jax.eval_shape(method.init, space.shapes)
+  shardings = partitioner.like_parameters(state, space.shapes, space.shardings)
+  masks, is_chosen = shardings.chosen
+  assert is_chosen == shardings.passes == partitioner.replicated
+  for mask, parameter in zip(
+    jax.tree.leaves(masks), jax.tree.leaves(space.shardings), strict=True
+  ):
+    assert mask.spec == parameter.spec
+
+
+def test_the_longest_path_names_the_parameter():
+  partitioner = partitioning.Partitioner()
+  leaf = jax.ShapeDtypeStruct((4, 2), np.float32)
+  params = {'embedding': leaf, 'encoder': {'embedding': leaf}}
+  state = jax.eval_shape(optax.adam(0.1).init, params)
+  labels = partitioner.like_parameters(state, params, _labels(params))
+  assert labels[0].mu == _labels(params)
 
 
 _EIGHT_DEVICES = """
@@ -104,6 +193,19 @@ with partitioner.activate():
   assert {s.data.shape for s in kernel.addressable_shards} == {(24, 8)}
   back = stacking.unstack_layers(jax.device_get(params))
   jax.tree.map(np.testing.assert_array_equal, back, host)
+  # Masks too, but for axes that cannot be divided once they are packed.
+  subset = projection.SubsetProjection(0.1, churn=False)
+  masks = jax.eval_shape(subset.init, space.shapes)
+  specs = jax.tree.map(
+    lambda sharding: sharding.spec,
+    partitioner.like_parameters(masks, space.shapes, space.shardings).chosen[0],
+  )
+  assert specs['token_embedder']['embedding'] == P('model', 'fsdp')
+  kernel = specs['encoder']['layers' if SCAN else 'layers_0']['mlp']['wi_0']
+  packed = masks.chosen[0]['encoder']['layers' if SCAN else 'layers_0']['mlp']
+  width = packed['wi_0']['kernel'].shape[-1]
+  last = None if width % 2 else 'model'
+  assert kernel['kernel'] == P(*lead, 'fsdp', last), (kernel, width)
   # What differs from the seed is found where it lies, by whoever has it.
   tuned = jax.jit(
     lambda tree: jax.tree.map(lambda x: jnp.where(x > 1.5, x + 1, x), tree),

@@ -81,7 +81,9 @@ def batches():
   """Returns packed batches of the toy task, [batch, length] each."""
   task = task_checks.check(toy_task.NAME, LENGTHS, 16)
   converter = network_lib.Transformer(CONFIG).feature_converter(pack=True)
-  with pipeline.TrainIterator(task, LENGTHS, 16, converter, seed=0) as source:
+  with pipeline.TrainIterator(
+    task, LENGTHS, 16, converter, random_seed=0
+  ) as source:
     return [next(source).batch for _ in range(STEPS)]
 
 
