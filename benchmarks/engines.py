@@ -31,6 +31,7 @@ from dst_t5x import subsets
 from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
 from dst_t5x.checkpoints import t5x_checkpoint
+from dst_t5x.engine import losses
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import projection as projection_lib
@@ -85,7 +86,7 @@ class Ours:
     self.first_step = time.perf_counter() - start
     self._evaluate = jax.jit(
       lambda params, batch: (
-        trainer_lib.forward(self._network, trainer.loss, params, batch).loss
+        losses.forward(self._network, trainer.loss, params, batch).loss
       )
     )
     self._decode = jax.jit(

@@ -26,7 +26,6 @@ from dst_t5x.data import vocabulary
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import task_scores
-from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
 
 PyTree = Any
@@ -281,7 +280,7 @@ class Evaluator:
     self._network = network
     self._partitioner = partitioner
     self._sums = jax.jit(
-      trainer_lib.forward,
+      losses.forward,
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
@@ -324,6 +323,6 @@ class Evaluator:
       for batch in batches
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
-    averages = trainer_lib.averages(total)
+    averages = total.averages()
     del averages['z_loss']  # Part of what is minimized, not of the loss.
     return {name: float(value) for name, value in averages.items()}

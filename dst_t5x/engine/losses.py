@@ -1,7 +1,7 @@
 """The loss of a language model, normalized as T5X does it."""
 
 import dataclasses
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,15 @@ class Sums(NamedTuple):
   cross_entropy: jax.Array
   correct: jax.Array
   tokens: jax.Array
+
+  def averages(self) -> dict[str, jax.Array]:
+    """Returns loss, z-loss and accuracy per real target token."""
+    tokens = jnp.maximum(self.tokens, 1.0)
+    return {
+      'loss': self.cross_entropy / tokens,
+      'z_loss': self.z_loss / tokens,
+      'accuracy': self.correct / tokens,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +117,26 @@ class Loss:
     all_tokens = logits.shape[-1] * log_z - jnp.sum(logits, axis=-1)
     entropy = high * jnp.log(high) + others * low * jnp.log(low + 1e-20)
     return low * all_tokens + (high - low) * cross_entropy + entropy
+
+
+def forward(
+  network: api.Network,
+  loss: Loss,
+  params: Any,
+  batch: api.Batch,
+  dropout_key: jax.Array | None = None,
+) -> Sums:
+  """Returns the teacher-forced loss summed over a batch.
+
+  Args:
+    network: the model.
+    loss: the loss.
+    params: the model's.
+    batch: its features, each [batch, length].
+    dropout_key: None for no dropout.
+  """
+  logits = network.logits(params, batch, dropout_key)
+  return loss.sums(logits, network.targets(batch))
 
 
 def _lengths(targets: api.Targets, weights: jax.Array) -> jax.Array:

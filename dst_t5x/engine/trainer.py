@@ -259,7 +259,7 @@ class Trainer:
     self, sums: losses.Sums, step: jax.Array
   ) -> dict[str, jax.Array]:
     learning_rate = self.optimizer.learning_rate(step)
-    return averages(sums) | {
+    return sums.averages() | {
       'learning_rate': jnp.asarray(learning_rate, jnp.float32),
       'target_tokens': sums.tokens,
     }
@@ -277,7 +277,7 @@ class Trainer:
       params: PyTree, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, losses.Sums]:
       whole = parts.join(params, frozen)
-      sums = forward(self.network, self.loss, whole, part, key)
+      sums = losses.forward(self.network, self.loss, whole, part, key)
       return sums.loss / normalizer, sums
 
     gradient = jax.grad(loss, has_aux=True)
@@ -302,26 +302,6 @@ class Trainer:
     return x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
 
 
-def forward(
-  network: api.Network,
-  loss: losses.Loss,
-  params: PyTree,
-  batch: Batch,
-  dropout_key: jax.Array | None = None,
-) -> losses.Sums:
-  """Returns the teacher-forced loss summed over a batch.
-
-  Args:
-    network: the model.
-    loss: the loss.
-    params: the model's.
-    batch: its features, each [batch, length].
-    dropout_key: None for no dropout.
-  """
-  logits = network.logits(params, batch, dropout_key)
-  return loss.sums(logits, network.targets(batch))
-
-
 def _if(
   wanted: jax.Array, number: Callable[..., jax.Array], *arguments: PyTree
 ) -> jax.Array:
@@ -329,13 +309,3 @@ def _if(
   return lax.cond(
     wanted, lambda: number(*arguments), lambda: jnp.float32(jnp.nan)
   )
-
-
-def averages(sums: losses.Sums) -> dict[str, jax.Array]:
-  """Returns loss and accuracy per real target token."""
-  tokens = jnp.maximum(sums.tokens, 1.0)
-  return {
-    'loss': sums.cross_entropy / tokens,
-    'z_loss': sums.z_loss / tokens,
-    'accuracy': sums.correct / tokens,
-  }

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from dst_t5x.core import parts
+from dst_t5x.engine import losses
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
@@ -223,9 +224,7 @@ def _kept(
   def backward(params: PyTree, rest: PyTree, batch: Any, key: Any) -> Any:
     def loss(params: PyTree) -> jax.Array:
       whole = parts.join(params, rest)
-      sums = trainer_lib.forward(
-        trainer.network, trainer.loss, whole, batch, key
-      )
+      sums = losses.forward(trainer.network, trainer.loss, whole, batch, key)
       return sums.loss
 
     # With recomputed layers, the network itself decides what is kept.
