@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = [argument for argument in argv if argument.startswith('--gin.')]
   options = parser.parse_args([a for a in argv if a not in flags])
   try:
-    found = [
+    ended_runs = [
       ended
       for sweep in options.sweeps
       for ended in _runs(sweep, options.output)
       if any(fnmatch.fnmatch(ended[0].name, p) for p in options.only or '*')
     ]
-    cells = _cells(found, options.by, options.over)
+    cells = _cells(ended_runs, options.by, options.over)
     print('# Made by: python -m launch.choose', *argv)
     added = dict(map(_setting, flags))
     print(_sweep(cells, options.by, options.over, added), end='')
@@ -119,14 +119,14 @@ def _setting(flag: str) -> tuple[str, list[str]]:
   return name, value.split(',')
 
 
-def _cells(found: Iterable[Ended], by: str, over: str) -> list[Cell]:
+def _cells(ended_runs: Iterable[Ended], by: str, over: str) -> list[Cell]:
   """Returns the cells, in the order of the sweep.
 
   Raises:
     UserError: a run has not ended, or no run has the score.
   """
   cells: dict[tuple[tuple[str, str], ...], Cell] = {}
-  for run, state, results in found:
+  for run, state, results in ended_runs:
     if state.state not in (states.FINISHED, states.FAILED):
       raise UserError(
         f'{state.name} is {state.state}: finish the sweep first, or pick others'
@@ -186,8 +186,8 @@ def _sweep(
   lines.append('grids:')
   for settings, told_here, scores, failed in cells:
     trials = [selection.Trial(of, v in failed) for v, of in scores.items()]
-    found = selection.choose(trials, by)
-    if found.chosen is None:
+    choice = selection.choose(trials, by)
+    if choice.chosen is None:
       raise UserError(f'no run ended well of those with {settings}')
     own = [
       _line(key, [value] if key in told_here else value)
@@ -196,9 +196,9 @@ def _sweep(
     ]
     shown = ', '.join(
       f'{value}: {"failed" if value in failed else f"{mean:.4g}"}'
-      for value, mean in zip(scores, found.means, strict=True)
+      for value, mean in zip(scores, choice.means, strict=True)
     )
-    own.append(f'{_line(over, [list(scores)[found.chosen]])}  # {shown}')
+    own.append(f'{_line(over, [list(scores)[choice.chosen]])}  # {shown}')
     own += axes
     lines += [f'{"  " if i else "- "}{line}' for i, line in enumerate(own)]
   return '\n'.join(lines) + '\n'

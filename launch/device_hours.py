@@ -36,15 +36,15 @@ class _Row:
 
 
 def report(
-  found: Mapping[str, states.State],
+  run_states: Mapping[str, states.State],
   work: Mapping[str, Mapping[str, Any]],
   topology: str,
 ) -> str:
   """Returns a table with one row for each model, task and method.
 
   Args:
-    found: name -> state of the run.
-    work: name -> `dst_t5x.work` of the run.
+    run_states: name -> state of the run.
+    work: name -> `planning.work` of the run.
     topology: the devices of a run, or `cpu`.
 
   Raises:
@@ -53,11 +53,11 @@ def report(
   devices = topologies.parse(topology)
   rate = _UTILIZATION * (devices.accelerator.flops or _rate_here())
   groups: dict[str, list[str]] = {}
-  for name, state in found.items():
+  for name, state in run_states.items():
     words = (grid.stem(state.settings.get(key, '')) for key in _KEYS)
     groups.setdefault(' '.join(filter(None, words)), []).append(name)
   rows = {
-    title: _row([(found[name], work[name]) for name in names], rate)
+    title: _row([(run_states[name], work[name]) for name in names], rate)
     for title, names in groups.items()
   }
   rows['all'] = _Row(
@@ -117,11 +117,11 @@ def _notes(
   return notes
 
 
-def _measured(found: Sequence[states.State]) -> float | None:
+def _measured(run_states: Sequence[states.State]) -> float | None:
   """Returns the median of seconds per step over uninterrupted runs."""
   taken = [
     state.seconds / state.step
-    for state in found
+    for state in run_states
     if state.state == states.FINISHED and state.seconds and state.step
   ]
   return statistics.median(taken) if taken else None

@@ -123,15 +123,15 @@ def _minutes(time: str) -> int:
   Raises:
     UserError: it is neither [days-]hours:minutes:seconds nor minutes.
   """
-  found = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', str(time))
-  if not found:
+  match = re.fullmatch(r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?', str(time))
+  if not match:
     raise UserError(f'--time={time}: write hours:minutes:seconds')
-  days, *rest = (int(group) if group else None for group in found.groups())
-  numbers = [n for n in rest if n is not None]
+  days, *rest = (int(group) if group else None for group in match.groups())
+  parts = [n for n in rest if n is not None]
   if days is not None:  # days-hours[:minutes[:seconds]]
-    hours, minutes, *_ = [*numbers, 0, 0]
-  elif len(numbers) == 3:
-    hours, minutes, _ = numbers
+    hours, minutes, *_ = [*parts, 0, 0]
+  elif len(parts) == 3:
+    hours, minutes, _ = parts
   else:  # minutes[:seconds]
-    hours, minutes = 0, numbers[0]
+    hours, minutes = 0, parts[0]
   return ((days or 0) * 24 + hours) * 60 + minutes

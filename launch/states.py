@@ -124,8 +124,8 @@ class Sweep:
     folder = self.folder(name)
     step = (best.read(folder) or {}).get('step')
     last = _json(folder / 'report.json').get('results', {})
-    found = best.results_of(metrics_file.read(folder), step, last)
-    return {name: value for name, value in found.items() if '/' in name}
+    scores = best.results_of(metrics_file.read(folder), step, last)
+    return {name: value for name, value in scores.items() if '/' in name}
 
   def _state(
     self, run: grid.Run, known: Mapping[str, Any], trusted: Container[str]

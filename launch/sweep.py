@@ -160,7 +160,7 @@ def _environment(sweep: states.Sweep) -> dict[str, str]:
 def _check(
   pool: local.Pool, sweep: states.Sweep, with_work: bool
 ) -> dict[str, dict[str, Any]]:
-  """Checks all configurations; returns name -> `dst_t5x.work` if requested.
+  """Checks all configurations; returns name -> `planning.work` if requested.
 
   Raises:
     UserError: a configuration is invalid, or its folder is another run's.
@@ -212,11 +212,11 @@ def _is_at_work(sweep: states.Sweep) -> bool:
 def _show(sweep: states.Sweep, is_at_work: bool = False) -> int:
   """Prints the table; returns the exit status."""
   trusted = [states.SUBMITTED, *([states.RUNNING] if is_at_work else [])]
-  found = sweep.states(trusted=trusted)
-  for name, state in found.items():
+  run_states = sweep.states(trusted=trusted)
+  for name, state in run_states.items():
     if state.job and not slurm.is_alive(state.job, _submitit_folder(sweep)):
-      found |= sweep.states([name], trusted=[])
-  print(states.table(list(found.values())))
+      run_states |= sweep.states([name], trusted=[])
+  print(states.table(list(run_states.values())))
   return 0
 
 
@@ -261,9 +261,13 @@ class _Progress:
 
 def _run_here(pool: local.Pool, sweep: states.Sweep) -> int:
   """Runs what is not finished; returns the exit status."""
-  found = sweep.states()
-  todo = [n for n, state in found.items() if state.state != states.FINISHED]
-  print(f'{states.summary(list(found.values()))}; logs: {sweep.log("RUN")}')
+  run_states = sweep.states()
+  todo = [
+    n for n, state in run_states.items() if state.state != states.FINISHED
+  ]
+  print(
+    f'{states.summary(list(run_states.values()))}; logs: {sweep.log("RUN")}'
+  )
   progress = _Progress(sweep, len(todo))
   jobs = [
     (
@@ -279,10 +283,10 @@ def _run_here(pool: local.Pool, sweep: states.Sweep) -> int:
     try:
       pool.run(jobs, progress.started, progress.ended)
     finally:
-      found = sweep.states()
-      sweep.write(found.values())
-      print(states.table(list(found.values())))
-  failed = any(state.state != states.FINISHED for state in found.values())
+      run_states = sweep.states()
+      sweep.write(run_states.values())
+      print(states.table(list(run_states.values())))
+  failed = any(state.state != states.FINISHED for state in run_states.values())
   return 1 if failed else 0
 
 
@@ -303,10 +307,10 @@ def _terminable() -> Iterator[None]:
 def _submit(sweep: states.Sweep, launcher: list[str], parallel: int) -> int:
   """Submits to Slurm the runs that are neither finished nor queued."""
   folder = _submitit_folder(sweep)
-  found = sweep.states()
+  run_states = sweep.states()
   todo = [
     name
-    for name, state in found.items()
+    for name, state in run_states.items()
     if state.state != states.FINISHED
     and not (state.job and slurm.is_alive(state.job, folder))
   ]
@@ -319,9 +323,9 @@ def _submit(sweep: states.Sweep, launcher: list[str], parallel: int) -> int:
   if jobs:
     submitted = slurm.submit(jobs, launcher, parallel, folder)
     for name, job in submitted.items():
-      found[name].state, found[name].job = states.SUBMITTED, job
-  sweep.write(found.values())
-  print(states.table(list(found.values())))
+      run_states[name].state, run_states[name].job = states.SUBMITTED, job
+  sweep.write(run_states.values())
+  print(states.table(list(run_states.values())))
   return 0
 
 
@@ -330,8 +334,10 @@ def _run_there(
 ) -> int:
   """Starts unfinished runs through a script, several at a time."""
   remote.check(where, launcher)
-  found = sweep.states()
-  todo = [n for n, state in found.items() if state.state != states.FINISHED]
+  run_states = sweep.states()
+  todo = [
+    n for n, state in run_states.items() if state.state != states.FINISHED
+  ]
   progress = _Progress(sweep, len(todo))
 
   def launch(name: str) -> None:
@@ -348,7 +354,9 @@ def _run_there(
     submitted = where == 'gke' and not status
     progress.ended(name, {'state': states.SUBMITTED} if submitted else {})
 
-  print(f'{states.summary(list(found.values()))}; logs: {sweep.log("RUN")}')
+  print(
+    f'{states.summary(list(run_states.values()))}; logs: {sweep.log("RUN")}'
+  )
   with futures.ThreadPoolExecutor(parallel) as pool:
     waiting = [pool.submit(launch, name) for name in todo]
     try:

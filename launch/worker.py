@@ -118,7 +118,7 @@ def check_run(
   Args:
     flags: arguments of `python -m dst_t5x.train`.
     folder: the run's MODEL_DIR.
-    with_work: whether to compute `dst_t5x.work`, which takes longer.
+    with_work: whether to compute `planning.work`, which takes longer.
 
   Returns:
     `error` (one line) if the run would fail, and `work` if requested.

@@ -268,9 +268,9 @@ def _against_one(name: str, scorer: text_scores.Scorer) -> Metric:
   def score(
     targets: Sequence[str], predictions: Sequence[str]
   ) -> Mapping[str, Any]:
-    found = scorer(predictions, [[target] for target in targets])
-    signature = seqio.metrics.Text(found.signature)
-    return {name: found.value, f'{name}_signature': signature}
+    result = scorer(predictions, [[target] for target in targets])
+    signature = seqio.metrics.Text(result.signature)
+    return {name: result.value, f'{name}_signature': signature}
 
   return score
 

@@ -46,8 +46,8 @@ class _Plain(dict[int, str]):
   """Code point -> its form in ASCII and no-break spaces."""
 
   def __missing__(self, code: int) -> str:
-    self[code] = found = self._find(chr(code))
-    return found
+    self[code] = plain = self._find(chr(code))
+    return plain
 
   def _find(self, char: str) -> str:
     category = unicodedata.category(char)
@@ -93,8 +93,8 @@ def after(marker: str, text: str) -> str | None:
 
 def last(text: str) -> str | None:
   """Returns the last number of a text, or None."""
-  numbers = _ANYWHERE.findall(_plain(text))
-  return _canonical(numbers[-1]) if numbers else None
+  matches = _ANYWHERE.findall(_plain(text))
+  return _canonical(matches[-1]) if matches else None
 
 
 def _canonical(number: str) -> str:
@@ -112,13 +112,13 @@ def _canonical(number: str) -> str:
   # Texts instead of arithmetic: a number may have any length.
   whole, _, decimals = size.partition('.')
   decimals = decimals.rstrip('0')
-  found = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
-  return f'-{found}' if '-' in sign and found != '0' else found
+  digits = (whole.lstrip('0') or '0') + (decimals and f'.{decimals}')
+  return f'-{digits}' if '-' in sign and digits != '0' else digits
 
 
 def _of_fraction(value: Fraction | int) -> str:
   """Returns decimals if there are finitely many, or the reduced fraction."""
   top, bottom = value.as_integer_ratio()
   with decimal.localcontext(prec=80):
-    found = decimal.Decimal(top) / bottom
-  return format(found, 'f') if Fraction(found) == value else str(value)
+    quotient = decimal.Decimal(top) / bottom
+  return format(quotient, 'f') if Fraction(quotient) == value else str(value)

@@ -117,13 +117,13 @@ def _find(name: str, pair: str) -> Any:
   known = _datasets()
   if name not in known:
     raise UserError(f'SacreBLEU has no set {name!r}{nearest(name, known)}')
-  found = known[name]
-  if pair not in found.langpairs:
+  data_set = known[name]
+  if pair not in data_set.langpairs:
     raise UserError(
       f'set {name!r} of SacreBLEU has no pair {pair!r}; it has'
-      f' {", ".join(sorted(found.langpairs))}'
+      f' {", ".join(sorted(data_set.langpairs))}'
     )
-  return found
+  return data_set
 
 
 def _datasets() -> Mapping[str, Any]:
@@ -148,13 +148,13 @@ def _files(name: str, pair: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
   stem = f'{name.replace("/", "_")}.{pair}'
   # SacreBLEU 2.0 wrote `.ref:refA`, 2.6 writes `.ref-refA` or `.ref-A`.
   pattern = re.compile(re.escape(stem) + r'\.ref(?:[:-](?:ref)?(.*))?')
-  found: dict[str, pathlib.Path] = {}
+  by_name: dict[str, pathlib.Path] = {}
   for path in sorted(place.glob(f'{stem}.ref*')):
     if match := pattern.fullmatch(path.name):
-      found.setdefault(match.group(1) or '', path)
-  if len(found) > 1:  # A `.ref` beside named ones is a copy of the first.
-    found.pop('', None)
-  return place / f'{stem}.src', [found[label] for label in sorted(found)]
+      by_name.setdefault(match.group(1) or '', path)
+  if len(by_name) > 1:  # A `.ref` beside named ones is a copy of the first.
+    by_name.pop('', None)
+  return place / f'{stem}.src', [by_name[label] for label in sorted(by_name)]
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:

@@ -106,11 +106,11 @@ class SacreBleuSource(seqio.FunctionDataSource):
     rows: list[tuple[str, tuple[str, ...]]] = []
     odd = []
     for name in self._sets[split]:
-      found = sacrebleu_data.read(name, self._pair)
-      size, known = len(found.sources), SIZES.get(name)
+      pairs = sacrebleu_data.read(name, self._pair)
+      size, known = len(pairs.sources), SIZES.get(name)
       if self._pair == PAIR and known not in (None, size):
         odd.append(f'{name} {size} instead of {known}')
-      rows += zip(*found, strict=True)
+      rows += zip(*pairs, strict=True)
     if odd:
       logging.warning(
         'SacreBLEU sets in %s have other sizes than they should: %s',

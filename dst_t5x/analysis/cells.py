@@ -100,8 +100,8 @@ class Cell:
 
   def score(self, metric: str, split: str) -> Score:
     """Returns a metric over the random seeds, from the runs that have it."""
-    found = [(r.test if split == TEST else r.dev) for r in self.chosen]
-    return Score(tuple(s[metric] for s in found if metric in s))
+    scores = [(r.test if split == TEST else r.dev) for r in self.chosen]
+    return Score(tuple(s[metric] for s in scores if metric in s))
 
 
 def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
@@ -161,25 +161,28 @@ def _cell(setup: setups.Setup, runs: Sequence[Run], metric: str) -> Cell:
       trials.setdefault(key, {})[run.trial.random_seed] = run
     elif run.state == runs_lib.FAILED:
       failed.add(run.trial.learning_rate)
-  found = selection.choose(
+  choice = selection.choose(
     [
       selection.Trial(
-        {seed: run.dev.get(metric) for seed, run in sorted(of_seeds.items())},
+        {
+          random_seed: run.dev.get(metric)
+          for random_seed, run in sorted(by_random_seed.items())
+        },
         key[0] in failed,
       )
-      for key, of_seeds in trials.items()
+      for key, by_random_seed in trials.items()
     ],
     metric,
   )
   tried: dict[float, float] = {}
   sign = -1 if best.is_lower_better(metric) else 1
-  for (rate, *_), mean in zip(trials, found.means, strict=True):
+  for (rate, *_), mean in zip(trials, choice.means, strict=True):
     if rate is not None:
       tried[rate] = sign * max(sign * mean, sign * tried.get(rate, mean))
   chosen: tuple[Run, ...] = ()
-  if found.chosen is not None:
-    of_seeds = list(trials.values())[found.chosen]
-    chosen = tuple(run for _, run in sorted(of_seeds.items()))
+  if choice.chosen is not None:
+    by_random_seed = list(trials.values())[choice.chosen]
+    chosen = tuple(run for _, run in sorted(by_random_seed.items()))
   missing = sum(run.state != runs_lib.FINISHED for run in runs)
   rate = chosen[0].trial.learning_rate if chosen else None
   return Cell(

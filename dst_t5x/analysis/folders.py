@@ -50,12 +50,12 @@ def read(
       invalid.
   """
   rows = _rows_of(sweep) if sweep else {}
-  found: dict[str, Run] = {}
+  by_path: dict[str, Run] = {}
   for path in paths:
     folder = epath.Path(path).expanduser()
     for run in _read_folder(folder, rows, tell):
-      found.setdefault(os.path.abspath(run.folder), run)
-  return _named(list(found.values()), tell)
+      by_path.setdefault(os.path.abspath(run.folder), run)
+  return _named(list(by_path.values()), tell)
 
 
 def _rows_of(sweep: str) -> dict[str, Mapping[str, Any]]:

@@ -50,11 +50,11 @@ def over_time(
     if len(subsets) < 2:
       continue
     steps = list(subsets)
-    found = matrix(list(subsets.values()))
+    overlaps = matrix(list(subsets.values()))
     name = _cell_name(cell.setup, cells)
-    matrices[name] = steps, 100 * _eq_9(found)
+    matrices[name] = steps, 100 * _eq_9(overlaps)
     rows += [
-      [run.name, steps[i], steps[j], *_numbers(found[i][j])]
+      [run.name, steps[i], steps[j], *_numbers(overlaps[i][j])]
       for i, j in itertools.combinations(range(len(steps)), 2)
     ]
   if not matrices:
@@ -102,28 +102,28 @@ def matrix(subsets: Sequence[Subset]) -> list[list[subset_lib.Overlap]]:
   Raises:
     UserError: the subsets have different seeds.
   """
-  found = [
+  overlaps = [
     [subset_lib.Overlap(s.size, s.size, s.size)] * len(subsets) for s in subsets
   ]
   for i, j in itertools.combinations(range(len(subsets)), 2):
     both = subset_lib.overlap(subsets[i], subsets[j])
-    found[i][j] = both
-    found[j][i] = subset_lib.Overlap(both.shared, both.second, both.first)
-  return found
+    overlaps[i][j] = both
+    overlaps[j][i] = subset_lib.Overlap(both.shared, both.second, both.first)
+  return overlaps
 
 
-def _eq_9(found: Sequence[Sequence[subset_lib.Overlap]]) -> np.ndarray:
+def _eq_9(overlaps: Sequence[Sequence[subset_lib.Overlap]]) -> np.ndarray:
   """Returns |A ∩ B| / |A|, [rows, columns]."""
-  return np.array([[overlap.share for overlap in row] for row in found])
+  return np.array([[overlap.share for overlap in row] for row in overlaps])
 
 
-def _numbers(found: subset_lib.Overlap) -> list[tables.Value]:
+def _numbers(overlap: subset_lib.Overlap) -> list[tables.Value]:
   return [
-    found.first,
-    found.second,
-    found.shared,
-    100 * found.share,
-    100 * found.jaccard,
+    overlap.first,
+    overlap.second,
+    overlap.shared,
+    100 * overlap.share,
+    100 * overlap.jaccard,
   ]
 
 
@@ -146,12 +146,12 @@ def between_runs(
     if len(read) < len(several):
       notes.append(f'{len(read)} of {len(several)} runs with ε = {knob:g}.')
     runs = [run for run, _ in read]
-    found = matrix([subset for _, subset in read])
+    overlaps = matrix([subset for _, subset in read])
     rows += [
-      [f'{knob:g}', runs[i].name, runs[j].name, *_numbers(found[i][j])]
+      [f'{knob:g}', runs[i].name, runs[j].name, *_numbers(overlaps[i][j])]
       for i, j in itertools.combinations(range(len(runs)), 2)
     ]
-    means += _means(runs, _eq_9(found))
+    means += _means(runs, _eq_9(overlaps))
   if not rows:
     return [], []
   figures = [
@@ -188,24 +188,24 @@ def _read(
   runs: Sequence[Run], reader: subsets_lib.Reader
 ) -> list[tuple[Run, Subset]]:
   """Returns the runs with a subset, as many as can be compared."""
-  found: list[tuple[Run, Subset]] = []
+  read: list[tuple[Run, Subset]] = []
   positions = 0
   # One run of every setting comes before a second one of any.
   for run in sorted(runs, key=lambda run: run.trial.random_seed):
-    if len(found) == _MOST_RUNS or positions > _MOST_POSITIONS:
+    if len(read) == _MOST_RUNS or positions > _MOST_POSITIONS:
       break
     subset = reader.at_end(run)
     if subset is not None and subset.size:
-      found.append((run, subset))
+      read.append((run, subset))
       positions += subset.size
-  return found
+  return read
 
 
 def _means(
   runs: Sequence[Run], values: np.ndarray
 ) -> list[tuple[str, str, dict[str, Any]]]:
   """Returns kind, panel and matrix: means over pairs of runs."""
-  found = []
+  matrices = []
   by_place: dict[tuple[str, str, str], list[int]] = {}
   by_method: dict[tuple[str, str, str], list[int]] = {}
   for i, run in enumerate(runs):
@@ -217,21 +217,21 @@ def _means(
     names = [runs[i].setup.distance.replace('_', '-') for i in members]
     if len({*names} - {'random'}) > 1:
       panel = f'{_panel(model, runs)}{task}, {knob}\n{_silos(silos)}'
-      found.append(('distances', panel, _averaged(names, members, values)))
+      matrices.append(('distances', panel, _averaged(names, members, values)))
   for (model, distance, silos), members in by_method.items():
     names = [runs[i].setup.task for i in members]
     if len(set(names)) > 1:
       name = distance.replace('_', '-')
       panel = f'{_panel(model, runs)}{name}, {knob}\n{_silos(silos)}'
-      found.append(('tasks', panel, _averaged(names, members, values)))
-  if not found and len(runs) <= _MOST_IN_PICTURE:
+      matrices.append(('tasks', panel, _averaged(names, members, values)))
+  if not matrices and len(runs) <= _MOST_IN_PICTURE:
     all_runs = {
       'labels': [str(i + 1) for i in range(len(runs))],
       'values': 100 * values,
       'names': _different_parts([run.name for run in runs]),
     }
-    found.append(('runs', knob, all_runs))
-  return found
+    matrices.append(('runs', knob, all_runs))
+  return matrices
 
 
 def _silos(silos: str) -> str:

@@ -89,10 +89,10 @@ class Maker:
   ) -> list[float]:
     """Returns the budgets for which DST has more than one row."""
     knobs = sorted({cell.setup.knob for cell in self._subsets})
-    found = {knob: [row(knob) for row in rows] for knob in knobs}
+    by_knob = {knob: [row(knob) for row in rows] for knob in knobs}
     return [
       knob
-      for knob, cells in found.items()
+      for knob, cells in by_knob.items()
       if sum(cell is not None and cell.setup.method == 'dst' for cell in cells)
       > 1
     ]

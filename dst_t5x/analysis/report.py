@@ -174,11 +174,11 @@ def _about_task(
 ) -> str:
   text = f'{task}: scores are {metric} of the split {split!r}.'
   if split == cells_lib.DEV:
-    found = [c for c in cells if c.score(metric, cells_lib.TEST).values]
+    tested = [c for c in cells if c.score(metric, cells_lib.TEST).values]
     text += ' Learning rates were chosen by the same scores.'
-    if found:
+    if tested:
       text += (
-        f' {len(found)} of {len(cells)} settings have test scores, too: '
+        f' {len(tested)} of {len(cells)} settings have test scores, too: '
         '--split=test shows these.'
       )
   return text

@@ -186,16 +186,16 @@ def _test_scores(
     split: the split that was evaluated during training.
     tell: called with a line for each damaged file.
   """
-  found: dict[int, dict[str, float]] = {}
+  by_step: dict[int, dict[str, float]] = {}
   for path in sorted(folder.glob('*/results.json')):
     results = read_json(path, tell)
     evaluated = str(results.get('split', ''))
     if evaluated.startswith('test') and evaluated != split:
-      found[int(results.get('step') or 0)] = _numbers(results)
-  if not found:
+      by_step[int(results.get('step') or 0)] = _numbers(results)
+  if not by_step:
     return {}
   counts = read_json(folder / best.BEST_FILE, lambda line: None).get('step', -1)
-  return found.get(int(counts), found[max(found)])
+  return by_step.get(int(counts), by_step[max(by_step)])
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, float]:

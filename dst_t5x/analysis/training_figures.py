@@ -93,10 +93,10 @@ def learning_rates(scores: score_figures.Scores) -> style.Figure | None:
   for model in scores.models:
     for method in setups.SUBSETS:
       cells = scores.curves(model).get(method, [])
-      found = [c for c in cells if c.learning_rate and len(c.tried) > 1]
+      tuned = [c for c in cells if c.learning_rate and len(c.tried) > 1]
       name = f'{METHODS[method]}, {model}'
-      if found:
-        curves[name if len(scores.models) > 1 else METHODS[method]] = found
+      if tuned:
+        curves[name if len(scores.models) > 1 else METHODS[method]] = tuned
   if not any(len(cells) > 1 for cells in curves.values()):
     return None
   figure, axes = style.panels(1)

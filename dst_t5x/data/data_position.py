@@ -36,8 +36,8 @@ def unpack(position: bytes, shards: Sequence[int]) -> dict[int, bytes]:
     UserError: the position has other shards or is damaged.
   """
   try:
-    found = _unpack(position)
-    return {shard: found[shard] for shard in shards}
+    positions = _unpack(position)
+    return {shard: positions[shard] for shard in shards}
   except (KeyError, ValueError) as error:
     raise UserError(
       'the saved data position does not fit DATA_SHARDS, or is damaged'

@@ -156,17 +156,19 @@ def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
     JSON: task -> the result of its source's `rows_of`, or for plain files their
     names and sizes in bytes. Tasks with other sources are left out.
   """
-  found: dict[str, Any] = {}
+  identities: dict[str, Any] = {}
   for member in task_examples.tasks_of(task):
     source = member.source
     if split not in member.splits:
       continue
     if hasattr(source, 'rows_of'):
-      found[member.name] = source.rows_of(split)
+      identities[member.name] = source.rows_of(split)
     elif isinstance(source, seqio.FileDataSource):
       files = [epath.Path(path) for path in source.list_shards(split)]
-      found[member.name] = {file.name: file.stat().length for file in files}
-  return found
+      identities[member.name] = {
+        file.name: file.stat().length for file in files
+      }
+  return identities
 
 
 def _check_first_example(
@@ -175,7 +177,7 @@ def _check_first_example(
   """Raises UserError if no example of the split can be read."""
   try:
     dataset = task_examples.read(task, feature_lengths, split)
-    found = next(dataset.take(1).as_numpy_iterator(), None)
+    first = next(dataset.take(1).as_numpy_iterator(), None)
   except UserError:
     raise
   except Exception as error:
@@ -183,5 +185,5 @@ def _check_first_example(
       f'cannot read the {split} split of task {task.name!r}:'
       f' {first_line(error)}'
     ) from error
-  if found is None:
+  if first is None:
     raise UserError(f'the {split} split of task {task.name!r} has no example')

@@ -60,8 +60,8 @@ class FeatureReport:
 
   def percentiles(self) -> list[int]:
     """Returns PERCENTILES of the lengths; each is the length of an example."""
-    found = np.percentile(self.lengths, PERCENTILES, method='inverted_cdf')
-    return [int(length) for length in found]
+    values_at = np.percentile(self.lengths, PERCENTILES, method='inverted_cdf')
+    return [int(length) for length in values_at]
 
 
 @dataclasses.dataclass
@@ -178,13 +178,13 @@ def show_task(
       'MEASURE_EXAMPLES': (measure_examples, values.Positive | None),
     }
   )
-  found = task_checks.find(task)
-  task_checks.check_features(found, feature_lengths)
-  if isinstance(found, seqio.Mixture):
-    print('\n'.join(_mixture_lines(found)))
+  task_or_mixture = task_checks.find(task)
+  task_checks.check_features(task_or_mixture, feature_lengths)
+  if isinstance(task_or_mixture, seqio.Mixture):
+    print('\n'.join(_mixture_lines(task_or_mixture)))
   reports: list[SplitReport] = []
   problems: list[UserError] = []
-  for member in task_examples.tasks_of(found):
+  for member in task_examples.tasks_of(task_or_mixture):
     try:
       task_checks.check_prepared(member)
       splits = list(member.splits)
@@ -229,10 +229,10 @@ def _lines(report: SplitReport, task: seqio.Task) -> list[str]:
     + ''.join(f'{share:>9}' for share in shares),
   ]
   for name, feature in report.features.items():
-    numbers = (*feature.percentiles(), feature.limit)
+    columns = (*feature.percentiles(), feature.limit)
     lines.append(
       f'  {name:8}'
-      + ''.join(f'{number:7}' for number in numbers)
+      + ''.join(f'{number:7}' for number in columns)
       + ''.join(f'{share:9.2%}' for share in feature.shares())
     )
   lines += [f'  warning: {warning}' for warning in report.warnings()]

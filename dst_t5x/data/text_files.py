@@ -85,11 +85,11 @@ def read(
   """
   for number, line in enumerate(raw_lines(what, path), start=1):
     try:
-      found = parse(decode(line))
+      row = parse(decode(line))
     except MalformedRow as error:
       raise UserError(f'{what}:{number} {error}') from error
-    if found is not None:
-      yield found
+    if row is not None:
+      yield row
 
 
 def read_texts(what: str, path: str | os.PathLike[str]) -> Iterator[str]:

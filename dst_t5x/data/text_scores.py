@@ -114,19 +114,19 @@ def _script(language: str) -> str:
   codes = {name.casefold(): code for code, name in known.languages.items()}
   code = codes.get(language.casefold(), language.replace('-', '_'))
   try:
-    found, territory, script, *_ = babel_core.parse_locale(code)
+    spoken, territory, script, *_ = babel_core.parse_locale(code)
   except ValueError:
-    found, territory, script = '', None, None
-  found = babel_core.get_global('language_aliases').get(found, found)
+    spoken, territory, script = '', None, None
+  spoken = babel_core.get_global('language_aliases').get(spoken, spoken)
   likely = babel_core.get_global('likely_subtags')
   # `en_ZH` is a pair of languages; ZH is no territory.
   pair = territory and territory not in known.territories
-  if pair or found not in {*likely, *known.languages}:
+  if pair or spoken not in {*likely, *known.languages}:
     raise UserError(
       f'no language is called {language!r}; name that of the references alone,'
       " by a code such as 'zh' or in English"
     )
-  place = likely.get(f'{found}_{territory}', likely.get(found, 'und_Latn'))
+  place = likely.get(f'{spoken}_{territory}', likely.get(spoken, 'und_Latn'))
   return script or babel_core.parse_locale(place)[2] or ''
 
 

@@ -34,7 +34,7 @@ def sent(program: str) -> list[Sent]:
   Args:
     program: `jax.jit(…).lower(…).compile().as_text()`.
   """
-  found = []
+  operations = []
   for results, operation in _COLLECTIVE.findall(program):
     arrays = _ARRAY.findall(results)
     size = sum(
@@ -42,8 +42,8 @@ def sent(program: str) -> list[Sent]:
       for dtype, shape in arrays
     )
     types = ' '.join(f'{dtype}[{shape}]' for dtype, shape in arrays)
-    found.append(Sent(operation, types, size))
-  return found
+    operations.append(Sent(operation, types, size))
+  return operations
 
 
 def _itemsize(dtype: str) -> int:
@@ -51,9 +51,9 @@ def _itemsize(dtype: str) -> int:
   return max(int(bits.group()) // 8, 1) if bits else 1  # `pred`
 
 
-def show(found: Sequence[Sent]) -> str:
+def show(operations: Sequence[Sent]) -> str:
   """Returns `2 all-reduce of u32[3,24], …`, or `none`."""
-  counts = collections.Counter(found)
+  counts = collections.Counter(operations)
   return (
     ', '.join(
       f'{count} {one.operation} of {one.types}' for one, count in counts.items()

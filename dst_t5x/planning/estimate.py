@@ -110,12 +110,12 @@ def main(argv: Sequence[str]) -> None:
       f'--gin.estimate.host={host}',
       f'--gin.estimate.is_for_cpu={topology.kind == topologies.CPU}',
     ]
-    found = binaries.parse(arguments, estimate)()
+    result = binaries.parse(arguments, estimate)()
     if is_first:
-      print(_title(topology, found))
-    print(_row(name, found, topology), flush=True)
-    if found.compiled is not None and found.compiled.collectives:
-      sent = collectives.show(found.compiled.collectives)
+      print(_title(topology, result))
+    print(_row(name, result, topology), flush=True)
+    if result.compiled is not None and result.compiled.collectives:
+      sent = collectives.show(result.compiled.collectives)
       print(f'  the projection sends: {sent}')
     is_first = False
   print(_NOTE)
@@ -152,14 +152,14 @@ def _variants(flags: Sequence[str]) -> list[tuple[str, list[str]]]:
 
   methods = [n for n in gin_files.shipped() if n.startswith('gin/methods/')]
   is_pretraining = any(name.endswith('runs/pretrain.gin') for name in files)
-  found = []
+  variants = []
   for model in others('models', _SIZES):
     for method in [None] if is_pretraining else others('methods', methods):
       words = [_name(name) for name in (model, *files, method) if name]
       more = [f'--gin_file={model}'] if model else []
       last = [f'--gin_file={method}'] if method else []
-      found.append((' '.join(words), [*more, *flags, *last]))
-  return found
+      variants.append((' '.join(words), [*more, *flags, *last]))
+  return variants
 
 
 def _name(file: str) -> str:
@@ -168,24 +168,24 @@ def _name(file: str) -> str:
   return name.removeprefix('t5_1_1_')
 
 
-def _title(topology: topologies.Topology, found: Estimate) -> str:
-  mesh = ' × '.join(f'{n} {axis}' for axis, n in found.mesh.items())
+def _title(topology: topologies.Topology, result: Estimate) -> str:
+  mesh = ' × '.join(f'{n} {axis}' for axis, n in result.mesh.items())
   gib = topology.accelerator.memory / topologies.GIB
   columns = ' '.join(f'{name:>11}' for name in _COLUMNS)
   return (
     f'{topology.text}: {topology.devices} device(s) of {gib:.3g} GiB, {mesh}; '
-    f'{found.work.tokens_per_step:,} tokens a step\n'
+    f'{result.work.tokens_per_step:,} tokens a step\n'
     f'{"":28} {columns} {"total":>9} {"XLA":>9}  fits'
   )
 
 
-def _row(name: str, found: Estimate, topology: topologies.Topology) -> str:
+def _row(name: str, result: Estimate, topology: topologies.Topology) -> str:
   def gib(size: int) -> str:
     return f'{size / topologies.GIB:.2f}'
 
-  counted = found.memory
+  counted = result.memory
   columns = ' '.join(f'{gib(getattr(counted, name)):>11}' for name in _COLUMNS)
-  planned = found.compiled.memory if found.compiled else None
+  planned = result.compiled.memory if result.compiled else None
   needed = max(counted.total, planned or 0)
   fits = 'yes' if needed < topology.accelerator.memory else 'NO'
   return (

@@ -182,7 +182,7 @@ class TestWhatIsBound:
 
 
 class TestValues:
-  """`tests/test_values.py` has what fits; here is what is bound, and where."""
+  """Tests the binding of values; tests/core/test_values.py tests fitting."""
 
   def _parse(self, *argv):
     return binaries.parse(argv, config_toy.typed)()
