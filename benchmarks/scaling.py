@@ -83,7 +83,7 @@ class Steps:
         np.bool_(False),
       )
       self._step = step.lower(self.state, *self._rest).compile()
-    self.sent = collections.Counter(collectives.sent(self._step.as_text()))
+    self.sent = collections.Counter(collectives.find_all(self._step.as_text()))
     self.times: list[float] = []
     self.passes: list[int] = []
 

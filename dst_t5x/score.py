@@ -2,7 +2,7 @@
 
 import sys
 
-from dst_t5x.data import scoring
+from dst_t5x.data import score_command
 
 if __name__ == '__main__':
-  sys.exit(scoring.main(sys.argv[1:]))
+  sys.exit(score_command.main(sys.argv[1:]))

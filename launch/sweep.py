@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print('interrupted; the same command goes on', file=sys.stderr)
     return 130
   except BrokenPipeError:
-    return closed_pipe.leave()
+    return closed_pipe.discard_output()
 
 
 def _parse(

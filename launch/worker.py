@@ -83,9 +83,9 @@ def train_run(flags: Sequence[str], log: str) -> dict[str, Any]:
     except (UserError, preemption.Stopped) as e:
       error = first_line(e)
     except (Exception, KeyboardInterrupt) as e:
-      if interrupts.led_to(e):
+      if interrupts.caused(e):
         error = 'interrupted'
-        interrupts.end()
+        interrupts.set_exit_status()
       else:
         traceback.print_exc()
         error = f'{type(e).__name__}: {first_line(e)}'

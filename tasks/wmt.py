@@ -7,7 +7,7 @@ list its 31.5K pairs; the sets below have 31,480.
 
 `add_task` adds any other pair of languages and years, also from a gin file
 (`gin/tasks/wmt.gin`). BLEU and chrF are SacreBLEU's and use all references; for
-BLEURT see `dst_t5x/data/scoring.py`.
+BLEURT see `dst_t5x/data/score_command.py`.
 """
 
 from collections.abc import Mapping, Sequence

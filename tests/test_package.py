@@ -236,7 +236,7 @@ def test_the_tests_need_no_cache_of_pytest(repository):
       *(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-q'),
       *(
         '--collect-only',
-        str(repository / 'tests' / 'core' / 'test_printed.py'),
+        str(repository / 'tests' / 'core' / 'test_output_encoding.py'),
       ),
     ],
     capture_output=True,

@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     print(*said, sep='\n', flush=True)
   except BrokenPipeError:
-    return closed_pipe.leave()
+    return closed_pipe.discard_output()
   return 0
 
 

@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     return 130
   except BrokenPipeError:
-    return closed_pipe.leave()
+    return closed_pipe.discard_output()
 
 
 if __name__ == '__main__':

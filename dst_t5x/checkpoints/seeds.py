@@ -166,7 +166,7 @@ def _load_subset(
     raise errors.UserError(
       f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
     )
-  seed_path = seed_path or object_stores.stated(
+  seed_path = seed_path or object_stores.stated_path(
     reference.content['path'],
     path,
     'its seed',
@@ -190,7 +190,7 @@ def _load_adapter(
   about = peft_files.about(folder)
   path = seed_path or about.base
   if path and not seed_path:
-    object_stores.stated(
+    object_stores.stated_path(
       path, folder, 'its base', 'set INITIAL_CHECKPOINT_PATH'
     )
   if not path or not (seed_path or epath.Path(path).is_dir()):

@@ -138,20 +138,20 @@ def perform(
     print(first_line(stopped), file=sys.stderr)
     status = preemption.STATUS
   except BrokenPipeError:
-    status = closed_pipe.leave()
+    status = closed_pipe.discard_output()
   except (Exception, KeyboardInterrupt) as error:
-    if not interrupts.led_to(error):
+    if not interrupts.caused(error):
       raise
     print('interrupted', file=sys.stderr)
     status = interrupts.STATUS
-    interrupts.end()
+    interrupts.set_exit_status()
   if status:
     # TensorFlow may hang at exit if objects in the exception's frames outlive
     # the interpreter. The frames are free here.
     gc.collect()
     if isinstance(status, str):
       print(status, file=sys.stderr)
-    processes.leave(status if isinstance(status, int) else 1)
+    processes.end_process(status if isinstance(status, int) else 1)
 
 
 def bindings(binary: Callable[..., Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def leave() -> int:
+def discard_output() -> int:
   """Discards the rest of the output; returns the exit status.
 
   The status is 141, the same as that of a process that SIGPIPE ended.

@@ -56,7 +56,7 @@ def split(path: str | os.PathLike[str]) -> tuple[str, str]:
   return bucket, key
 
 
-def stated(
+def stated_path(
   path: Any, file: str | os.PathLike[str], what: str, remedy: str
 ) -> str:
   """Returns a path that a file states, if it is safe to open.

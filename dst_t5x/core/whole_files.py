@@ -46,7 +46,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     raise
 
 
-def sweep(folder: str | os.PathLike[str]) -> None:
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
   """Removes temporary files of processes that were killed while writing.
 
   Files that a process is still writing stay: they are locked.
@@ -63,9 +63,10 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 
 def _new_part(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
-  """Returns a new file that is locked until it is closed; see `sweep`.
+  """Returns a new file that is locked until it is closed.
 
-  `tempfile` has no lock, and its files cannot be told from those of others.
+  The lock is for `remove_leftovers`. `tempfile` has none, and its files cannot
+  be told from those of other programs.
   """
   while True:
     part = folder / f'.{uuid.uuid4().hex}.part'

@@ -14,7 +14,7 @@ _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 _BITS = re.compile(r'\d+')
 
 
-class Sent(NamedTuple):
+class Collective(NamedTuple):
   """One collective operation.
 
   Attributes:
@@ -28,7 +28,7 @@ class Sent(NamedTuple):
   bytes: int
 
 
-def sent(program: str) -> list[Sent]:
+def find_all(program: str) -> list[Collective]:
   """Returns the collectives of a program; those in a loop appear once.
 
   Args:
@@ -42,7 +42,7 @@ def sent(program: str) -> list[Sent]:
       for dtype, shape in arrays
     )
     types = ' '.join(f'{dtype}[{shape}]' for dtype, shape in arrays)
-    operations.append(Sent(operation, types, size))
+    operations.append(Collective(operation, types, size))
   return operations
 
 
@@ -51,7 +51,7 @@ def _itemsize(dtype: str) -> int:
   return max(int(bits.group()) // 8, 1) if bits else 1  # `pred`
 
 
-def show(operations: Sequence[Sent]) -> str:
+def describe(operations: Sequence[Collective]) -> str:
   """Returns `2 all-reduce of u32[3,24], …`, or `none`."""
   counts = collections.Counter(operations)
   return (

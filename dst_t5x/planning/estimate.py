@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
       print(_title(topology, result))
     print(_row(name, result, topology), flush=True)
     if result.compiled is not None and result.compiled.collectives:
-      sent = collectives.show(result.compiled.collectives)
+      sent = collectives.describe(result.compiled.collectives)
       print(f'  the projection sends: {sent}')
     is_first = False
   print(_NOTE)

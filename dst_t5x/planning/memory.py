@@ -155,7 +155,7 @@ class Compiled(NamedTuple):
   """
 
   memory: int
-  collectives: list[collectives.Sent]
+  collectives: list[collectives.Collective]
 
 
 def compiled(
@@ -177,7 +177,7 @@ def compiled(
     apply = jax.jit(trainer.projection.apply).lower(
       step.state.params, step.fixed.seed, step.state.projection_state
     )
-    sent = collectives.sent(apply.compile().as_text() or '')
+    sent = collectives.find_all(apply.compile().as_text() or '')
   return Compiled(plan.argument_size_in_bytes + plan.temp_size_in_bytes, sent)
 
 

@@ -16,7 +16,7 @@ def listen() -> None:
   sys.unraisablehook = _unraisable
 
 
-def end() -> None:
+def set_exit_status() -> None:
   """Makes the process exit with status 130 once Python's threads have ended.
 
   XLA compiles in a thread of its own, which continues after Ctrl-C. JAX's exit
@@ -25,7 +25,7 @@ def end() -> None:
   atexit.register(_end)  # The handler that is registered last runs first.
 
 
-def led_to(error: BaseException | None) -> bool:
+def caused(error: BaseException | None) -> bool:
   """Returns whether an error is Ctrl-C, or was raised while handling it.
 
   For example, TensorFlow raises an error if tracing is interrupted.

@@ -91,7 +91,7 @@ def wait_for_all() -> None:
   gather('')
 
 
-def agree(what: str, value: Any) -> None:
+def check_same(what: str, value: Any) -> None:
   """Checks that all processes have the same value.
 
   Args:
@@ -177,12 +177,12 @@ def joined() -> Iterator[None]:
     watch.wait_for_cause()
     traceback.print_exc()
     watch.report(error)
-    leave(1)
+    end_process(1)
   watch.stop()
   jax.distributed.shutdown()
 
 
-def leave(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
   """Ends the process.
 
   With several processes, Python's own exit would wait for the others.
@@ -372,4 +372,4 @@ class _Watch:
     # The main thread works on for a moment; this has to be the last line.
     logging.set_verbosity(logging.FATAL)
     print(line, file=sys.stderr)
-    leave(status)
+    end_process(status)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    interrupts.end()
+    interrupts.set_exit_status()
     return interrupts.STATUS
 
 

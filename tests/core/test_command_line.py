@@ -12,7 +12,7 @@ from dst_t5x.analysis import watch
 from dst_t5x.checkpoints import conversion
 from dst_t5x.checkpoints import subset_command as subset
 from dst_t5x.core import command_line
-from dst_t5x.data import scoring
+from dst_t5x.data import score_command
 from dst_t5x.launch import choose
 from dst_t5x.launch import records
 from dst_t5x.launch import sweep
@@ -118,7 +118,7 @@ def test_ranges(capsys, option, values):
   [
     (server.main, (), '--seed'),
     (conversion.main, ('a', 'b', '--format=onnx'), 'onnx'),
-    (scoring.main, (), 'FILE'),
+    (score_command.main, (), 'FILE'),
     (subset.main, ('inform', 'x'), 'inform'),
     (subset.main, ('info',), 'FILE'),
     (report.main, ('x', '--split=y'), '--split'),

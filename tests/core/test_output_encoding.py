@@ -11,7 +11,7 @@ import pytest
 import subsets
 
 from dst_t5x import subsets as subset
-from dst_t5x.core import printed
+from dst_t5x.core import output_encoding
 
 _C = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
 _LOCALES = [
@@ -59,7 +59,7 @@ def test_tables_are_printed_under_any_locale(repository, environment, tmp_path):
 
 def test_characters_are_spelt():
   spelt = 'ε … █░ 5−3 a–b — 2·3 ≥ θ 你 \udc80'.encode(
-    'ascii', 'dst_t5x.printed'
+    'ascii', 'dst_t5x.output_encoding'
   )
   assert (
     spelt.decode() == r'epsilon ... #- 5-3 a-b - 2*3 >= theta \u4f60 \udc80'
@@ -72,9 +72,13 @@ def test_characters_are_spelt():
 )
 def test_whatever_can_be_encoded_stays(text, encoding):
   expected = ''.join(
-    char if _fits(char, encoding) else printed._ascii(char) for char in text
+    char if _fits(char, encoding) else output_encoding._ascii(char)
+    for char in text
   )
-  assert text.encode(encoding, 'dst_t5x.printed').decode(encoding) == expected
+  assert (
+    text.encode(encoding, 'dst_t5x.output_encoding').decode(encoding)
+    == expected
+  )
 
 
 def _fits(char, encoding):

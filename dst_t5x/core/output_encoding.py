@@ -9,13 +9,13 @@ import io
 import sys
 import unicodedata
 
-_NAME = 'dst_t5x.printed'
+_NAME = 'dst_t5x.output_encoding'
 _SPELT = {'█': '#', '░': '-', '−': '-', '–': '-', '—': '-', '→': '->'}
 _SPELT |= {'·': '*', '×': 'x', '±': '+-', '≥': '>=', '≤': '<=', '’': "'"}
 _GREEK = 'GREEK SMALL LETTER '
 
 
-def everywhere() -> None:
+def replace_unencodable() -> None:
   """Replaces characters that the streams cannot encode from now on."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):

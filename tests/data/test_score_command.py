@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dst_t5x.core.errors import UserError
-from dst_t5x.data import scoring
+from dst_t5x.data import score_command
 from dst_t5x.data import text_scores
 
 _SYSTEM = ['A good day .', 'It rains cats.', 'No', 'The end of it all, then.']
@@ -57,7 +57,7 @@ def _write_rows(path, rows):
 
 
 def _printed(capsys, *arguments):
-  assert scoring.main(list(arguments)) == 0
+  assert score_command.main(list(arguments)) == 0
   return capsys.readouterr().out.splitlines()
 
 
@@ -123,7 +123,7 @@ def test_tasks_without_references_are_scored_against_their_targets(
   tmp_path, row
 ):
   path = _write_rows(tmp_path / 'rows.jsonl', [row])
-  assert scoring.read_predictions(path) == (['The end.'], [['The end.']])
+  assert score_command.read_predictions(path) == (['The end.'], [['The end.']])
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_references_are_texts_under_their_names(
   rows = [{'prediction': 'x'} | references] * 4
   path = _write_rows(tmp_path / 'rows.jsonl', rows)
   if isinstance(expected, list):
-    assert scoring.read_predictions(path) == (['x'] * 4, [expected] * 4)
+    assert score_command.read_predictions(path) == (['x'] * 4, [expected] * 4)
   else:
-    assert scoring.main([path]) == 1
+    assert score_command.main([path]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f'error: {path}')
     assert expected in line
   # Whatever they are, those of a file replace them.
-  assert scoring.main([path, '--references', files['first']]) == 0
+  assert score_command.main([path, '--references', files['first']]) == 0
 
 
 def test_a_mark_and_the_ends_of_lines_change_no_score(files, tmp_path, capsys):
@@ -178,12 +178,18 @@ def test_a_mark_and_the_ends_of_lines_change_no_score(files, tmp_path, capsys):
     for references in (first, files['first']):
       assert _printed(capsys, texts, '--references', references) == expected
   (tmp_path / 'cr.txt').write_bytes(b'a\rb\nc\n')
-  assert scoring.read_predictions(str(tmp_path / 'cr.txt'))[0] == ['a\rb', 'c']
+  assert score_command.read_predictions(str(tmp_path / 'cr.txt'))[0] == [
+    'a\rb',
+    'c',
+  ]
 
 
 def test_lines_end_only_where_they_should(tmp_path):
   path = _write(tmp_path / 'x.txt', ['a\u2028b', 'c\x0bd', 'e'])
-  assert scoring.read_predictions(path) == (['a\u2028b', 'c\x0bd', 'e'], None)
+  assert score_command.read_predictions(path) == (
+    ['a\u2028b', 'c\x0bd', 'e'],
+    None,
+  )
 
 
 def test_sentences_may_differ_in_their_number_of_references():
@@ -217,7 +223,7 @@ _GOOD = {'prediction': 'x', 'targets': 'x'}
 )
 def test_malformed_files_are_one_line(tmp_path, capsys, lines, expected):
   path = _write(tmp_path / 'rows.jsonl', lines)
-  assert scoring.main([path]) == 1
+  assert score_command.main([path]) == 1
   (line,) = capsys.readouterr().err.splitlines()
   for part in ['error: ', path, *expected]:
     assert part in line
@@ -231,7 +237,9 @@ def test_missing_and_shorter_files_are_one_line(files, tmp_path, capsys):
     ([short], '4 predictions, but 3 references'),
     ([none], f'cannot read {none}'),
   ]:
-    assert scoring.main([files['system'], '--references', *references]) == 1
+    assert (
+      score_command.main([files['system'], '--references', *references]) == 1
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
 
@@ -265,7 +273,7 @@ def test_the_tokenizer_goes_by_the_script_of_the_language(language, tokenizer):
 @pytest.mark.parametrize('language', ['en-zh', 'Chinesisch', 'x', '5', 'zh zh'])
 def test_a_language_that_there_is_not_is_one_line(files, capsys, language):
   arguments = ['--references', files['first'], '--language', language]
-  assert scoring.main([files['system'], *arguments]) == 1
+  assert score_command.main([files['system'], *arguments]) == 1
   captured = capsys.readouterr()
   assert not captured.out
   (line,) = captured.err.splitlines()
@@ -308,7 +316,7 @@ def test_missing_bleurt_package_and_checkpoint_are_one_line(
   arguments += ['--metrics', 'bleu', 'bleurt']
   monkeypatch.delenv('BLEURT_CHECKPOINT', raising=False)
   monkeypatch.setitem(sys.modules, 'bleurt', None)
-  assert scoring.main(arguments) == 1
+  assert score_command.main(arguments) == 1
   captured = capsys.readouterr()
   assert not captured.out  # Nothing is computed in vain.
   (line,) = captured.err.splitlines()
@@ -322,7 +330,7 @@ def test_missing_bleurt_package_and_checkpoint_are_one_line(
     ([], 'BLEURT needs a checkpoint: unpack https'),
     (['--bleurt_checkpoint', str(tmp_path)], 'no BLEURT checkpoint'),
   ]:
-    assert scoring.main(arguments + more) == 1
+    assert score_command.main(arguments + more) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert 'BLEURT-20' in line
