@@ -1,6 +1,6 @@
 """Evaluates: `python -m dst_t5x.eval --gin_file=… --gin.NAME=VALUE`.
 
-Takes a checkpoint of a run, or a seed as it is, which is the zero-shot score.
+The checkpoint is a run's, or a seed for the zero-shot score.
 """
 
 from dst_t5x.config import binaries

@@ -1,9 +1,9 @@
-"""The identity of a model: a hash of all its parameters.
+"""Prints the identity of a model: a hash of all its parameters.
 
     python -m dst_t5x.fingerprint DIR
 
-prints one line, the step and the fingerprint of a run's last checkpoint; DIR
-may as well be a T5X checkpoint or a Hugging Face folder.
+DIR is a run, a T5X checkpoint or a Hugging Face folder. The command prints one
+line: the step and the fingerprint of the checkpoint, the last one for a run.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Decodes: `python -m dst_t5x.infer --gin_file=… --gin.NAME=VALUE`.
 
-The inputs are a task's split, or a file: text with one input a line, or rows as
-the task `jsonl` has them, whose targets are then kept beside the predictions.
+The inputs are a task's split or a file. The file has one input a line, or rows
+in the format of the task `jsonl`, whose targets are written with the
+predictions.
 """
 
 from dst_t5x.config import binaries

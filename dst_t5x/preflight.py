@@ -1,9 +1,9 @@
-"""Looks whether a run can start: `python -m dst_t5x.preflight --gin_file=…`.
+"""Checks that a run can start: `python -m dst_t5x.preflight --gin_file=…`.
 
-Takes the arguments of `python -m dst_t5x.train`, on all hosts, and trains
-nothing: it says on the first what it found, and ends with the first thing that
-is wrong and the process and host where it is. Training begins with the same
-checks, but for the seed, which it loads and compares anyway.
+Run this on all hosts with the arguments of `python -m dst_t5x.train`. It trains
+nothing. The first process prints what it has checked. The command ends at the
+first error and names its process and host. Training begins with the same
+checks, except that it compares the seed when it loads it.
 """
 
 from dst_t5x.config import binaries

@@ -1,11 +1,11 @@
-"""Fetches what a task needs: `python -m dst_t5x.prepare_data TASK`.
+"""Downloads a task's data: `python -m dst_t5x.prepare_data TASK`.
 
-Once, where there is a network; training then needs none. With the environment
-variable DST_DATA_DIR everything lies in that folder, which other users may read
-and need not write to; without it, TFDS_DATA_DIR, SACREBLEU and DST_VOCABULARY
-say where, or the libraries' own places in the home folder are used. TASK is a
-gin file's name in `gin/tasks`, or a task that such a file registers;
-`--gin_file` takes files of one's own.
+This needs a network once; training then needs none. The environment variable
+DST_DATA_DIR names a folder for everything, which other users can read without
+writing to it. Otherwise TFDS_DATA_DIR, SACREBLEU and DST_VOCABULARY name the
+places; by default they are the libraries' own in the home folder. TASK is the
+name of a gin file in `gin/tasks`, or a task that such a file registers. Use
+`--gin_file` for your own file.
 """
 
 from dst_t5x.config import binaries

@@ -1,4 +1,4 @@
-"""Scores predictions that were written: `python -m dst_t5x.score FILE …`."""
+"""Scores written predictions: `python -m dst_t5x.score FILE …`."""
 
 import sys
 

@@ -1,14 +1,14 @@
 """Shows a task: `python -m dst_t5x.show_task TASK [--gin.NAME=VALUE]`.
 
-For each split: how many examples there are, how many pieces they have, and the
-first ones as text and as pieces. Of the examples are
+For each split, the command prints the number of examples, how many pieces they
+have, and the first ones as text and as pieces. It counts these examples:
 
   cut      those that TASK_FEATURE_LENGTHS shortens (`limit`, in pieces)
-  unknown  those with pieces that the vocabulary does not know
-  changed  those that do not come back from the vocabulary as they were
+  unknown  those with pieces that the vocabulary lacks
+  changed  those that encoding and decoding change
 
-TASK is a gin file's name in `gin/tasks`, or a task that such a file registers;
-`--gin_file` takes files of one's own.
+TASK is the name of a gin file in `gin/tasks`, or a task that such a file
+registers. Use `--gin_file` for your own file.
 """
 
 from dst_t5x.config import binaries

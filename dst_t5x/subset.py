@@ -1,4 +1,4 @@
-"""Looks at subset files, checks, applies, exports, compares, combines them."""
+"""Shows, checks, applies, exports, compares and combines subset files."""
 
 import sys
 

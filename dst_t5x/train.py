@@ -1,7 +1,7 @@
 """Trains: `python -m dst_t5x.train --gin_file=… --gin.NAME=VALUE`.
 
-From a gin file to the step: gin binds `train`, which runs `Trainer.train_step`
-for each batch. What a run leaves behind is the business of `run.Run`.
+Gin configures `runs.training.train`, which calls `Trainer.train_step` for each
+batch. `runs.run.Run` writes the files of the run.
 """
 
 from dst_t5x.config import binaries

@@ -25,11 +25,12 @@ _SIZES = tuple(
   for size in ('small', 'base', 'large', 'xl', 'xxl')
 )
 _NOTE = """\
-GiB on one device. gradients: with updates and new parameters. activations: what
-the backward pass needs, with the gradients that are there at its start, where
-layers are stacked all of them. The two are not there at once: total has the
-larger one. XLA: what its compiler plans for CPUs, and but for --topology=cpu
-without YNNPACK, for which it keeps more and which other devices lack."""
+GiB on one device. gradients: with updates and new parameters. activations:
+what the backward pass needs, and the gradients that exist at its start,
+which are all gradients if layers are stacked. total has the larger of the
+two, as they do not exist at the same time. XLA: the compiler's plan for
+CPUs. Except with --topology=cpu, it is made without YNNPACK, which only CPUs
+have."""
 
 
 class Estimate(NamedTuple):
