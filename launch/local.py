@@ -24,7 +24,11 @@ class WorkerDied(Exception):
 
 
 class Worker:
-  """A process that carries out commands in sequence; see `launch.worker`."""
+  """A process that carries out commands in sequence; see `launch.worker`.
+
+  `concurrent.futures` does not replace this: a crash breaks its whole pool, and
+  its workers share environment variables and processors.
+  """
 
   def __init__(self, environment: Mapping[str, str], share: set[int]) -> None:
     """Starts the process.

@@ -103,7 +103,7 @@ def command(
   """
   argv = sys.argv[1:]
   if '--help' in argv or '-h' in argv:
-    print(usage())
+    perform(lambda: print(usage()))
   else:
     perform(lambda: call(argv), joined)
 

@@ -628,9 +628,9 @@ class TestSyntax:
 
 
 class TestRun:
-  """`config.run` in a process of its own."""
+  """`binaries.run` in a process of its own."""
 
-  def _run(self, tmp_path, body, *argv):
+  def _run(self, tmp_path, body, *argv, **options):
     (tmp_path / 'binary.py').write_text(
       'from absl import logging\n'
       'from dst_t5x.config import binaries as config\n'
@@ -643,9 +643,9 @@ class TestRun:
       [sys.executable, '-m', 'binary', *argv],
       cwd=tmp_path,
       env=os.environ | {'PYTHONPATH': path},
-      capture_output=True,
       text=True,
       timeout=120,
+      **({'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options),
     )
 
   def test_success(self, tmp_path):
@@ -678,6 +678,13 @@ class TestRun:
     done = self._run(tmp_path, "print('x')\nraise BrokenPipeError")
     assert done.returncode != 0
     assert done.stderr == ''
+
+  def test_help_into_a_closed_pipe(self, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = self._run(tmp_path, 'pass', '--help', stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, '')
 
   def test_log_lines_are_ours_or_errors(self, tmp_path):
     body = "logging.info('of another package')\nlogging.error('broken')"
