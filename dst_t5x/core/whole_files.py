@@ -46,7 +46,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     raise
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+def sweep(folder: str | os.PathLike[str]) -> None:
   """Removes temporary files of processes that were killed while writing.
 
   Files that a process is still writing stay: they are locked.
@@ -65,7 +65,7 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 def _new_part(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
   """Returns a new file that is locked until it is closed.
 
-  The lock is for `remove_leftovers`. `tempfile` has none, and its files cannot
+  The lock is for `sweep`. `tempfile` has none, and its files cannot
   be told from those of other programs.
   """
   while True:

@@ -255,8 +255,8 @@ class Partitioner:
       params: abstract parameters.
       shardings: shardings of the parameters.
     """
-    by_path: Mapping[tuple[Any, ...], tuple[tuple[int, ...], NamedSharding]] = {
-      _names(key_path): (leaf.shape, sharding)
+    by_path: Mapping[str, tuple[tuple[int, ...], NamedSharding]] = {
+      _path(key_path): (leaf.shape, sharding)
       for (key_path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(params),
         jax.tree.leaves(shardings),
@@ -265,15 +265,15 @@ class Partitioner:
     }
 
     def sharding(key_path: Any, leaf: Any) -> NamedSharding:
-      names = _names(key_path)
-      for start in range(len(names)):
-        shape, parameter_sharding = by_path.get(
-          names[start:], (None, self.replicated)
-        )
+      path = _path(key_path)
+      while path:  # Drops the first name until the rest is a parameter's path.
+        shape, parameter_sharding = by_path.get(path, (None, self.replicated))
         if shape == leaf.shape:
           return parameter_sharding
         if shape is not None and masks.is_packed(leaf, shape):
           return self._even(leaf, parameter_sharding)
+        rest = path[1:].partition('/')[2]
+        path = rest and f'/{rest}'
       return self.replicated
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -315,10 +315,8 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _names(key_path: Any) -> tuple[str, ...]:
-  return tuple(
-    jax.tree_util.keystr((key,), simple=True, separator='/') for key in key_path
-  )
+def _path(key_path: Any) -> str:
+  return '/' + jax.tree_util.keystr(key_path, simple=True, separator='/')
 
 
 def _plain(tree: Any) -> Any:

@@ -128,7 +128,7 @@ class Run:
         'ended, or choose another MODEL_DIR'
       ) from e
     for folder in (self.path, self.path / history_lib.FOLDER):
-      whole_files.remove_leftovers(folder)
+      whole_files.sweep(folder)
 
   def __enter__(self) -> Self:
     return self
@@ -188,7 +188,7 @@ class Run:
       seed = seeds.load_seed(path).merged()
       self._reference = seed.reference
       self.space.check(seed.params, base=True)
-      processes.check_same('the fingerprint of the seed', seed.fingerprint)
+      processes.agree('the fingerprint of the seed', seed.fingerprint)
       self._params = seed.params
     self._check_seed()
     to_devices = self.space.to_devices
@@ -256,7 +256,7 @@ class Run:
   def resume(self) -> tuple[trainer_lib.TrainState, bytes] | None:
     """Returns state and data position of the last checkpoint, if any."""
     step = self._folder.latest_step
-    processes.check_same(f'the last checkpoint in {self.path}', step)
+    processes.agree(f'the last checkpoint in {self.path}', step)
     self._recall(step or 0)
     if step is None:
       return None

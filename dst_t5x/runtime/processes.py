@@ -91,7 +91,7 @@ def wait_for_all() -> None:
   gather('')
 
 
-def check_same(what: str, value: Any) -> None:
+def agree(what: str, value: Any) -> None:
   """Checks that all processes have the same value.
 
   Args:

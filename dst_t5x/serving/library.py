@@ -137,7 +137,7 @@ class Library:
     with errors.writing(f'the folder of subsets {folder}'):
       (self._folder / SENT).mkdir(parents=True, exist_ok=True)
     for its in (self._folder, self._folder / SENT):
-      whole_files.remove_leftovers(its)
+      whole_files.sweep(its)
 
   def names(self) -> list[str]:
     """Returns the names, in order; also those of what cannot be read."""

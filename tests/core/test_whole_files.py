@@ -52,7 +52,7 @@ def test_many_writers_of_one_file(tmp_path):
   def sweep():
     # Another process that starts: it takes nothing away.
     while not ended.is_set():
-      whole_files.remove_leftovers(tmp_path)
+      whole_files.sweep(tmp_path)
 
   threads = [threading.Thread(target=write, args=(c,)) for c in contents]
   sweeper = threading.Thread(target=sweep)
@@ -87,10 +87,10 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
   with process:
     process.stdout.readline()
     (part,) = tmp_path.iterdir()
-    whole_files.remove_leftovers(tmp_path)
+    whole_files.sweep(tmp_path)
     assert part.exists()  # Its process lives.
     process.send_signal(signal.SIGKILL)
-  whole_files.remove_leftovers(tmp_path)
+  whole_files.sweep(tmp_path)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -99,6 +99,6 @@ def test_only_leftovers_are_swept(tmp_path):
   others = ['film.part', '.film.part', 'a.dst.part', 'a.dst', '.lock']
   for path in itertools.chain([left], (tmp_path / name for name in others)):
     path.touch()
-  whole_files.remove_leftovers(tmp_path)
-  whole_files.remove_leftovers(tmp_path / 'nowhere')
+  whole_files.sweep(tmp_path)
+  whole_files.sweep(tmp_path / 'nowhere')
   assert sorted(os.listdir(tmp_path)) == sorted(others)
