@@ -21,6 +21,7 @@ import seqio
 import tensorflow as tf
 import tqdm
 
+from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
 from dst_t5x.data import text_files
@@ -199,6 +200,7 @@ class Settings:
 
 
 @gin.configurable
+@stable_ids.called('jsonl')
 def settings(
   train_file: values.Path | None = None,
   eval_file: values.Path | None = None,

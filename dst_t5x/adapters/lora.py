@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 
@@ -18,6 +19,7 @@ from dst_t5x.core.errors import UserError
 _INIT_A = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
+@stable_ids.called('lora')
 @dataclasses.dataclass(frozen=True)
 class LoRA(adapters.Adapter):
   """y = xW + (alpha / rank) · dropout(x)AB (Section 4.1).

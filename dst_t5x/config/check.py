@@ -6,7 +6,7 @@ calls them. A macro refers to its value; `@scope/name` refers to the bindings of
 its scope and of the scopes around it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import inspect
 import os
 from typing import Any
@@ -43,9 +43,8 @@ class Reach:
       self._follow(reference, ())
     for scope, selector in list(gin_config._CONFIG):
       configurable = gin_config._REGISTRY[selector]
-      # Code may call what its own module registers without a reference.
-      if not configurable.import_source and configurable.module != 'gin':
-        self._visit(configurable, _components(scope), called=False)
+      if is_registered_by_its_module(configurable):
+        self._visit(configurable, components(scope), called=False)
 
   def _follow(self, value: Any, scope: tuple[str, ...]) -> None:
     """Visits every reference in a value that is evaluated in a scope."""
@@ -70,25 +69,50 @@ class Reach:
     if (scope, selector, called) in self._seen:
       return
     self._seen.add((scope, selector, called))
-    effective: dict[str, tuple[Key, Any]] = {}
-    for depth in range(len(scope) + 1):
-      prefix = '/'.join(scope[:depth])
-      config = gin_config._CONFIG.get((prefix, selector), {})
-      for parameter, value in config.items():
-        key = Key(prefix, selector, parameter)
-        self.used.add(key)
-        effective[parameter] = key, value
+    self.used.update(key for key, _ in _bound(scope, selector))
+    counting = effective(scope, configurable)
     if selector == 'gin.macro':
       self.macros.add('/'.join(scope))
     if called:
       for parameter in _required(configurable.wrapped):
-        if parameter not in effective:
+        if parameter not in counting:
           self.missing.append(_flag(Key('/'.join(scope), selector, parameter)))
-    for key, value in effective.values():
+    for key, value in counting.values():
       self.bindings[key] = value
       if _is_required(value):
         self.missing.append(_flag(key))
       self._follow(value, scope)
+
+
+def is_registered_by_its_module(configurable: Any) -> bool:
+  """Whether code may call it without a reference in gin's files."""
+  return not configurable.import_source and configurable.module != 'gin'
+
+
+def _bound(scope: tuple[str, ...], selector: str) -> Iterator[tuple[Key, Any]]:
+  """Yields the bindings that a call sees, those of outer scopes first."""
+  for depth in range(len(scope) + 1):
+    prefix = '/'.join(scope[:depth])
+    for parameter, value in gin_config._CONFIG.get(
+      (prefix, selector), {}
+    ).items():
+      yield Key(prefix, selector, parameter), value
+
+
+def effective(
+  scope: tuple[str, ...], configurable: Any
+) -> dict[str, tuple[Key, Any]]:
+  """Returns the bindings that count where something is called.
+
+  Args:
+    scope: of the call, outer ones first.
+    configurable: what is called.
+
+  Returns:
+    Parameter -> where it is bound, and to what.
+  """
+  bound = _bound(scope, configurable.selector)
+  return {key.parameter: (key, value) for key, value in bound}
 
 
 def check(binary: Any, origins: Origins) -> None:
@@ -249,7 +273,8 @@ def _required(function: Any) -> list[str]:
   ]
 
 
-def _components(scope: str) -> tuple[str, ...]:
+def components(scope: str) -> tuple[str, ...]:
+  """Returns the parts of a scope, outer ones first."""
   return tuple(scope.split('/')) if scope else ()
 
 

@@ -5,7 +5,7 @@ gin's own parser for each statement. It remembers the place, and turns errors
 into one line that begins with the place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import enum
@@ -97,6 +97,48 @@ def shipped_macros() -> set[str]:
   return {line.partition('=')[0].strip() for line in lines}
 
 
+def literals(name: str) -> dict[str, Any]:
+  """Returns what a gin file binds to literals, imports nothing.
+
+  Args:
+    name: a path, or the name of a file of the package.
+
+  Returns:
+    Macro, or `module.function.parameter` as the file has it, -> value; later
+    lines and included files replace earlier ones. What refers to something has
+    None in place of it.
+
+  Raises:
+    UserError: the file, or one that it includes, does not exist or makes no
+      sense.
+  """
+  found: dict[str, Any] = {}
+  text = find(name).read_text()
+  for statement, _ in statements(text, name, _without_looking):
+    if isinstance(statement, config_parser.IncludeStatement):
+      found |= literals(statement.filename)
+    elif isinstance(statement, config_parser.BindingStatement):
+      parts = (statement.selector, statement.arg_name)
+      found['.'.join(filter(None, parts))] = statement.value
+  return found
+
+
+def literals_of_flags(flags: Mapping[str, str]) -> dict[str, Any]:
+  """Returns the same of `--gin.NAME=VALUE`: name -> value."""
+  found = {}
+  for name, value in flags.items():
+    flag = f'--gin.{name}'
+    text = f'x = {literal(flag, value)}'
+    for statement, _ in statements(text, flag, _without_looking):
+      found[name] = statement.value
+  return found
+
+
+def _without_looking(text: str) -> config_parser.ConfigParser:
+  """Returns a parser that looks nothing up."""
+  return config_parser.ConfigParser(text, _Syntax())
+
+
 def read_file(
   name: str, origins: Origins, including: tuple[str, ...] = ()
 ) -> None:
@@ -134,7 +176,7 @@ def read_file(
 
 
 def read_flags(
-  flags: Sequence[tuple[str, str]], origins: Origins, binary: Any
+  flags: Sequence[tuple[str, str]], origins: Origins, binary: Any = None
 ) -> None:
   """Reads each `--gin.NAME=VALUE` into gin's configuration.
 
@@ -143,7 +185,7 @@ def read_flags(
       scope and module are optional. A value is a literal of gin. A bare word or
       a path is a text.
     origins: the origin of each binding; this function adds to it.
-    binary: gin's reference to the function that will be called.
+    binary: gin's reference to the function that will be called, if known.
 
   Raises:
     UserError: a name is unknown or a value is invalid.

@@ -58,7 +58,8 @@ class FlagNames(FileNames):
     references = gin_config.iterate_references(gin_config._CONFIG)
     self._in_use = {selector for _, selector in gin_config._CONFIG}
     self._in_use |= {found.configurable.selector for found in references}
-    self._in_use.add(binary.configurable.selector)
+    if binary is not None:
+      self._in_use.add(binary.configurable.selector)
     self._enable_dynamic_registration()
     for statement in sorted(gin_config._IMPORTS, key=lambda s: s.module):
       if not statement.module.startswith('__gin__'):

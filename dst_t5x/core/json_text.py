@@ -4,7 +4,7 @@ Python's `json` reads and writes `NaN` and `Infinity`, which other programs
 refuse.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import json
 import math
 from typing import Any
@@ -46,6 +46,23 @@ def plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+  """Yields `data.batch_size` and its value, for each entry of an object.
+
+  Args:
+    value: an object, in which entries may be objects or lists of them. What
+      holds none is a value: numbers, texts, lists, an empty object.
+    path: of the object in another.
+  """
+  if isinstance(value, list) and any(isinstance(x, Mapping) for x in value):
+    value = {str(i): item for i, item in enumerate(value)}
+  if isinstance(value, Mapping) and value:
+    for key, item in value.items():
+      yield from flat(item, (*path, key))
+  else:
+    yield '.'.join(path), value
 
 
 def _refuse(constant: str) -> Any:

@@ -23,6 +23,7 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x.core import object_stores
+from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, first_line
@@ -35,6 +36,7 @@ _SECONDS_TO_LOAD = 90.0
 
 
 @gin.configurable
+@stable_ids.called('vocabulary')
 def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary, which reads its file on first use; see `check`.
 

@@ -31,12 +31,12 @@ state. Here one that tunes the first rows of each tensor:
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
 
 from dst_t5x.core import json_text
+from dst_t5x.core import stable_ids
 from dst_t5x.method import reports
 from dst_t5x.method import silos
 
@@ -139,7 +139,7 @@ class Projection(Program):
     They tell a run from another: the names must not change. By default the
     class's name in snake case, and the fields of the dataclass.
     """
-    name = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', type(self).__name__).lower()
+    name = stable_ids.stable_id(type(self))
     this: Any = self
     fields = dataclasses.fields(this) if dataclasses.is_dataclass(this) else ()
     values = {field.name: getattr(this, field.name) for field in fields}

@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dst_t5x.core import stable_ids
 from dst_t5x.models import api
 from dst_t5x.models.t5 import attention
 from dst_t5x.models.t5 import features
@@ -27,6 +28,7 @@ Array = jax.Array
 __all__ = ['T5Config', 'Transformer']
 
 
+@stable_ids.called('t5_1_1')
 class Transformer(nn.Module, api.Network):
   """T5 1.1, with the call interface of T5X's network.
 
