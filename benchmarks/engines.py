@@ -30,6 +30,7 @@ import train_step
 from dst_t5x import subsets
 from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import state_keys
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.engine import losses
 from dst_t5x.engine import optimizers
@@ -76,11 +77,13 @@ class Ours:
     self._seed, self._identity = loaded.params, loaded.fingerprint
     kept = jax.tree.map(jnp.asarray, loaded.params)
     self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, kept))
-    self._fixed = trainer_lib.Fixed(kept if projection.keep_seed else ())
+    self._constants = trainer_lib.Constants(
+      kept if projection.keep_seed else ()
+    )
     self._rest = (jax.random.key(0), jnp.asarray(False))
     step: Any = jax.jit(trainer.train_step, donate_argnums=0)
     self._step = step.lower(
-      self._state, self._fixed, batch, *self._rest
+      self._state, self._constants, batch, *self._rest
     ).compile()
     self.train(batch)
     self.first_step = time.perf_counter() - start
@@ -101,7 +104,9 @@ class Ours:
 
   def train(self, batch: trainer_lib.Batch) -> None:
     """Takes a step."""
-    self._state, _ = self._step(self._state, self._fixed, batch, *self._rest)
+    self._state, _ = self._step(
+      self._state, self._constants, batch, *self._rest
+    )
     jax.block_until_ready(self._state.params)
 
   def evaluate(self, batch: trainer_lib.Batch) -> None:
@@ -126,12 +131,12 @@ class Ours:
     else:
       saved = {'dense': self._state.params}
     changing = {
-      'opt_state': self._state.opt_state,
-      'projection_state': self._state.projection_state,
+      'optimizer': self._state.opt_state,
+      'projection': self._state.projection_state,
     }
     about = {'adapter': {'kind': 'Adapter'}, 'is_partial': False}
-    state = run_folder.flatten(changing)
-    self._folder.save(self._steps, saved, state, b'0', about, {})
+    state = state_keys.flatten(changing, self._state.params)
+    self._folder.save(self._steps, saved, state, b'0', about)
     self._folder.wait()
     return _bytes(self._path)
 

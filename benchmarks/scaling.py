@@ -68,14 +68,14 @@ class Steps:
       self.state = jax.jit(trainer.init, out_shardings=state_shardings)(
         space.initialize(0)
       )
-      fixed = trainer_lib.Fixed(seed=seed if method == 'dst' else ())
+      constants = trainer_lib.Constants(seed=seed if method == 'dst' else ())
       step = jax.jit(
         trainer.train_step,
         donate_argnums=0,
         out_shardings=(state_shardings, everywhere),
       )
       self._rest = (
-        fixed,
+        constants,
         self._partitioner.place_batch(
           _batch(rows * jax.device_count(), model.config.vocab_size)
         ),

@@ -121,14 +121,14 @@ class Method:
       whole = parts.flatten(make_params(trainer.network))
       params = parts.unflatten(whole | parts.flatten(seed))
     mine, frozen = trainer.split(params)
-    self._fixed = trainer_lib.Fixed(
+    self._constants = trainer_lib.Constants(
       seed if trainer.projection.keep_seed else (), frozen
     )
     self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, mine))
     self._rest = (jax.random.key(0), jnp.asarray(False))
     step: Callable[..., Any] = jax.jit(trainer.train_step, donate_argnums=0)
     lowered = step.lower(
-      self._state, self._fixed, self._prefixed(batch), *self._rest
+      self._state, self._constants, self._prefixed(batch), *self._rest
     )
     compile_s, self._step = tables.seconds(lowered.compile)
     memory = self._step.memory_analysis()
@@ -151,7 +151,7 @@ class Method:
     """Takes a step."""
     batch = jax.block_until_ready(self._prefixed(batch))
     taken, (self._state, _) = tables.seconds(
-      self._step, self._state, self._fixed, batch, *self._rest
+      self._step, self._state, self._constants, batch, *self._rest
     )
     self.times.append(taken)
 

@@ -4,6 +4,12 @@ A run folder holds `run.json` (what the run is, so that nothing else continues
 it by mistake) and `checkpoints/STEP/`, written by Orbax in the background. A
 checkpoint holds what training changed, the optimizer's state, the position in
 the data, and the seed by path and fingerprint: no second copy of the model.
+
+    about        JSON: the format, what the run is, the step, the metadata of
+                 docs/subset_format.md
+    parameters   the subset, or `dense`: what is trained
+    state        see `state_keys`
+    data         `position`
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dst_t5x.checkpoints import checkpoint_files
+from dst_t5x.checkpoints import formats
 from dst_t5x.checkpoints import orbax_on_s3
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
@@ -29,20 +36,6 @@ PyTree = Any
 _RUN_FILE = 'run.json'
 _FOLDER = 'checkpoints'
 _ITEMS = ('about', 'parameters', 'state', 'data')
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-  """Returns a tree of any containers as path -> leaf, for storage."""
-  return {
-    jax.tree_util.keystr(key_path, simple=True, separator='.') or '.': leaf
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-  """Inverse of `flatten`, for a tree of the structure of `like`."""
-  leaves = [flat[path] for path in flatten(like)]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -144,7 +137,7 @@ class RunFolder:
     Args:
       step: steps done.
       parameters: `subset.to_arrays`, or {'dense': what is trained}.
-      state: `flatten` of optimizer and projection state.
+      state: `state_keys.flatten` of optimizer and projection state.
       position: the data's.
       about: what else a reader needs; JSON.
 
@@ -152,7 +145,7 @@ class RunFolder:
       UserError: this or an earlier checkpoint could not be written.
     """
     args = ocp.args.Composite(
-      about=ocp.args.JsonSave(dict(about)),
+      about=ocp.args.JsonSave({'format': formats.FORMAT, **about}),
       parameters=ocp.args.StandardSave(dict(parameters)),
       state=ocp.args.StandardSave(dict(state)),
       data=ocp.args.StandardSave(
@@ -186,10 +179,7 @@ class RunFolder:
   def what_is_whole(self) -> str:
     """Which checkpoint there is, for messages."""
     # The manager loses count when a save fails.
-    steps = _whole_steps(self.path)
-    if not steps:
-      return 'there is no checkpoint yet'
-    return f'checkpoint {max(steps)} is whole'
+    return what_is_whole(self.path)
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:
@@ -203,8 +193,15 @@ class RunFolder:
       ) from e
 
   def about(self, step: int) -> dict[str, Any]:
-    """Returns what `save` was told about a checkpoint."""
-    return self._restore(step, about=ocp.args.JsonRestore())['about']
+    """Returns what `save` was told about a checkpoint, and its format.
+
+    Raises:
+      UserError: it cannot be read, or a newer version wrote it.
+    """
+    found = self._restore(step, about=ocp.args.JsonRestore())['about']
+    where = f'checkpoint {step} of {self.path}'
+    formats.check(json_object.JsonObject(found, where))
+    return found
 
   def parameters(self, step: int) -> dict[str, Any]:
     """Returns a checkpoint's `parameters`, as NumPy arrays."""
@@ -282,6 +279,14 @@ def _whole_steps(path: epath.Path) -> list[int]:
   ]
 
 
+def what_is_whole(path: epath.Path) -> str:
+  """Returns which checkpoint a run has, for messages."""
+  steps = _whole_steps(path)
+  if not steps:
+    return 'there is no checkpoint yet'
+  return f'checkpoint {max(steps)} is whole'
+
+
 def _is_whole(checkpoint: epath.Path) -> bool:
   """Whether a folder with the name of a step is a checkpoint's."""
   if not object_stores.is_remote(checkpoint):
@@ -295,18 +300,21 @@ def last_about(path: epath.Path) -> dict[str, Any] | None:
   Not by Orbax, which would wait for the other processes.
 
   Raises:
-    UserError: it is damaged.
+    UserError: it is damaged, or a newer version wrote it.
   """
   steps = _whole_steps(path)
   if not steps:
     return None
   file = path / _FOLDER / str(max(steps)) / _ITEMS[0] / 'metadata'
-  return json_object.read(file).content
+  said = json_object.read(file)
+  formats.check(said)
+  return said.content
 
 
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
   """Writes what a run is, whole or not at all."""
   object_stores.make_folder(path)
+  content = {'format': formats.FORMAT, **content}
   text = json_text.dumps(content, indent=2, sort_keys=True) + '\n'
   whole_files.write_text(path / _RUN_FILE, text)
 
@@ -315,12 +323,17 @@ def read_run_file(path: epath.Path) -> dict[str, Any]:
   """Returns what `write_run_file` wrote.
 
   Raises:
-    UserError: the file is damaged.
+    UserError: the file is damaged, or a newer version wrote it.
   """
   file = path / _RUN_FILE
   try:
     said = json_object.read(file)
-    said.get('config', dict)
+    said.size('format')
+  except UserError as e:
+    raise UserError(f'{file} is damaged: {e}') from e
+  formats.check(said)
+  try:
+    said.get('method', dict)
     said.get('seed', dict, None)
   except UserError as e:
     raise UserError(f'{file} is damaged: {e}') from e

@@ -87,7 +87,7 @@ class ParameterSpace:
     return jax.jit(_copy, out_shardings=shardings)(placed)
 
 
-def fit(
+def choose_mesh(
   network: api.Network,
   partitioner: partitioning.Partitioner,
   bytes_each: int,

@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
   refused_in_row: jax.Array
 
 
-class Fixed(NamedTuple):
+class Constants(NamedTuple):
   """What no step changes.
 
   Attributes:
@@ -177,7 +177,7 @@ class Trainer:
   def train_step(
     self,
     state: TrainState,
-    fixed: Fixed,
+    constants: Constants,
     batch: Batch,
     dropout_key: jax.Array,
     report: jax.Array,
@@ -190,7 +190,7 @@ class Trainer:
 
     Args:
       state: where training stands.
-      fixed: seed and frozen parameters.
+      constants: seed and frozen parameters.
       batch: the model's features, each [batch, length].
       dropout_key: the run's key; the step is folded into it.
       report: bool [], whether norms are wanted, which cost a pass over the
@@ -201,14 +201,16 @@ class Trainer:
       free before the step, the update's over what is free after it.
     """
     key = jax.random.fold_in(dropout_key, state.step)
-    gradients, sums = self._gradients(state.params, fixed.frozen, batch, key)
+    gradients, sums = self._gradients(
+      state.params, constants.frozen, batch, key
+    )
     # Before the optimizer's step, which may then take the gradients' place.
     gradient_norm = _if(
       report,
       self.projection.norm_of_free,
       gradients,
       state.params,
-      fixed.seed,
+      constants.seed,
       state.projection_state,
     )
     updates, opt_state = self.optimizer.update(
@@ -217,7 +219,7 @@ class Trainer:
 
     def accepted() -> tuple[PyTree, PyTree, PyTree]:
       theta_0 = self.projection.seed(
-        state.params, fixed.seed, state.projection_state
+        state.params, constants.seed, state.projection_state
       )
       new_params = optax.apply_updates(state.params, updates)
       params, projection_state = self.projection.apply(
@@ -247,7 +249,7 @@ class Trainer:
         self.projection.norm_of_free,
         updates,
         params,
-        fixed.seed,
+        constants.seed,
         projection_state,
       ),
       'refused_steps': next_state.refused_steps,

@@ -17,7 +17,7 @@ from dst_t5x.planning import collectives
 from dst_t5x.planning import memory as memory_lib
 from dst_t5x.planning import topologies
 from dst_t5x.planning import work as work_lib
-from dst_t5x.runs import training as train_lib
+from dst_t5x.runs import plan as plan_lib
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(memory_lib.Memory))
 _SIZES = tuple(
@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 def estimate(
   trainer: trainer_lib.Trainer,
-  train_data: train_lib.TrainData,
+  train_data: plan_lib.TrainData,
   partitioner: partitioning.Partitioner,
   work: work_lib.Work,
   compile: bool = True,
@@ -73,7 +73,7 @@ def estimate(
   Raises:
     UserError: a batch cannot be divided among the devices.
   """
-  partitioner = parameters.fit(
+  partitioner = parameters.choose_mesh(
     trainer.network,
     partitioner,
     partitioning.IN_TRAINING,

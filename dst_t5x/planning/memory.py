@@ -49,7 +49,7 @@ class Step(NamedTuple):
   """The abstract arguments of `Trainer.train_step`, with shardings."""
 
   state: trainer_lib.TrainState
-  fixed: trainer_lib.Fixed
+  constants: trainer_lib.Constants
   batch: dict[str, Any]
   dropout_key: Any
   report: Any
@@ -107,7 +107,7 @@ def abstract_step(
   params = _placed(trained, shardings)
   return Step(
     _placed(state, partitioner.like_parameters(state, trained, shardings)),
-    trainer_lib.Fixed(
+    trainer_lib.Constants(
       seed=params if trainer.projection.keep_seed else (),
       frozen=_placed(frozen, parts.select(space.shardings, frozen))
       if frozen
@@ -138,8 +138,8 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
   activations += params if network.scan_layers else _bytes(last)
   return Memory(
     parameters=params,
-    frozen=_bytes(step.fixed.frozen),
-    seed=_bytes(step.fixed.seed),
+    frozen=_bytes(step.constants.frozen),
+    seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
     gradients=int(_AT_ONCE * params),
     activations=activations,
@@ -173,9 +173,9 @@ def compiled(
   options: Any = None if is_for_cpu else _NO_YNNPACK
   plan: Any = lowered.compile(compiler_options=options).memory_analysis()
   sent = []
-  if step.fixed.seed:
+  if step.constants.seed:
     apply = jax.jit(trainer.projection.apply).lower(
-      step.state.params, step.fixed.seed, step.state.projection_state
+      step.state.params, step.constants.seed, step.state.projection_state
     )
     sent = collectives.find_all(apply.compile().as_text() or '')
   return Compiled(plan.argument_size_in_bytes + plan.temp_size_in_bytes, sent)

@@ -11,7 +11,7 @@ from dst_t5x.config import binaries
 from dst_t5x.core import parts
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
-from dst_t5x.runs import training as train_lib
+from dst_t5x.runs import plan as plan_lib
 
 # Gin files around those of a training command. With the last one, the command
 # that gin/runs/estimate.gin configures accepts the training command's flags.
@@ -39,8 +39,8 @@ class Work:
 
 def work(
   trainer: trainer_lib.Trainer,
-  train_data: train_lib.TrainData,
-  plan: train_lib.Plan,
+  train_data: plan_lib.TrainData,
+  plan: plan_lib.Plan,
   training: Callable[..., Any] | None = None,
 ) -> Work:
   """Returns the work of a run; the arguments are training's.

@@ -24,8 +24,8 @@ from dst_t5x.core import command_line
 from dst_t5x.core import json_text
 from dst_t5x.core import metrics_file
 from dst_t5x.core import object_stores
+from dst_t5x.runs import artifacts
 from dst_t5x.runs import evaluating as eval_binary
-from dst_t5x.runs import outcome
 from dst_t5x.runs import training
 
 _MODEL = 'gin/models/t5_1_1_demo.gin'
@@ -142,7 +142,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
   rates = metrics_file.rates(rows)
   loaded = seeds.load_run(folder)
   parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
-  subset_file = outcome.subset_file(folder)
+  subset_file = artifacts.subset_file(folder)
   reported = [row['free/total'] for row in rows if 'free/total' in row]
   return {
     'name': tuning.name,
@@ -266,7 +266,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   print(f'\n{table(rows)}\n')
   print(f'{time.time() - started:.0f} s in all')
   print(f'table and picture   {output}/results.json, score_vs_budget.png')
-  print(f'subset file         {outcome.subset_file(best)}')
+  print(f'subset file         {artifacts.subset_file(best)}')
   print(f'TensorBoard         tensorboard --logdir {output}')
   print(f'tables and figures  python -m dst_t5x.analysis.report {output}')
   return rows

@@ -48,7 +48,9 @@ def evaluate(
   evaluation.check(network)
   folder = epath.Path(output_dir)
   object_stores.check_writable('EVAL_OUTPUT_DIR', folder)
-  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
+  partitioner = parameters.choose_mesh(
+    network, partitioner, partitioning.IN_EVALUATION
+  )
   with partitioner.activate():
     loaded = parameters.load(
       network,

@@ -1,41 +1,133 @@
 """What makes a run this run, and the MODEL_DIR that belongs to it.
 
-A run is its configuration, its seed and, as far as they can be told, the rows
-that it is trained on. `run.json` says so, and so does each checkpoint: neither
-a lost nor a foreign `run.json` lets a run go on from another one's parameters.
+A run is its settings, its seed and, as far as they can be told, the rows that
+it is trained on. `run.json` says so, and so does each checkpoint: neither a
+lost nor a foreign `run.json` lets a run go on from another one's parameters.
+
+`run.json` is an object:
+
+    format      `formats.FORMAT`
+    task        the task's name
+    model       the network: its id, and its settings
+    method      how it is tuned: `{"method": "dst", "epsilon": 0.0001, …}`
+    optimizer   its id and settings, with the learning rate's
+    trainer     what else a step is made of: loss, microbatches
+    data        how batches are made
+    random_seed, from_scratch
+    other       id -> settings of what code calls without a reference in gin's
+                files: the vocabulary, the task of one's own
+    rows        task -> what tells its rows from others
+    seed        path, format, step and fingerprint; null from scratch
+    version     of the package that wrote it
+
+Ids are those of `core.stable_ids`: no module's path is among them, so that a
+module can move. All settings are there, defaults included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
 import os
-import re
 from typing import Any
 
 from etils import epath
 
 from dst_t5x.checkpoints import run_folder
-from dst_t5x.config import binaries
+from dst_t5x.config import described
+from dst_t5x.core import json_text
+from dst_t5x.core import stable_ids
 from dst_t5x.core.errors import UserError
+from dst_t5x.models import adapted
+from dst_t5x.runs import methods
 
-# Bindings that may differ between two calls for the same run: they change
-# nothing of what is computed in a step.
-_MAY_CHANGE = re.compile(
-  r'\.train\.(model_dir|initial_checkpoint_path|only_check)$'
-  r'|\.Plan\.|\.evaluation\.|\.Evaluation\.|\.decoding\.|\.Partitioner\.'
+# Parameters of `training.train` that may differ between two calls for the same
+# run: they change nothing of what is computed in a step.
+_MAY_CHANGE = frozenset(
+  [
+    'model_dir',
+    'initial_checkpoint_path',  # The seed is compared by its fingerprint.
+    'only_check',
+    'plan',
+    'evaluation',
+    'partitioner',
+  ]
 )
 _CHOOSE = 'go on with that, or choose another MODEL_DIR'
 
 
-def of(binary: Callable[..., Any]) -> dict[str, str]:
-  """Returns the bindings that make the run, as gin is configured now.
+@dataclasses.dataclass(frozen=True)
+class Identity:
+  """The settings that make a run.
+
+  Attributes:
+    settings: what `run.json` says of them; JSON.
+    defaults: dotted names of those that nobody set.
+  """
+
+  settings: Mapping[str, Any]
+  defaults: frozenset[str] = frozenset()
+
+  def is_default(self, name: str) -> bool:
+    """Whether a setting, or what it is part of, has its default."""
+    parts = name.split('.')
+    ends = range(1, len(parts) + 1)
+    return any('.'.join(parts[:end]) in self.defaults for end in ends)
+
+
+def of(binary: Callable[..., Any]) -> Identity:
+  """Returns what makes the run, as gin is configured now.
 
   Args:
-    binary: what gin configured.
+    binary: `training.train`.
+
+  Raises:
+    UserError: a setting of the method makes no sense.
   """
-  return {
-    name: value
-    for name, value in binaries.bindings(binary).items()
-    if not _MAY_CHANGE.search(name)
-  }
+  train, unreferenced = described.calls(binary)
+  tree = {k: v for k, v in train.settings.items() if k not in _MAY_CHANGE}
+  trainer, tree['trainer'] = _take(tree['trainer'], *_OF_TRAINER)
+  data, tree['data'] = _take(tree.pop('train_data'), 'task')
+  tree['model'], adapter = _without_adapter(trainer['network'])
+  tree['task'], tree['optimizer'] = data['task'], trainer['optimizer']
+  tree['other'] = _by_id(unreferenced)
+  projection = trainer['projection']
+  said = described.to_json(tree)
+  said['method'] = methods.settings(projection, adapter, trainer['trained'])
+  defaults = described.defaults_in(tree).union(
+    described.defaults_in({'method': projection}),
+    described.defaults_in({'method': adapter}),
+  )
+  return Identity(json_text.loads(json_text.dumps(said)), defaults)
+
+
+_OF_TRAINER = ('network', 'optimizer', 'projection', 'trained')
+
+
+def _take(
+  call: described.Call, *names: str
+) -> tuple[dict[str, Any], described.Call]:
+  """Returns some settings of a call, and the call without them."""
+  rest = {k: v for k, v in call.settings.items() if k not in names}
+  return {name: call.settings.get(name) for name in names}, call._replace(
+    settings=rest
+  )
+
+
+def _without_adapter(network: Any) -> tuple[Any, described.Call | None]:
+  """Returns the network that gin builds, and the adapter that changes it."""
+  if network is None or network.function is not adapted.with_adapter:
+    return network, None
+  return network.settings['network'], network.settings['adapter']
+
+
+def _by_id(
+  calls: Iterable[tuple[str, described.Call]],
+) -> dict[str, Any]:
+  """Returns id, after its scope if it has one, -> call, or calls if several."""
+  found: dict[str, list[described.Call]] = {}
+  for scope, call in calls:
+    name = stable_ids.stable_id(call.function)
+    found.setdefault(f'{scope}/{name}' if scope else name, []).append(call)
+  return {name: c[0] if len(c) == 1 else c for name, c in found.items()}
 
 
 def records(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -45,12 +137,11 @@ def records(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     model_dir: MODEL_DIR.
 
   Returns:
-    As many of these as there are; none for a folder without a run. They have
-    at least `config` and `seed`.
+    As many of these as there are; none for a folder without a run.
 
   Raises:
-    UserError: a file is damaged, or there are checkpoints that nothing tells
-      the run of.
+    UserError: a file is damaged, or has a newer format; or there are
+      checkpoints that nothing tells the run of.
   """
   path = epath.Path(model_dir)
   found = []
@@ -67,27 +158,44 @@ def records(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return found
 
 
-def check(
-  model_dir: str | os.PathLike[str], bindings: Mapping[str, str]
-) -> None:
+def check(model_dir: str | os.PathLike[str], identity: Identity) -> None:
   """Checks that the folder is empty or that of a run.
+
+  A setting that the folder's run does not know has been added since: it must
+  have its default.
 
   Args:
     model_dir: MODEL_DIR.
-    bindings: `of` the run.
+    identity: `of` the run.
 
   Raises:
-    UserError: the folder's run had another configuration.
+    UserError: the folder's run had another setting.
   """
+  ours = dict(json_text.flat(identity.settings))
   for record in records(model_dir):
-    before = record['config']
-    for name in sorted(before.keys() | bindings.keys()):
-      old, new = before.get(name), bindings.get(name)
-      if old != new:
+    settings = {k: v for k, v in record.items() if k not in _NO_SETTINGS}
+    theirs = dict(json_text.flat(settings))
+    for name in sorted(ours.keys() | theirs.keys(), key=_ids_first):
+      if name not in theirs and identity.is_default(name):
+        continue
+      old, new = theirs.get(name), ours.get(name)
+      if json_text.dumps(old, sort_keys=True) != json_text.dumps(
+        new, sort_keys=True
+      ):
         raise UserError(
-          f'the run in MODEL_DIR {epath.Path(model_dir)} has {name} = {old}, '
-          f'not {new}: {_CHOOSE}'
+          f'the run in MODEL_DIR {epath.Path(model_dir)} has {name} = {old!r}, '
+          f'not {new!r}: {_CHOOSE}'
         )
+
+
+# What else a record says.
+_NO_SETTINGS = ('format', 'rows', 'seed', 'version')
+
+
+def _ids_first(name: str) -> tuple[bool, str]:
+  """Orders settings: another class explains why all of its own differ."""
+  is_id = name.rpartition('.')[2] in ('id', 'function', methods.NAME)
+  return not is_id, name
 
 
 def check_seed(

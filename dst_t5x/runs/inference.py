@@ -97,7 +97,9 @@ def infer(
   object_stores.check_writable('INFER_OUTPUT_DIR', folder)
   if processes.is_first():
     _check_replaceable(path, rows)
-  partitioner = parameters.fit(network, partitioner, partitioning.IN_EVALUATION)
+  partitioner = parameters.choose_mesh(
+    network, partitioner, partitioning.IN_EVALUATION
+  )
   with partitioner.activate():
     loaded = parameters.load(
       network,

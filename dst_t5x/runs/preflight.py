@@ -28,6 +28,7 @@ from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.runs import identity
+from dst_t5x.runs import plan as plan_lib
 from dst_t5x.runtime import processes
 
 _GIB = 2**30
@@ -56,9 +57,9 @@ class Training:
 
   Attributes:
     trainer: says what is trained.
-    train_data: a `training.TrainData`.
+    train_data: what is trained on.
     evaluation: what is evaluated.
-    plan: a `training.Plan`.
+    plan: when to do what.
     partitioner: with nothing left open.
     space: the network's parameters.
     binary: what gin configured.
@@ -67,9 +68,9 @@ class Training:
   """
 
   trainer: trainer_lib.Trainer
-  train_data: Any
+  train_data: plan_lib.TrainData
   evaluation: evaluation_lib.Evaluation
-  plan: Any
+  plan: plan_lib.Plan
   partitioner: partitioning.Partitioner
   space: parameters.ParameterSpace
   binary: Callable[..., Any]
@@ -297,7 +298,9 @@ def disk_space(path: epath.Path, needed: int, what: str) -> Found:
 
 
 def written(
-  trainer: trainer_lib.Trainer, space: parameters.ParameterSpace, plan: Any
+  trainer: trainer_lib.Trainer,
+  space: parameters.ParameterSpace,
+  plan: plan_lib.Plan,
 ) -> tuple[int, str]:
   """Returns about how many bytes a run writes, and what takes them.
 
@@ -306,7 +309,7 @@ def written(
   Args:
     trainer: says what is saved.
     space: the network's parameters.
-    plan: a `training.Plan`.
+    plan: when to do what.
   """
 
   def size(tree: Any) -> int:

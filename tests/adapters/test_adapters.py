@@ -256,7 +256,7 @@ def test_only_its_own_parameters_are_trained(adapter, trained, sizes):
   step = jax.jit(trainer.train_step)
   after, metrics = step(
     state,
-    trainer_lib.Fixed((), frozen),
+    trainer_lib.Constants((), frozen),
     batch,
     jax.random.key(0),
     jnp.asarray(True),

@@ -12,6 +12,7 @@ from dst_t5x import subsets
 from dst_t5x.checkpoints import best as best_lib
 from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import state_keys
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer
@@ -33,18 +34,6 @@ def _kept(path):
   return sorted(int(p.name) for p in (path / 'checkpoints').iterdir())
 
 
-def test_flatten_is_undone_by_unflatten():
-  tree = {
-    'a': [1, (2, None)],
-    'b': projection.ProjectionState(3, 4, 5),
-    'c': {},
-  }
-  flat = run_folder.flatten(tree)
-  assert sorted(flat.values()) == [1, 2, 3, 4, 5]
-  assert run_folder.unflatten(tree, flat) == tree
-  assert run_folder.unflatten(0, run_folder.flatten(7)) == 7
-
-
 @pytest.mark.parametrize('keep', [1, 2])
 def test_the_latest_are_kept(tmp_path, keep):
   folder = run_folder.RunFolder(tmp_path, keep)
@@ -64,7 +53,7 @@ def test_the_latest_are_kept(tmp_path, keep):
   like = {'count': jax.ShapeDtypeStruct((), jnp.int32)}
   assert again.state(30, like) == {'count': 30}
   assert again.position(30) == b'position 30'
-  assert again.about(30) == {'step': 30}
+  assert again.about(30) == {'format': 1, 'step': 30}
   _save(again, 40)
   again.close()
   assert _kept(tmp_path) == [10, 20, 30, 40][-keep:]
@@ -125,7 +114,7 @@ def test_a_reader_changes_nothing(tmp_path):
 
 def test_runs_without_what_is_asked_for(tmp_path):
   run_folder.write_run_file(
-    run_folder.epath.Path(tmp_path), {'config': {}, 'seed': None}
+    run_folder.epath.Path(tmp_path), {'method': {}, 'seed': None}
   )
   assert run_folder.is_run(tmp_path)
   with pytest.raises(UserError, match='has no checkpoint yet'):
@@ -178,8 +167,8 @@ def test_a_subset_takes_under_two_per_cent_of_the_dense_checkpoint(tmp_path):
     leaf.reshape(-1)[chosen] += np.asarray(update).reshape(-1)[chosen]
   found = subsets.extract(tuned, host)
   assert found.size == pytest.approx(epsilon * size, rel=0.01)
-  changing = run_folder.flatten(
-    {'opt_state': state.opt_state, 'projection_state': state.projection_state}
+  changing = state_keys.flatten(
+    {'optimizer': state.opt_state, 'projection': state.projection_state}, seed
   )
   # Packed GSM8K's takes 750 kB at this place, compressed.
   position = generator.bytes(1_000_000)

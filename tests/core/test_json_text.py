@@ -14,7 +14,7 @@ from dst_t5x.checkpoints import best
 from dst_t5x.core import json_text
 from dst_t5x.core import metrics_file
 from dst_t5x.engine import budget
-from dst_t5x.runs import outcome
+from dst_t5x.runs import artifacts
 
 VALUES = st.recursive(
   st.one_of(
@@ -81,14 +81,14 @@ def test_best_and_report(tmp_path):
   found = _strict((tmp_path / 'best.json').read_text())
   assert found['scores'] == {'a/em': None, 'a/f1': 1.5}
   cost = budget.Budget(10, 1, 100)
-  outcome.write_report(tmp_path, 1, cost, None, NUMBERS)
+  artifacts.write_report(tmp_path, 1, cost, None, NUMBERS)
   found = _strict((tmp_path / 'report.json').read_text())
   assert found['results'] == {'a/em': None, 'a/f1': 1.5, 'eval/loss': None}
 
 
 # What goes from one of our processes to another of them keeps its NaN.
 _BETWEEN_PROCESSES = {
-  *('processes.py', 'preflight.py', 'run.py', 'worker.py', 'local.py'),
+  *('processes.py', 'preflight.py', 'evaluations.py', 'worker.py', 'local.py'),
   'serving_load.py',
 }
 

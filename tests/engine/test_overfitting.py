@@ -70,13 +70,13 @@ def rows(shared_data):
   ]
 
 
-def _states(trainer, params, fixed, batches, steps):
+def _states(trainer, params, constants, batches, steps):
   """Yields step, parameters and loss now and then."""
   state = jax.jit(trainer.init)(params)
   step = jax.jit(trainer.train_step, donate_argnums=0)
   for i in range(steps):
     state, metrics = step(
-      state, fixed, batches[i % len(batches)], jax.random.key(0),
+      state, constants, batches[i % len(batches)], jax.random.key(0),
       jnp.asarray(False),
     )  # fmt: skip
     if (i + 1) % _EVERY == 0:
@@ -90,7 +90,7 @@ def seed(rows):
   params = jax.jit(model.initialize)(jax.random.key(0))['params']
   trainer = _trainer(model, 0.01, projection.NoProjection())
   batches = [_batch(rows[i : i + 64]) for i in range(32, 672, 64)]
-  states = _states(trainer, params, trainer_lib.Fixed(), batches, 160)
+  states = _states(trainer, params, trainer_lib.Constants(), batches, 160)
   params, loss = list(states)[-1]
   assert loss < 0.2
   return jax.device_get(params)
@@ -154,12 +154,12 @@ def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
     params = parts.unflatten(old | added)
   trainer = _trainer(model, *options)
   mine, frozen = trainer.split(params)
-  fixed = trainer_lib.Fixed(
+  constants = trainer_lib.Constants(
     mine if trainer.projection.constrains else (), frozen or ()
   )
   batch = _batch(rows[:32], adapter.prefix(model.vocab_size))
   assert not _is_learnt(model, params, batch, 0.0)
   assert any(
     _is_learnt(model, parts.join(tuned, frozen), batch, loss)
-    for tuned, loss in _states(trainer, mine, fixed, [batch], steps)
+    for tuned, loss in _states(trainer, mine, constants, [batch], steps)
   )

@@ -75,10 +75,10 @@ def _compiled(trainer):
 def _train(trainer, seed, batch, steps, key=0):
   """Yields state and metrics after each step."""
   state = trainer.init(jax.tree.map(jnp.asarray, seed))
-  step, fixed = _compiled(trainer), trainer_lib.Fixed(seed)
+  step, constants = _compiled(trainer), trainer_lib.Constants(seed)
   for _ in range(steps):
     state, metrics = step(
-      state, fixed, batch, jax.random.key(key), jnp.asarray(True)
+      state, constants, batch, jax.random.key(key), jnp.asarray(True)
     )
     yield state, metrics
 
@@ -222,7 +222,7 @@ def test_norms_are_only_taken_where_they_are_wanted(seed, batch):
   trainer = _trainer()
   _, metrics = _compiled(trainer)(
     trainer.init(seed),
-    trainer_lib.Fixed(seed),
+    trainer_lib.Constants(seed),
     batch,
     jax.random.key(0),
     jnp.asarray(False),
@@ -241,7 +241,7 @@ def _same(a, b):
 @pytest.mark.parametrize('churn', [True, False])
 def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
   method = dataclasses.replace(DST, churn=churn)
-  step, fixed = _compiled(_trainer(method)), trainer_lib.Fixed(seed)
+  step, constants = _compiled(_trainer(method)), trainer_lib.Constants(seed)
   state = _trainer(method).init(jax.tree.map(jnp.asarray, seed))
   weights = batch['decoder_loss_weights'].astype(np.float32)
   batch = batch | {'decoder_loss_weights': weights}
@@ -251,7 +251,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
     before = state
     state, metrics = step(
       state,
-      fixed,
+      constants,
       poisoned if is_bad else batch,
       jax.random.key(0),
       jnp.asarray(True),
@@ -262,7 +262,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(seed, batch, churn):
         assert _same(getattr(state, field), getattr(before, field)), field
       continue
     expected, _ = step(
-      expected, fixed, batch, jax.random.key(0), jnp.asarray(True)
+      expected, constants, batch, jax.random.key(0), jnp.asarray(True)
     )
     assert _same(state.params, expected.params)
   assert int(metrics['refused_steps']) == int(state.refused_steps) == 3
@@ -288,7 +288,7 @@ def test_the_reported_learning_rate_is_the_one_that_was_used(seed, batch, make):
       scale = np.float32(np.nan if i in refused else 1)
       state, metrics = step(
         state,
-        trainer_lib.Fixed(seed),
+        trainer_lib.Constants(seed),
         batch | {'decoder_loss_weights': weights * scale},
         jax.random.key(0),
         jnp.asarray(False),
@@ -340,7 +340,7 @@ def test_an_update_that_is_not_finite_is_refused(
   state = trainer.init(jax.tree.map(jnp.asarray, seed))
   after, metrics = jax.jit(trainer.train_step)(
     state,
-    trainer_lib.Fixed(seed),
+    trainer_lib.Constants(seed),
     batch,
     jax.random.key(0),
     jnp.asarray(False),
@@ -365,10 +365,10 @@ def test_trainers_that_differ_in_numbers_share_a_program(seed, batch):
       projection=dataclasses.replace(projection),
     )
     state = trainer.init(jax.tree.map(jnp.asarray, seed))
-    fixed = trainer_lib.Fixed(seed)
-    given = step(trainer.program(seed), state, fixed, *rest)
+    constants = trainer_lib.Constants(seed)
+    given = step(trainer.program(seed), state, constants, *rest)
     if compare:  # With the step of which all numbers are constants.
-      constant = jax.jit(trainer.train_step)(state, fixed, *rest)
+      constant = jax.jit(trainer.train_step)(state, constants, *rest)
       for a, b in zip(*map(jax.tree.leaves, (given, constant)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     return step._cache_size()

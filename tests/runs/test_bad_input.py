@@ -42,7 +42,7 @@ def _train(seed, folder, **bindings):
   ('bindings', 'parts'),
   [
     ({'EPSILOM': 0.1}, ['EPSILOM', "did you mean 'EPSILON'"]),
-    ({'training.Plan.trainsteps': 3}, ['trainsteps', "'train_steps'"]),
+    ({'plan.Plan.trainsteps': 3}, ['trainsteps', "'train_steps'"]),
     ({'INPUT_FILE': 'x'}, ['INPUT_FILE']),
     ({'decoding.BeamSearch.alpha': 0.5}, ['alpha would have no effect']),
     ({'EPSILON': 0}, ['EPSILON must be in (0, 1]', 'it is 0']),

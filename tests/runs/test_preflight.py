@@ -11,8 +11,8 @@ from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import projection
+from dst_t5x.runs import plan as plan_lib
 from dst_t5x.runs import preflight
-from dst_t5x.runs import training
 
 
 def _check(seed, folder, *arguments):
@@ -127,7 +127,7 @@ def test_what_is_written_grows_with_what_is_kept():
 
   def written(method, **settings):
     trainer = trainer_lib.Trainer(network, optimizer, method)
-    plan = training.Plan(train_steps=100, checkpoint_period=10, **settings)
+    plan = plan_lib.Plan(train_steps=100, checkpoint_period=10, **settings)
     return preflight.written(trainer, space, plan)
 
   full, _ = written(projection.NoProjection())

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import commands
+import jax
+import optax
 import pytest
 
 from dst_t5x import subsets
@@ -140,10 +142,9 @@ def test_a_checkpoint_is_continued_by_its_own_run(
     (folder / 'run.json').unlink()
   elif run_file == "another's":
     record = _read(folder, 'run.json')
-    names = {'EPSILON': 'epsilon', 'RANDOM_SEED': 'random_seed'}
     for name, value in other.items():
-      (key,) = [k for k in record['config'] if k.endswith(f'.{names[name]}')]
-      record['config'][key] = repr(value)
+      group = record['method'] if name == 'EPSILON' else record
+      group[name.lower()] = value
     (folder / 'run.json').write_text(json.dumps(record))
   if message:
     with pytest.raises(UserError, match=message):
@@ -180,6 +181,26 @@ def test_checkpoints_that_nothing_is_known_of(toy_seed, short_run, tmp_path):
   (folder / 'run.json').unlink()
   with pytest.raises(UserError, match=r'has checkpoints, but no run\.json'):
     _train(toy_seed, folder, TRAIN_STEPS=5)
+
+
+def test_another_optax_goes_on(toy_seed, tmp_path, monkeypatch):
+  """One that puts a transformation more around the others."""
+  whole, folder = tmp_path / 'whole', tmp_path / 'run'
+  _train(toy_seed, whole, TRAIN_STEPS=4)
+  _train(toy_seed, folder, TRAIN_STEPS=2)
+  ours = optax.adafactor
+
+  def theirs(*arguments, **settings):
+    return optax.chain(optax.identity(), ours(*arguments, **settings))
+
+  monkeypatch.setattr(optax, 'adafactor', theirs)
+  jax.clear_caches()
+  try:
+    _train(toy_seed, folder, TRAIN_STEPS=4)
+  finally:
+    monkeypatch.undo()
+    jax.clear_caches()
+  assert commands.fingerprint(whole) == commands.fingerprint(folder)
 
 
 def _jsonl(tmp_path, seed, train, steps):

@@ -127,12 +127,12 @@ def ours(projection, seed):
     projection,
   )
   params = jax.tree.map(jnp.asarray, seeds.load_seed(seed).params)
-  state, fixed = trainer.init(params), trainer_lib.Fixed(seed=params)
+  state, constants = trainer.init(params), trainer_lib.Constants(seed=params)
   step = jax.jit(trainer.train_step)
   losses = []
   for batch in batches():
     key, report = jax.random.key(0), jnp.asarray(False)
-    state, metrics = step(state, fixed, batch, key, report)
+    state, metrics = step(state, constants, batch, key, report)
     losses.append(float(metrics['loss']))
   return Trace(losses, _free(jax.device_get(state.params), seed), {})
 

@@ -1,0 +1,90 @@
+"""What a run trains on, and when it does what."""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+
+from dst_t5x.core import values
+from dst_t5x.core.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainData:
+  """What is trained on.
+
+  Attributes:
+    task: a registered seqio task or mixture.
+    feature_lengths: feature -> pieces per row; longer examples are cut.
+    batch_size: rows of a batch, over all devices.
+    pack: whether short examples share a row.
+    shards: parts into which seqio divides the data; each fills its share of the
+      rows of every batch, and a process reads those only that its devices need.
+      The batches depend on this number, and on no number of processes.
+  """
+
+  task: str
+  feature_lengths: Mapping[str, values.Positive]
+  batch_size: values.Positive
+  pack: bool = True
+  shards: values.Positive = 1
+
+  def __post_init__(self) -> None:
+    values.check_fields(self)
+    if self.batch_size % self.shards:
+      raise UserError(
+        f'BATCH_SIZE = {self.batch_size} is not a multiple of DATA_SHARDS = '
+        f'{self.shards}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When to do what, in steps of this run.
+
+  Attributes:
+    train_steps: how many steps to train.
+    log_period: steps between two rows of training metrics.
+    eval_period: steps between two evaluations; the last step is evaluated too.
+    checkpoint_period: steps between two checkpoints; the last step is saved
+      too, and with `keep_best_by` every step that is evaluated.
+    keep: how many of the latest checkpoints to keep.
+    keep_best_by: name of the metric whose best checkpoint is kept too.
+    max_refused_steps: how many steps in a row may be refused, for a loss or an
+      update that is not finite, before training stops.
+    keep_subsets: whether the subset of each checkpoint is kept as a file.
+  """
+
+  train_steps: values.Positive
+  log_period: values.Positive = 10
+  eval_period: values.Positive = 500
+  checkpoint_period: values.Positive = 500
+  keep: values.Positive = 1
+  keep_best_by: str | None = None
+  max_refused_steps: values.Positive = 3
+  keep_subsets: bool = True
+
+  def __post_init__(self) -> None:
+    values.check_fields(self)
+
+  def logs(self, step: int) -> bool:
+    """Whether training metrics are written after this step."""
+    return step % self.log_period == 0 or step == self.train_steps
+
+  def evaluates(self, step: int) -> bool:
+    """Whether an evaluation follows this step."""
+    return step % self.eval_period == 0 or step == self.train_steps
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is made after this step."""
+    return (
+      step % self.checkpoint_period == 0
+      or step == self.train_steps
+      or (self.keep_best_by is not None and self.evaluates(step))
+    )
+
+  def check_results(self, results: Collection[str]) -> None:
+    """Raises UserError if an evaluation lacks the metric of `keep_best_by`."""
+    if self.keep_best_by is not None and self.keep_best_by not in results:
+      raise UserError(
+        f'KEEP_BEST_BY: no metric {self.keep_best_by!r}'
+        f'{nearest(self.keep_best_by, results)} (known: {sorted(results)})'
+      )

@@ -1,0 +1,347 @@
+"""A run that is under way: its training state, from the seed or a checkpoint.
+
+What comes first cannot be left out: a `Session` takes a `LoadedSeed`, which
+comes from a `Claim`, which takes a `ModelDir`; and it has its state from the
+start.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import functools
+import os
+from typing import Any, NoReturn, Self
+
+from absl import logging
+import jax
+import numpy as np
+
+from dst_t5x.checkpoints import run_folder
+from dst_t5x.core import parts
+from dst_t5x.core.errors import UserError
+from dst_t5x.engine import budget as budget_lib
+from dst_t5x.engine import parameters
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.runs import artifacts
+from dst_t5x.runs import checkpoints as checkpoints_lib
+from dst_t5x.runs import claim
+from dst_t5x.runs import evaluations as evaluations_lib
+from dst_t5x.runs import extraction as extraction_lib
+from dst_t5x.runs import history
+from dst_t5x.runs import plan as plan_lib
+from dst_t5x.runtime import preemption
+from dst_t5x.runtime import processes
+
+PyTree = Any
+
+
+class Session:
+  """A run with its training state; a context manager that closes its files.
+
+  Attributes:
+    path: MODEL_DIR.
+    trainer: network, optimizer, projection and loss.
+    step: steps that are done.
+    state: the training state after them.
+    position: in the data, where the session begins; None at its start.
+    constants: what no step changes.
+    budget: how much the method trains.
+  """
+
+  def __init__(
+    self,
+    seed: claim.LoadedSeed,
+    trainer: trainer_lib.Trainer,
+    space: parameters.ParameterSpace,
+    partitioner: partitioning.Partitioner,
+    plan: plan_lib.Plan,
+    random_seed: int,
+    encode: Callable[[str], list[int]],
+  ) -> None:
+    """Goes on from the last checkpoint, or else begins at the seed.
+
+    Args:
+      seed: θ⁰, in a MODEL_DIR that is this run's. The session keeps no more of
+        it than it needs.
+      trainer: network, optimizer, projection and loss.
+      space: the network's parameters.
+      partitioner: where they live.
+      plan: says what is kept.
+      random_seed: of parameters that do not come from the seed, and dropout.
+      encode: text -> pieces, for prompts that start as texts.
+
+    Raises:
+      UserError: a checkpoint cannot be read.
+    """
+    self.path = seed.folder.path
+    self.trainer = trainer
+    self._evaluations = evaluations_lib.Evaluations(
+      self.path, plan.keep_best_by
+    )
+    self._space = space
+    self._partitioner = partitioner
+    trained, frozen = self._shapes = trainer.split(space.shapes)
+    self._program = trainer.program(trained)
+    self._dropout_key = partitioner.key(random_seed)
+    adapter = trainer.network.adapter
+    constrains, is_partial = trainer.projection.constrains, bool(frozen)
+    self._facts = _facts(seed, trainer, space, is_partial)
+    # Where a subset of the seed's own parameters is what the run leaves.
+    extraction = None
+    if constrains or (is_partial and not adapter.added):
+      extraction = extraction_lib.Extraction(seed.params, is_partial)
+    self._artifacts = artifacts.Artifacts(
+      self.path, adapter, space.base_shapes, extraction, partitioner.replicated
+    )
+    with contextlib.ExitStack() as stack:
+      folder = run_folder.RunFolder(
+        self.path, plan.keep, self._evaluations.best_of
+      )
+      stack.push(functools.partial(_close, folder))
+      self._checkpoints = checkpoints_lib.Checkpoints(
+        folder,
+        extraction if constrains else None,
+        self._facts,
+        seed.record,
+        plan.keep_subsets,
+      )
+      self.constants = self._place_constants(seed.params)
+      self.budget = self._count_budget()
+      self.position: bytes | None = None
+      self.state = self._resumed() or self._begun(
+        seed.params, random_seed, encode
+      )
+      self.step = int(self.state.step)
+      self._closing = stack.pop_all()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._closing.__exit__(*error)
+
+  def _place_constants(self, seed: PyTree) -> trainer_lib.Constants:
+    """Returns what no step changes, on the devices."""
+    trained, frozen = self._shapes
+    to_devices = self._space.to_devices
+    keep_seed = self.trainer.projection.keep_seed
+    return trainer_lib.Constants(
+      seed=to_devices(seed, trained) if keep_seed else (),
+      frozen=to_devices(seed, frozen) if frozen else (),
+    )
+
+  def _count_budget(self) -> budget_lib.Budget:
+    """Returns how much the method trains, and logs it."""
+    trained, _ = self._shapes
+    # Scores as long as they may be expected.
+    scores = dict.fromkeys(('eval/loss', 'step'), 1 / 3)
+    about = self._about(0, scores)
+    projection = self.trainer.projection
+    budget = budget_lib.of_run(
+      self._space.base_shapes, trained, projection, about
+    )
+    logging.info('budget: %s', budget)
+    if table := projection.table(trained):
+      logging.info('the budget of each silo:\n%s', table)
+    return budget
+
+  def _resumed(self) -> trainer_lib.TrainState | None:
+    """Returns the state of the last checkpoint, if there is one."""
+    folder = self._checkpoints.folder
+    step = folder.latest_step
+    processes.agree(f'the last checkpoint in {self.path}', step)
+    self._evaluations.recall(step or 0)
+    self._evaluations.write_best(folder.steps)
+    if step is None:
+      return None
+    trained, _ = self._shapes
+    like = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      jax.eval_shape(self.trainer.init, trained),
+      self._shardings,
+    )
+    restored = self._checkpoints.restore(step, like)
+    self.position = restored.position
+    replicated = self._partitioner.replicated
+    return trainer_lib.TrainState(
+      **restored.rest,
+      step=partitioning.place(np.array(step, np.int32), replicated),
+      params=self._space.to_devices(restored.params, trained),
+    )
+
+  def _begun(
+    self,
+    seed: PyTree | None,
+    random_seed: int,
+    encode: Callable[[str], list[int]],
+  ) -> trainer_lib.TrainState:
+    """Returns the state at the seed; arguments as of the class."""
+    if seed is None:
+      logging.info('training from scratch, random seed %d', random_seed)
+      params = self._space.initialize(random_seed)
+    elif self.trainer.network.adapter.added:
+      added = parameters.initialize_added(
+        self.trainer.network, seed, random_seed, encode, self._partitioner
+      )
+      params = self._space.to_devices(added)
+    else:
+      params = self._space.to_devices(seed, self._shapes[0])
+    init = jax.jit(trainer_lib.Trainer.init, out_shardings=self._shardings)
+    return init(self._program, params)
+
+  @functools.cached_property
+  def _shardings(self) -> trainer_lib.TrainState:
+    """Where the state lies: as the parameters, or everywhere."""
+    trained, _ = self._shapes
+    abstract = jax.eval_shape(self.trainer.init, trained)
+    return self._partitioner.like_parameters(
+      abstract, trained, parts.select(self._space.shardings, trained)
+    )
+
+  @functools.cached_property
+  def _train_step(self) -> Callable[..., Any]:
+    return jax.jit(
+      trainer_lib.Trainer.train_step,
+      donate_argnames='state',
+      out_shardings=(self._shardings, self._partitioner.replicated),
+    )
+
+  def advance(
+    self, batch: trainer_lib.Batch, report: bool
+  ) -> dict[str, jax.Array]:
+    """Makes one training step; returns its metrics.
+
+    Args:
+      batch: the model's features, each [batch, length], on the devices.
+      report: whether norms are wanted.
+    """
+    self.state, metrics = self._train_step(
+      self._program,
+      self.state,
+      self.constants,
+      batch,
+      self._dropout_key,
+      np.bool_(report),
+    )
+    self.step += 1
+    return metrics
+
+  @property
+  def evaluation_folder(self) -> str:
+    """Where predictions are written."""
+    return os.fspath(self.path / 'evaluation')
+
+  @property
+  def params(self) -> PyTree:
+    """All parameters of the network, after `step`."""
+    return parts.join(self.state.params, self.constants.frozen)
+
+  def save(self, position: bytes) -> history.Report | None:
+    """Begins to write a checkpoint; see `Checkpoints.save`.
+
+    Args:
+      position: the data's.
+    """
+    return self._checkpoints.save(self.step, self.state, position)
+
+  @contextlib.contextmanager
+  def kept_whole(self) -> Iterator[None]:
+    """Has what is being saved written to the end before an error goes on."""
+    try:
+      yield
+    except Exception:
+      self._checkpoints.folder.wait()
+      raise
+
+  @property
+  def lacks_evaluation(self) -> bool:
+    """Whether the evaluation of `step` is missing, as after a kill in it."""
+    return self._evaluations.lacks(self.step)
+
+  def evaluated(self, results: Mapping[str, float]) -> None:
+    """Takes the results of an evaluation; says which checkpoint counts now."""
+    self._evaluations.add(self.step, results)
+    self._evaluations.write_best(self._checkpoints.folder.steps)
+
+  def stop(self) -> NoReturn:
+    """Ends a run that was told to, once its checkpoint is written.
+
+    Raises:
+      preemption.Stopped: always; says after which step, and what is whole.
+      UserError: the checkpoint could not be written.
+    """
+    folder = self._checkpoints.folder
+    folder.wait()
+    raise preemption.Stopped(
+      f'stopped after step {self.step}, by SIGTERM: {folder.what_is_whole}; '
+      'the same command goes on from there'
+    )
+
+  def finish(self) -> dict[str, float]:
+    """Waits for the last checkpoint, writes the subset, or the adapter.
+
+    Returns:
+      The metrics of the last evaluation.
+    """
+    folder = self._checkpoints.folder
+    folder.tidy()
+    self._evaluations.write_best(folder.steps)
+    counts = self._evaluations.counting_step(self.step, folder.steps)
+    best = None if counts == self.step else self._checkpoints.parameters(counts)
+    last = self._artifacts.gather(self.state.params)
+    if processes.is_first():
+      names = [artifacts.LAST]
+      if best is None:
+        names.append(artifacts.BEST)
+      else:
+        self._leave([artifacts.BEST], counts, self._artifacts.on_host(best))
+      size = self._leave(names, self.step, last)
+      free = last.size if self.trainer.projection.constrains else None
+      artifacts.write_report(
+        self.path, self.step, self.budget, size, self._evaluations.last, free
+      )
+    return self._evaluations.last
+
+  def _leave(self, names: list[str], step: int, left: Any) -> int | None:
+    return self._artifacts.write(
+      names, left, self._about(step, self._evaluations.of(step))
+    )
+
+  def _about(self, step: int, scores: Mapping[str, float]) -> dict[str, Any]:
+    return {'step': step, **self._facts, 'scores': scores}
+
+
+def _facts(
+  seed: claim.LoadedSeed,
+  trainer: trainer_lib.Trainer,
+  space: parameters.ParameterSpace,
+  is_partial: bool,
+) -> dict[str, Any]:
+  """Returns the metadata of docs/subset_format.md, but for the step's."""
+  settings = trainer.projection.settings()
+  return {
+    'seed': seed.reference,
+    'task': seed.record['task'],
+    'epsilon': settings.get('epsilon'),
+    'silos': settings.get('silos'),
+    'distance': settings.get('distance'),
+    'adapter': trainer.network.adapter.to_json(),
+    'is_partial': is_partial,
+    'parameters': space.size,
+    'version': seed.record['version'],
+  }
+
+
+def _close(
+  folder: run_folder.RunFolder, kind: Any, error: BaseException | None, _: Any
+) -> None:
+  """Closes a run's checkpoints; what went wrong before counts more."""
+  try:
+    # Among several, closing waits for the others, who may not come.
+    if error is None or jax.process_count() == 1:
+      folder.close()
+  except UserError:
+    if error is None:
+      raise
