@@ -64,14 +64,13 @@ class Run:
 
   def flags(self, model_dir: str | os.PathLike[str]) -> list[str]:
     """Returns the arguments of `python -m dst_t5x.train`."""
-    values = {'run': 'finetune'} | dict(self.settings)
-    files = [
-      f'--gin_file={_gin_file(kind, values.pop(kind))}'
-      for kind in FILES
-      if kind in values
+    names = [f'--gin_file={name}' for name in files(self.settings).values()]
+    bindings = [
+      f'--gin.{name}={value}'
+      for name, value in self.settings.items()
+      if name not in FILES
     ]
-    bindings = [f'--gin.{name}={value}' for name, value in values.items()]
-    return [*files, *bindings, f'--gin.MODEL_DIR={os.fspath(model_dir)!r}']
+    return [*names, *bindings, f'--gin.MODEL_DIR={os.fspath(model_dir)!r}']
 
   @property
   def train_steps(self) -> int | None:
@@ -252,9 +251,14 @@ def _run_name(settings: Settings, named_keys: Mapping[str, None]) -> str:
   return name
 
 
-def _gin_file(kind: str, value: str) -> str:
-  """Returns the gin file of a value of `model`, `task` or `method`."""
-  return value if value.endswith('.gin') else FILES[kind].format(value)
+def files(settings: Settings) -> dict[str, str]:
+  """Returns `model`, `task`, … -> the gin file that it chooses, in order."""
+  chosen = {'run': 'finetune', **settings}
+  return {
+    kind: name if name.endswith('.gin') else pattern.format(name)
+    for kind, pattern in FILES.items()
+    if (name := chosen.get(kind))
+  }
 
 
 def stem(value: str) -> str:

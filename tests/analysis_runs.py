@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from dst_t5x import subsets as subset
+from dst_t5x.method import projection
 
 FINGERPRINT = 'ab' * 32
 PARAMETERS = 6000
@@ -23,29 +24,34 @@ TENSORS = {
 }
 
 
-def config(task, method, learning_rate, random_seed, **settings):
+def record(task, method, learning_rate, random_seed, **settings):
   """Returns what `run.json` says of a run."""
-  found = {
-    'dst_t5x.runs.training.TrainData.task': repr(task),
-    'dst_t5x.optimizers.schedule.base': repr(learning_rate),
-    'dst_t5x.runs.training.train.random_seed': repr(random_seed),
-    'dst_t5x.trainer.Trainer.projection': '@dst_t5x.projection.NoProjection()',
-    'dst_t5x.trainer.Trainer.trained': 'None',
-  }
   if method in ('dst', 'random'):
-    found['dst_t5x.trainer.Trainer.projection'] = (
-      '@dst_t5x.projection.SubsetProjection()'
-    )
     if method == 'random':
       settings = settings | {'distance': 'random', 'random_seed': random_seed}
-    for name, value in settings.items():
-      found[f'dst_t5x.projection.SubsetProjection.{name}'] = repr(value)
-  adapter = {'lora': 'lora.LoRA', 'prompt': 'prompts.Prompt', 'ia3': 'ia3.IA3'}
-  if method in adapter:
-    name = f'dst_t5x.{adapter[method]}'
-    found['dst_t5x.models.adapted.with_adapter.adapter'] = f'@{name}()'
-    found |= {f'{name}.{key}': repr(v) for key, v in settings.items()}
-  return found
+    said = projection.SubsetProjection(
+      **{'epsilon': 1e-4, **settings}
+    ).settings()
+  else:
+    said = {'method': method, **_SETTINGS.get(method, {}), **settings}
+  return {
+    'format': 1,
+    'task': task,
+    'model': {'id': 't5_1_1'},
+    'method': said,
+    'optimizer': {
+      'id': 'adafactor',
+      'learning_rate': {'id': 'schedule', 'base': learning_rate},
+    },
+    'random_seed': random_seed,
+    'from_scratch': False,
+  }
+
+
+_SETTINGS = {
+  'lora': {'rank': 8, 'targets': '.*attention/(query|value)'},
+  'prompt': {'length': 10},
+}
 
 
 def random_subset(number, random_seed):
@@ -99,9 +105,9 @@ def write(
   if free is None:
     epsilon = settings.get('epsilon')
     free = round(epsilon * parameters) if epsilon else parameters
-  about = config(task, method, learning_rate, random_seed, **settings)
+  about = record(task, method, learning_rate, random_seed, **settings)
   seed = {'fingerprint': fingerprint, 'path': '/seeds/small'}
-  _json(folder / 'run.json', {'config': about, 'seed': seed, 'version': '0'})
+  _json(folder / 'run.json', {**about, 'seed': seed, 'version': '0'})
   (folder / 'config.gin').write_text(
     f"# Macros:\nEVAL_SPLIT = 'validation'\nTRAIN_STEPS = {steps}\n"
   )

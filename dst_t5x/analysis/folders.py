@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from dst_t5x.analysis import planned as planned_lib
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.analysis import setups
 from dst_t5x.core.errors import UserError, first_line, nearest
@@ -89,7 +90,7 @@ def _read_folder(
     )
   runs = [_of_sweep(folder / name, row, tell) for name, row in planned.items()]
   tasks = {
-    setups.from_sweep(planned[run.name]['settings']).setup.task: run.setup.task
+    planned_lib.trial(planned[run.name]['settings']).setup.task: run.setup.task
     for run in runs
     if run.trial.rest is not None
   }
@@ -125,7 +126,7 @@ def _planned(folder: epath.Path, tell: Tell) -> dict[str, Mapping[str, Any]]:
 def _of_sweep(folder: epath.Path, row: Mapping[str, Any], tell: Tell) -> Run:
   """Reads a run of a sweep, which may have left no files."""
   settings = row['settings']
-  planned = setups.from_sweep(settings)
+  planned = planned_lib.trial(settings)
   if not runs_lib.is_run(folder):
     failed = row.get('state') == runs_lib.FAILED
     state = runs_lib.FAILED if failed else runs_lib.MISSING

@@ -10,8 +10,10 @@ from etils import epath
 
 from dst_t5x.analysis import setups
 from dst_t5x.checkpoints import best
+from dst_t5x.checkpoints import formats
+from dst_t5x.core import json_object
 from dst_t5x.core import metrics_file
-from dst_t5x.core.errors import first_line
+from dst_t5x.core.errors import UserError, first_line
 
 FINISHED = 'finished'
 MISSING = 'missing'
@@ -110,9 +112,13 @@ def read_one(folder: epath.Path, tell: Tell) -> Run:
   damaged = Run(folder.name, folder, nothing, DAMAGED)
   try:
     about = json.loads((folder / 'run.json').read_text())
-    trial = setups.from_run(about['config'], model='')
+    formats.check(json_object.JsonObject(about, str(folder / 'run.json')))
+    trial = setups.from_run(about, model='')
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
     tell(f'{folder / "run.json"} is damaged: {first_line(e)}')
+    return damaged
+  except UserError as e:
+    tell(first_line(e))
     return damaged
   try:
     return _read_run(folder, trial, about.get('seed') or {}, tell)

@@ -1,24 +1,25 @@
 """What a run tries: its method, budget, learning rate and random seed.
 
-Told from `run.json`, which has every value that makes a run; or, where a run of
-a sweep has left nothing yet, from the macros of the sweep.
+Read from `run.json`, which has every setting that makes a run; see
+`runs.identity`. Of a run that has left nothing yet: see `planned`.
 """
 
-import ast
 from collections.abc import Mapping
 import dataclasses
-import pathlib
+import functools
 from typing import Any
 
+from dst_t5x.core import json_text
 from dst_t5x.method import silos as silo_lib
 
 ZERO_SHOT = 'zero_shot'
 PRETRAINING = 'pretraining'
 SUBSETS = ('dst', 'random')
-_ADAPTERS = {'LoRA': 'lora', 'Prompt': 'prompt', 'IA3': 'ia3'}
-# Bindings that only choose the run among equals.
-_RANDOM_SEEDS = ('train.random_seed', 'SubsetProjection.random_seed')
-_LEARNING_RATE = 'schedule.base'
+# Settings that only choose the run among equals.
+_RANDOM_SEEDS = ('random_seed', 'method.random_seed')
+_LEARNING_RATE = 'optimizer.learning_rate.base'
+# What else `run.json` says, besides settings.
+_NO_SETTINGS = ('format', 'rows', 'seed', 'version')
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -28,15 +29,15 @@ class Setup:
   Attributes:
     model: what the model is called.
     task: what is trained on.
-    method: `dst`, `random`, `lora`, `prompt`, `ia3`, `norms`, `head_only`,
-      `full`, `zero_shot`, `pretraining`, or the name of an adapter's class.
+    method: its name in `run.json`, `zero_shot` or `pretraining`.
     knob: what sets the budget: ε, the rank, the length; 0 where nothing does.
     distance: of subsets, else ''.
-    silos: likewise; rules of one's own are called `rules`.
+    silos: of subsets, else ''; rules of one's own are called `rules`.
     normalization: `size`, `mean` or ''.
     normalize_over: a siloing, '' without normalization.
     churn: whether the subset is chosen anew in each step.
-    more: what else makes it another method: exclusions, LoRA's targets.
+    more: what else makes it another method: exclusions, LoRA's targets, all
+      settings of a method of one's own.
   """
 
   model: str
@@ -89,10 +90,10 @@ class Trial:
   """A setup with what is tuned, and what only differs by chance.
 
   Attributes:
-    setup: see there.
+    setup: the method and its setting.
     learning_rate: None where nothing is trained, or nobody said.
     random_seed: of data order, dropout, and random subsets.
-    rest: all other bindings of the run, sorted; unknown (None) if the run has
+    rest: all other settings of the run, sorted; unknown (None) if the run has
       left nothing.
   """
 
@@ -102,100 +103,60 @@ class Trial:
   rest: tuple[tuple[str, str], ...] | None = None
 
 
-def from_run(config: Mapping[str, str], model: str) -> Trial:
+def from_run(record: Mapping[str, Any], model: str) -> Trial:
   """Returns what a run's `run.json` says.
 
   Args:
-    config: parameter -> value, as gin writes it.
+    record: its content.
     model: what the model is called.
   """
-  known = {
-    '.'.join(name.split('.')[-2:]): value for name, value in config.items()
-  }
-  value = {name: _literal(text) for name, text in known.items()}
-  setup = Setup(
-    model,
-    str(value.get('TrainData.task', '')),
-    _method(value),
-    **_of_method(value),
-  )
-  told = (*_RANDOM_SEEDS, _LEARNING_RATE)
-  rest = {name: text for name, text in known.items() if name not in told}
-  rate = value.get(_LEARNING_RATE)
+  settings = {k: v for k, v in record.items() if k not in _NO_SETTINGS}
+  flat = dict(json_text.flat(settings))
+  apart = (*_RANDOM_SEEDS, _LEARNING_RATE)
+  rest = {k: json_text.dumps(v) for k, v in flat.items() if k not in apart}
+  setup = Setup(model, str(record['task']), PRETRAINING)
+  if not record.get('from_scratch'):
+    setup = with_method(setup, record['method'])
   return Trial(
     setup,
-    float(rate) if isinstance(rate, int | float) else None,
-    int(value.get(_RANDOM_SEEDS[0]) or 0),
+    rate_of(flat.get(_LEARNING_RATE)),
+    int(flat.get(_RANDOM_SEEDS[0]) or 0),
     tuple(sorted(rest.items())),
   )
 
 
-def _literal(text: str) -> Any:
-  """Returns the value that gin's text stands for; references stay text."""
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+def rate_of(value: Any) -> float | None:
+  """Returns a learning rate, if that is what a value is."""
+  return float(value) if isinstance(value, int | float) else None
 
 
-def _method(value: Mapping[str, Any]) -> str:
-  """Returns the method that bindings describe."""
-  if value.get('train.from_scratch'):
-    return PRETRAINING
-  projection = str(value.get('Trainer.projection', ''))
-  if projection.endswith('SubsetProjection()'):
-    is_random = value.get('SubsetProjection.distance') == 'random'
-    return 'random' if is_random else 'dst'
-  adapter = value.get('with_adapter.adapter')
-  if isinstance(adapter, str):
-    name = adapter.removesuffix('()').rpartition('.')[2]
-    return _ADAPTERS.get(name, name)
-  if trained := value.get('Trainer.trained'):
-    return {
-      ('.*norm/scale',): 'norms',
-      ('decoder/logits_dense/kernel',): 'head_only',
-    }.get(tuple(trained), 'partial')
-  return 'full'
+def with_method(setup: Setup, method: Mapping[str, Any]) -> Setup:
+  """Returns a setup with another method.
 
-
-def _of_method(value: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the arguments of `Setup` that go with the method."""
-  method = _method(value)
-  if method == 'lora':
-    targets = str(value.get('LoRA.targets', ''))
-    rank = float(value.get('LoRA.rank', 0))
-    return {'knob': rank, 'more': _targets(targets)}
-  if method == 'prompt':
-    return {'knob': float(value.get('Prompt.length', 0))}
-  if method not in SUBSETS:
-    return {}
-  get = {
-    name.removeprefix('SubsetProjection.'): of
-    for name, of in value.items()
-    if name.startswith('SubsetProjection.')
-  }
-  return _of_subset(get)
+  Args:
+    setup: its model and task stay.
+    method: what `run.json` says of the method; see `runs.methods`.
+  """
+  settings = {k: v for k, v in method.items() if k != 'method'}
+  name = str(method['method'])
+  describe = _DESCRIBED.get(name, _of_any)
+  return Setup(setup.model, setup.task, name, **describe(settings))
 
 
 def _of_subset(get: Mapping[str, Any]) -> dict[str, Any]:
-  normalization = get.get('normalization') or ''
-  threshold = get.get('threshold', 'exact')
+  normalization = get['normalization'] or ''
   more = [
-    f'without {", ".join(get["exclude"])}' if get.get('exclude') else '',
-    f'{threshold} threshold' if threshold != 'exact' else '',
-    '' if get.get('keep_seed', True) else 'seed rebuilt',
+    f'without {", ".join(get["exclude"])}' if get['exclude'] else '',
+    f'{get["threshold"]} threshold' if get['threshold'] != 'exact' else '',
+    '' if get['keep_seed'] else 'seed rebuilt',
   ]
   return {
     'knob': float(get['epsilon']),
-    'distance': str(get.get('distance', 'inverse_relative')),
-    'silos': _siloing(get.get('silos', 'per_module_and_layer')),
+    'distance': str(get['distance']),
+    'silos': _siloing(get['silos']),
     'normalization': normalization,
-    'normalize_over': _siloing(
-      get.get('normalize_over', 'per_module_and_layer')
-    )
-    if normalization
-    else '',
-    'churn': bool(get.get('churn', True)),
+    'normalize_over': _siloing(get['normalize_over']) if normalization else '',
+    'churn': bool(get['churn']),
     'more': ', '.join(filter(None, more)),
   }
 
@@ -206,59 +167,33 @@ def _siloing(silos: Any) -> str:
   return silos if is_known else 'rules'
 
 
-def _targets(expression: str) -> str:
-  """Returns LoRA's targets where they are not the default."""
-  usual = '.*attention/(query|value)'
-  return '' if expression in ('', usual) else f'targets {expression}'
+def _of_lora(get: Mapping[str, Any]) -> dict[str, Any]:
+  targets = str(get['targets'])
+  more = '' if targets == _usual_targets() else f'targets {targets}'
+  return {'knob': float(get['rank']), 'more': more}
 
 
-def from_sweep(macros: Mapping[str, str]) -> Trial:
-  """Returns what a sweep says of a run that has left nothing.
-
-  Args:
-    macros: key of the sweep's file -> value, as gin reads it.
-  """
-  value = {name: _literal(text) for name, text in macros.items()}
-  method = _stem(macros.get('method', 'full'))
-  if _stem(macros.get('run', '')) == 'pretrain':
-    method = PRETRAINING
-  task = value.get('MIXTURE_OR_TASK_NAME') or _stem(macros.get('task', ''))
-  more: dict[str, Any] = {}
-  if method in ('dst', 'dst_no_churn', 'random'):
-    get: dict[str, Any] = {'epsilon': 1e-4, 'churn': method != 'dst_no_churn'}
-    get |= {
-      name.lower(): of for name, of in value.items() if name in _SUBSET_MACROS
-    }
-    if method == 'random':
-      get['distance'] = 'random'
-    method = 'random' if get.get('distance') == 'random' else 'dst'
-    more = _of_subset(get)
-  elif method == 'lora':
-    targets = str(value.get('LORA_TARGETS', ''))
-    knob = float(value.get('LORA_RANK', 8))
-    more = {'knob': knob, 'more': _targets(targets)}
-  elif method == 'prompt':
-    more = {'knob': float(value.get('PROMPT_LENGTH', 10))}
-  rate = value.get('LEARNING_RATE')
-  return Trial(
-    Setup(_stem(macros.get('model', '')), str(task), method, **more),
-    float(rate) if isinstance(rate, int | float) else None,
-    int(value.get('RANDOM_SEED') or 0),
-  )
+def _of_any(get: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns all settings of a method whose budget no single one sets."""
+  said = (f'{name} {json_text.dumps(v)}' for name, v in sorted(get.items()))
+  return {'more': ', '.join(said)}
 
 
-_SUBSET_MACROS = (
-  'EPSILON',
-  'DISTANCE',
-  'SILOS',
-  'EXCLUDE',
-  'NORMALIZATION',
-  'NORMALIZE_OVER',
-  'CHURN',
-  'THRESHOLD',
-  'KEEP_SEED',
-)
+def _nothing(get: Mapping[str, Any]) -> dict[str, Any]:
+  del get
+  return {}
 
 
-def _stem(value: str) -> str:
-  return pathlib.PurePath(value).stem if value.endswith('.gin') else value
+@functools.cache
+def _usual_targets() -> str:
+  from dst_t5x.config import gin_files  # Gin, which few need.
+
+  return str(gin_files.literals('gin/methods/lora.gin')['LORA_TARGETS'])
+
+
+_DESCRIBED = {
+  **dict.fromkeys(SUBSETS, _of_subset),
+  **dict.fromkeys(('full', 'head_only', 'ia3', 'norms'), _nothing),
+  'lora': _of_lora,
+  'prompt': lambda get: {'knob': float(get['length'])},
+}
