@@ -169,7 +169,7 @@ def test_a_folder_of_another_run(toy_seed, toy_run, tmp_path):
   shutil.copy(toy_run / 'run.json', folder)
   before = (folder / 'run.json').read_bytes()
   message = _message(_train(toy_seed, folder, EPSILON=0.02))
-  assert 'SubsetProjection.epsilon = 0.01, not 0.02' in message
+  assert 'method.epsilon = 0.01, not 0.02' in message
   assert 'choose another MODEL_DIR' in message
   other = tmp_path / 'other'
   seed = seeds.load_seed(toy_seed)
