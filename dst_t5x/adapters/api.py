@@ -63,7 +63,7 @@ class Linear(Part):
 
   @property
   def path(self) -> str:
-    """The module's path, `encoder/layers_0/attention/query`."""
+    """The module's path, `layers_0/attention/query`."""
     return '/'.join(self.module.path)
 
   @property

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import traverse_util
-
 from dst_t5x.core import errors
+from dst_t5x.core import parts
 from dst_t5x.models.t5 import sizes
 
 
@@ -44,8 +43,7 @@ def check_matches(
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  flat = traverse_util.flatten_dict(tree, sep='/')
-  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  return {path: tuple(leaf.shape) for path, leaf in parts.flatten(tree).items()}
 
 
 def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:

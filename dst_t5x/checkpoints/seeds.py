@@ -10,7 +10,6 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from flax import traverse_util
 import numpy as np
 
 from dst_t5x import subsets
@@ -138,7 +137,7 @@ def load_seed(
     )
   _check_finite(loaded.params, str(folder))
   seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
-  flat = traverse_util.flatten_dict(seed.params)
+  flat = parts.flatten(seed.params)
   logging.info(
     'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',
     seed.path,

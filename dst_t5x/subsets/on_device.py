@@ -110,7 +110,9 @@ class Slots:
       dtype, place = next(places)
       vacant = np.full(self._rooms[i], sizes[i], np.uint32)
       nothing.setdefault(dtype, []).append(vacant)
-      _, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
+      _, paths = tree_paths.slice_paths(
+        tree_paths.path_of(key_path), leaf.shape
+      )
       for layer, path in enumerate(paths):
         offset = layer * (sizes[i] // len(paths))
         self._slots[path] = _Slot(i, dtype, place.start, self._rooms[i], offset)
