@@ -24,10 +24,9 @@ def of_config(stated: json_object.JsonObject) -> hugging_face.Family:
     if model_type in family.model_types:
       return family
   folder, _, file = stated.where.rpartition('/')
-  names = ' or '.join(family.name for family in FAMILIES)
   known = [repr(name) for family in FAMILIES for name in family.model_types]
   raise UserError(
-    f'{folder} is no {names} model: its {file} has model_type'
+    f'{folder} is no {_names()} model: its {file} has model_type'
     f' {json_object.shown(model_type)}, not {" or ".join(known)}'
   )
 
@@ -51,4 +50,11 @@ def network_of(params: Any) -> Any:
   Raises:
     UserError: they are of no known family, or their shapes do not tell.
   """
-  return of(params).network_of(params)
+  family = of(params)
+  if family is _OTHER:
+    raise UserError(f'no {_names()}: its tensors do not tell which network')
+  return family.network_of(params)
+
+
+def _names() -> str:
+  return ' or '.join(family.name for family in FAMILIES)

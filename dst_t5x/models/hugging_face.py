@@ -121,7 +121,7 @@ class Family:
     Raises:
       UserError: their shapes do not tell.
     """
-    raise UserError(f'no {self.name}: its tensors do not tell which')
+    raise NotImplementedError
 
   def sizes(self, params: PyTree) -> dict[str, int]:
     """Returns the network's sizes by name, as many as the shapes tell."""

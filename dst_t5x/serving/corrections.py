@@ -220,6 +220,8 @@ def _tensors(
 ) -> dict[str, Array]:
   """Returns path -> each example's tensor [batch, …], of what is small."""
   small = [i for i, path in enumerate(tensors.paths) if _is_small(path)]
+  if not small:
+    return {}
   leaves = jax.tree.leaves(params)
   # One scatter for all of them.
   seed = jnp.concatenate([leaves[i].reshape(-1) for i in small])

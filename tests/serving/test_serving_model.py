@@ -301,3 +301,30 @@ def test_a_slot_without_an_entry_points_to_its_own_row():
   np.testing.assert_array_equal(entries.rows, [[1, 0, 0]])
   np.testing.assert_array_equal(entries.columns, [[1, 0, 0]])
   np.testing.assert_array_equal(entries.differences(np.float32), [[1.5, 0, 0]])
+
+
+def test_differences_are_rounded_as_the_matrix_that_is_multiplied():
+  """T5's logits are float32, whatever the type of its other activations."""
+
+  class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      narrow = nn.Dense(1, dtype=jnp.bfloat16, use_bias=False, name='narrow')(x)
+      return nn.Dense(1, use_bias=False, name='wide')(x), narrow
+
+  seed = {name: {'kernel': jnp.ones((2, 1))} for name in ('narrow', 'wide')}
+  tensors = on_device.Tensors(('narrow/kernel', 'wide/kernel'), ((2, 1),) * 2)
+  tuned = np.float32([1.001, 1.01])  # bfloat16 has 1 and 1.0078125.
+  arrays = on_device.Arrays(
+    positions=jnp.array([[0, 1, 0, 1]], jnp.uint32),
+    values=jnp.asarray(np.tile(tuned, 2).view(np.uint32)[None]),
+    seeds=jnp.asarray(np.ones(4, np.float32).view(np.uint32)[None]),
+    starts=jnp.array([[0, 2, 4]], jnp.int32),
+  )
+  by_example = corrections.Corrections(
+    serving.network(), tensors, seed, arrays, (2, 2), slots_lib.slots_of((2, 2))
+  )
+  with nn.intercept_methods(by_example.intercept):
+    wide, narrow = Pair().apply({'params': seed}, jnp.eye(2)[None])
+  np.testing.assert_array_equal(wide[0, :, 0], tuned)
+  np.testing.assert_array_equal(np.float32(narrow[0, :, 0]), [1, 1.0078125])
