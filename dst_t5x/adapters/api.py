@@ -275,9 +275,9 @@ class Adapter:
 
 NONE = Adapter()
 
-# What a linear map calls its matrix [n, features], and what a table of
-# embeddings calls itself [vocab, embed]: Flax's names.
-KERNEL, TABLE = 'kernel', 'embedding'
+# What a linear map calls its matrix [n, features] and its bias [features], and
+# what a table of embeddings calls itself [vocab, embed]: Flax's names.
+KERNEL, BIAS, TABLE = 'kernel', 'bias', 'embedding'
 
 
 def is_linear(module: nn.Module) -> bool:

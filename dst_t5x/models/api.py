@@ -193,7 +193,8 @@ class Network:
 
     Args:
       tensors: path -> [batch, …], of all parameters but the matrices of linear
-        maps and the tables of embeddings.
+        maps and the tables of embeddings. The biases of linear maps are taken
+        care of.
     """
     return own_tensors.interceptor(tensors)
 

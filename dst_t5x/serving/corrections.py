@@ -25,7 +25,6 @@ from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import api
 from dst_t5x.models import decoding
-from dst_t5x.models import own_tensors
 from dst_t5x.serving import slots as slots_lib
 from dst_t5x.subsets import on_device
 
@@ -131,8 +130,9 @@ class Corrections:
     dtype = _dtype(module)
     x = x.astype(dtype)
     y = _add_products(call(x), x, entries, entries.differences(dtype))
-    for name, own in own_tensors.of(module, self._tensors).items():
-      added = (own - module.get_variable('params', name)).astype(y.dtype)
+    if (path := _path(module, adapters.BIAS)) in self._tensors:
+      seed: Array = module.get_variable('params', adapters.BIAS)
+      added = (self._tensors[path] - seed).astype(y.dtype)
       # An example's beams are adjacent rows.
       added = jnp.repeat(added, len(y) // len(added), axis=0)
       y += added.reshape(len(y), *[1] * (y.ndim - 2), -1)
@@ -270,12 +270,15 @@ def check(network: api.Network, params: PyTree) -> None:
 
   Args:
     network: the model.
-    params: its parameters, or their shapes.
+    params: its parameters.
 
   Raises:
     UserError: they cannot: a parameter acts in another way than through a
-      linear map, a table of embeddings, or what the network says.
+      linear map, a table of embeddings, or what the network says; or not all
+      are float32.
   """
+  if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
+    raise UserError('only seeds whose parameters are float32 can be served')
   leaves = jax.tree.leaves_with_path(params)
   tensors = on_device.Tensors(
     tuple(tree_paths.path_of(path) for path, _ in leaves),

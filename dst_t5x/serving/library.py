@@ -33,6 +33,7 @@ from dst_t5x.core.errors import UserError
 from dst_t5x.serving import contents
 from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import model as model_lib
+from dst_t5x.subsets import extraction
 from dst_t5x.subsets import on_device
 
 SENT = '.sent'
@@ -321,7 +322,7 @@ class Library:
     try:
       subset, about = subset_lib.from_bytes(blob)
       self._layout.check(subset)
-      model_lib.check_finite(subset)
+      extraction.check_finite(subset)
     except UserError as e:
       raise UserError(f'{name}: {str(e).removeprefix("subset: ")}') from e
     most = int(self.limits.share * self._layout.size)

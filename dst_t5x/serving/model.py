@@ -1,6 +1,6 @@
 """One seed on the device, many subsets: each row decoded with its own."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 import contextlib
 import functools
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from dst_t5x.models import decoding
 from dst_t5x.serving import corrections
 from dst_t5x.serving import integrity
 from dst_t5x.serving import slots as slots_lib
+from dst_t5x.subsets import extraction
 from dst_t5x.subsets import on_device
 
 PyTree = Any
@@ -104,7 +105,6 @@ class MultiSubsetModel:
     check_positive('max_batch', max_batch)
     if network.scan_layers:
       raise UserError('serving wants a network with scan_layers = False')
-    corrections.check(network, api.shapes(network))
     self.max_decode_length = max_decode_length
     self.placed: cachetools.LRUCache[Hashable, on_device.Placed] = (
       cachetools.LRUCache(device_bytes, lambda placed: placed.nbytes)
@@ -118,8 +118,7 @@ class MultiSubsetModel:
     self._applied: on_device.Placed | None = None
     self._nothing: dict[int, on_device.Placed] = {}
     self._params: PyTree | None = self._to_device()
-    if any(x.dtype != jnp.float32 for x in jax.tree.leaves(self._params)):
-      raise UserError('only seeds whose parameters are float32 can be served')
+    corrections.check(network, self._params)
     self.layout = on_device.Layout(self._params, fingerprint)
     self.most_mixed = int(mix_up_to * self.layout.size)
     self._checksum = np.asarray(integrity.checksum(self._params))
@@ -145,8 +144,7 @@ class MultiSubsetModel:
       placed = self._place_all(rows)
       for group in self._groups(rows, placed):
         for some in _chunks(group, self.max_batch):
-          prompt = self._network.prompt_of_inputs
-          tokens = _batch([prompt(rows[i].tokens) for i in some])
+          tokens = _batch(self._network, [rows[i].tokens for i in some])
           found = self._decode(tokens, [placed[i] for i in some], decoder)
           answers |= dict(zip(some, found, strict=False))
     return [answers[i] for i in range(len(rows))]
@@ -264,7 +262,7 @@ class MultiSubsetModel:
     if row.load is None:
       raise UserError(f'subset {row.subset!r} is not on the device')
     subset = row.load()
-    check_finite(subset)
+    extraction.check_finite(subset)
     placed = self.layout.place(subset, self._seed())
     if placed.nbytes <= self.placed.maxsize:
       self.placed[row.subset] = placed
@@ -381,32 +379,17 @@ def _decode_mixed(
     return how(params, tokens)
 
 
-def check_finite(subset: subset_lib.Subset) -> None:
-  """Raises UserError if a value of a subset is not finite."""
-  for path, values in subset.values.items():
-    if not np.isfinite(values).all():
-      raise UserError(f'subset: a value of {path} is not finite')
-
-
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
   for start in range(0, len(items), size):
     yield items[start : start + size]
 
 
-def _batch(rows: Sequence[np.ndarray]) -> np.ndarray:
+def _batch(network: api.Network, inputs: Sequence[np.ndarray]) -> np.ndarray:
   """Returns int32 [batch, length], both powers of two: few shapes compile."""
+  rows = [network.prompt_of_inputs(tokens) for tokens in inputs]
   longest = max(len(row) for row in rows)
   length = max(LEAST_LENGTH, 1 << (longest - 1).bit_length())
   batch = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
   for i, row in enumerate(rows):
     batch[i, : len(row)] = row
   return batch
-
-
-def counts_of(model: MultiSubsetModel) -> Mapping[str, int]:
-  """Returns how often what happened, and how much is on the device."""
-  return {
-    **model.counts,
-    'device_subsets': len(model.placed),
-    'device_bytes': int(model.placed.currsize),
-  }

@@ -216,6 +216,13 @@ def check_entries(subset: Subset) -> None:
     raise UserError(f'subset: the positions of {path} are not ascending')
 
 
+def check_finite(subset: Subset) -> None:
+  """Raises UserError if a value of a subset is not finite."""
+  for path, values in subset.values.items():
+    if not np.isfinite(values).all():
+      raise UserError(f'subset: a value of {path} is not finite')
+
+
 class Difference(NamedTuple):
   """The changes from one subset to another of the same seed.
 
