@@ -172,9 +172,11 @@ def test_what_cannot_be_mixed_is_not_served():
     def sums(self, tokens):
       return super().sums(tokens) + self.shift
 
+  network = WithTable()
+  params = network.initialize(jax.random.key(0))['params']
   with pytest.raises(UserError, match='serving cannot give each row a shift'):
     serving_model.MultiSubsetModel(
-      WithTable(), dict, 'f' * 64, max_decode_length=5
+      network, lambda: params, 'f' * 64, max_decode_length=5
     )
 
 
