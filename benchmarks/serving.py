@@ -49,9 +49,9 @@ from train_step import SMALL
 
 from dst_t5x import subsets as subset
 from dst_t5x.analysis import style
-from dst_t5x.checkpoints import conversion
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import json_text
+from dst_t5x.models import families
 from dst_t5x.models.t5 import network
 from dst_t5x.serving import model as model_lib
 
@@ -256,7 +256,7 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
   for name in options.models:
     if options.seed:
       seed = seeds.load_seed(options.seed).params
-      config = conversion.config_of_params(seed)
+      config = families.network_of(seed).config
     else:
       config = MODELS[name]
       seed = subset_file.random_seed(config, np.random.default_rng(0))

@@ -21,6 +21,7 @@ and apply of the subset over those of the dense model.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
+import functools
 import pathlib
 import tempfile
 from typing import Any
@@ -33,8 +34,8 @@ import tables
 from train_step import SMALL
 
 from dst_t5x import subsets
-from dst_t5x.checkpoints import conversion
 from dst_t5x.checkpoints import hf_checkpoint
+from dst_t5x.models import families
 from dst_t5x.models.t5 import network
 
 PyTree = Any
@@ -139,15 +140,16 @@ def times_of_subset(
     times[name].append(seconds)
     return result
 
-  slots = subsets.Slots(params, _FINGERPRINT, found.size)
+  layout = subsets.Layout(params, _FINGERPRINT)
   # Apart: writing to the disk goes on for a while.
   for _ in range(repeats + 1):
     timed('save_s', subsets.save, file, found, {})
   for _ in range(repeats + 1):
     loaded, _ = timed('load_s', subsets.load, file)
-    patch = timed('place_s', slots.place, loaded)
-    params, undo = timed('apply_s', subsets.apply_in_place, params, patch)
-    params = timed('revert_s', subsets.revert, params, undo)
+    placed = timed('place_s', layout.place, loaded, params)
+    for name, tuned in (('apply_s', True), ('revert_s', False)):
+      write = functools.partial(layout.write, tuned=tuned)
+      params = timed(name, write, params, placed)
   # The first ones compile.
   return tables.medians({n: s[1:] for n, s in times.items()}), params
 
@@ -156,7 +158,7 @@ def times_of_dense(
   seed: PyTree, folder: pathlib.Path, repeats: int
 ) -> dict[str, float]:
   """Returns how long it takes to load the dense model, and to copy it."""
-  hf_checkpoint.save(folder / 'hf', seed, conversion.config_of_params(seed))
+  hf_checkpoint.save(folder / 'hf', seed, families.network_of(seed))
   file = folder / 'dense.safetensors'
   leaves = jax.tree_util.tree_leaves_with_path(seed)
   safetensors_numpy.save_file(

@@ -15,7 +15,6 @@ import numpy as np
 import subsets
 
 from dst_t5x import subsets as subset
-from dst_t5x.subsets import on_device
 
 # Shapes, and how they lie on the mesh.
 _TREE = {
@@ -59,18 +58,19 @@ def _row(axis_type):
   is_equal = is_there = True
   for share in (0.1, 0.3):
     found, tuned = subsets.random_subset(seed, share, random)
-    patch = subset.Slots(params, found.fingerprint, 300).place(found)
-    params, undo = subset.apply_in_place(params, patch)
+    layout = subset.Layout(params, found.fingerprint)
+    placed = layout.place(found, params)
+    params = layout.write(params, placed, tuned=True)
     is_equal &= _equal(params, tuned)
     is_there &= jax.tree.map(lambda x: x.sharding, params) == shardings
-    params = subset.revert(params, undo)
+    params = layout.write(params, placed, tuned=False)
     is_equal &= _equal(params, seed)
     is_there &= jax.tree.map(lambda x: x.sharding, params) == shardings
   return {
     'axes': axis_type.name,
     'is_equal': bool(is_equal),
     'is_there': bool(is_there),
-    'sent': _sent(params, patch),
+    **_sent(params, layout, placed),
   }
 
 
@@ -83,19 +83,24 @@ def _equal(params, expected):
   )
 
 
-def _sent(params, patch):
+def _sent(params, layout, placed):
   """Returns the shapes that devices exchange, and the operations."""
   leaves = jax.tree.leaves(params)
-  exchange = on_device._compiled(
-    tuple(leaf.sharding for leaf in leaves), patch.rooms
-  )
-  positions, values = patch.rounds[0]
-  text = exchange.lower(leaves, positions, values).compile().as_text()
-  return re.findall(
-    r'= \(?(\S+?)(?:\{\S*)? .*?'
-    r'(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(',
-    text,
-  )
+  programs = layout._compiled(placed.capacity, placed.slack)
+
+  def sent(program, arrays):
+    return re.findall(
+      r'= \(?(\S+?)(?:\{\S*)? .*?'
+      r'(all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(',
+      program.lower(leaves, arrays, 0).compile().as_text(),
+    )
+
+  return {
+    'sent_by_write': sent(programs.write, [placed.arrays]),
+    'sent_by_read': sent(programs.read, placed.arrays),
+    'largest_room': max(layout.rooms(placed.capacity, placed.slack)),
+    'largest_tensor': max(layout.sizes),
+  }
 
 
 for kind in (AxisType.Auto, AxisType.Explicit):

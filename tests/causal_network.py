@@ -24,8 +24,37 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = x.shape[-1], self.features
-    return x @ partitioning.param_with_axes(
+    kernel = partitioning.param_with_axes(
       'kernel', self.kernel_init, shape, jnp.float32, axes=self.axes
+    )
+    bias = partitioning.param_with_axes(
+      'bias', _NORMAL, shape[1:], jnp.float32, axes=self.axes[1:]
+    )
+    return x @ kernel + bias
+
+
+class Embed(nn.Module):
+  vocab_size: int
+  features: int
+
+  def setup(self):
+    shape = self.vocab_size, self.features
+    self.embedding = partitioning.param_with_axes(
+      'embedding', _NORMAL, shape, axes=('vocab', 'embed')
+    )
+
+  def __call__(self, tokens):
+    return self.embedding[tokens]
+
+  def attend(self, x):
+    return x @ self.embedding.T
+
+
+class Gain(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return x * partitioning.param_with_axes(
+      'gain', nn.initializers.ones, x.shape[-1:], jnp.float32, axes=('embed',)
     )
 
 
@@ -39,9 +68,8 @@ class Causal(nn.Module, api.Network):
   output_matrix = 'output/kernel'
 
   def setup(self):
-    self.table = partitioning.param_with_axes(
-      'table', _NORMAL, (self.vocab_size, self.width), axes=('vocab', 'embed')
-    )
+    self.table = Embed(self.vocab_size, self.width)
+    self.gain = Gain()
     self.stack = [
       Linear(self.width, ('embed', 'mlp'), name=f'layers_{i}')
       for i in range(self.layers)
@@ -49,10 +77,10 @@ class Causal(nn.Module, api.Network):
     self.output = Linear(self.vocab_size, ('embed', 'vocab'))
 
   def sums(self, tokens):
-    return self.table[tokens]
+    return self.table(tokens)
 
   def predict(self, sums, counts):
-    x = sums / counts
+    x = self.gain(sums / counts)
     for layer in self.stack:
       x = x + jnp.tanh(layer(x))
     return self.output(x)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -25,6 +26,22 @@ _MAY_IMPORT = {
   'analysis': ('runs', 'launch'),
   'launch': ('planning',),
   't5x': ('runs',),
+}
+# What a network is made of is its own affair; outside of `models/` these words
+# mean the search for the best answer, and the gin macro DECODER.
+_SEARCH = {
+  *('DECODER', 'Decoder', 'GreedyDecoder', 'check_decoder'),
+  *('decoder', 'decoders', '_decoders'),
+}
+# Names of T5X's, whose own model of this kind ours derives from.
+_T5X = {
+  *('EncoderDecoderModel', 'DecoderParams', 'default_decoder_params'),
+  'encoder',
+}
+_ALSO = {
+  'dst_t5x.t5x.model': _T5X,
+  'dst_t5x.t5x.loop': _T5X,
+  'dst_t5x.analysis.setups': {'decoder/logits_dense/kernel'},
 }
 # Modules without a room of their own: the commands, and `__version__`.
 _TOP = 'commands'
@@ -127,3 +144,28 @@ def test_commands_are_thin():
       code = [n for n in tree.body if not isinstance(n, ast.Expr)]
       lines = sum(node.end_lineno - node.lineno + 1 for node in code)
       assert lines <= 60, module
+
+
+def test_no_other_room_names_a_part_of_a_network():
+  """Neither in code, nor in texts, docstrings and comments."""
+  for module, path in _MODULES.items():
+    if _room(module) == 'models':
+      continue
+    text = path.read_text(encoding='utf-8')
+    # With the slashes of a parameter's path.
+    names = re.findall(r'(?i)[\w/]*(?:encoder|decoder)[\w/]*', text)
+    assert set(names) <= _SEARCH | _ALSO.get(module, set()), module
+
+
+def test_no_other_room_imports_a_family_of_networks():
+  families = {
+    f'dst_t5x.models.{path.name}'
+    for path in (_PACKAGE / 'models').iterdir()
+    if (path / '__init__.py').exists()
+  }
+  assert 'dst_t5x.models.t5' in families
+  for module, imports in _GRAPH.items():
+    # T5X's model is made for one family of networks.
+    if _room(module) != 'models' and module != 'dst_t5x.t5x.model':
+      packages = {'.'.join(name.split('.')[:3]) for name in imports}
+      assert not packages & families, module

@@ -20,6 +20,7 @@ CONFIG = network.T5Config(
   mlp_dim=20,
   mlp_activations=('gelu', 'linear'),
 )
+NETWORK = network.Transformer(CONFIG)
 SMALL = dataclasses.replace(
   CONFIG,
   vocab_size=32_128,

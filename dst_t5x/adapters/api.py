@@ -8,7 +8,7 @@ that a checkpoint can state which adapter it belongs to. LoRA, (IA)³ and prompt
 are subclasses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.adapters import peft
+from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 
 Array = jax.Array
@@ -63,7 +65,7 @@ class Linear(Part):
 
   @property
   def path(self) -> str:
-    """The module's path, `encoder/layers_0/attention/query`."""
+    """The module's path, `layers_0/attention/query`."""
     return '/'.join(self.module.path)
 
   @property
@@ -130,10 +132,13 @@ class Adapter:
 
   Attributes:
     added: regular expression that matches the paths of its parameters.
+    peft_type: what Hugging Face PEFT calls such adapters; '' if it has none.
+      One that it has overrides the three methods whose names begin so.
   """
 
   kinds: ClassVar[dict[str, type['Adapter']]] = {}
   added: ClassVar[str] = ''
+  peft_type: ClassVar[str] = ''
 
   def __init_subclass__(cls) -> None:
     Adapter.kinds[cls.__name__] = cls
@@ -157,7 +162,7 @@ class Adapter:
     module = context.module
     if context.method_name != '__call__' or len(args) != 1:
       return call(*args, **kwargs)
-    if _is_linear(module):
+    if is_linear(module):
       return _linear(self, lambda x: call(x, **kwargs), module, args[0])
     if (size := _vocab_size(module)) is not None:
       embedding = Embedding(lambda x: call(x, **kwargs), module, size)
@@ -208,6 +213,42 @@ class Adapter:
     """
     return dict(params)
 
+  def peft_settings(
+    self, modules: Collection[str], base: peft.Base
+  ) -> dict[str, Any]:
+    """Returns what adapter_config.json says of it, but for what it adapts.
+
+    Args:
+      modules: paths of the linear maps that it adapts.
+      base: the model that it belongs to.
+    """
+    raise NotImplementedError
+
+  @classmethod
+  def peft_read(
+    cls,
+    stated: json_object.JsonObject,
+    modules: Collection[str],
+    base: peft.Base,
+  ) -> Self:
+    """Returns the adapter that an adapter_config.json states.
+
+    Args:
+      stated: its content.
+      modules: paths of the linear maps that it adapts.
+      base: the model that it belongs to.
+
+    Raises:
+      UserError: a setting is missing or makes no sense.
+    """
+    raise NotImplementedError
+
+  def peft_tensors(
+    self, modules: Collection[str], base: peft.Base
+  ) -> list[peft.Tensor]:
+    """Returns its tensors in PEFT's file; arguments as of `peft_settings`."""
+    raise NotImplementedError
+
   def to_json(self) -> dict[str, Any]:
     """Returns the settings, for `from_json`."""
     return {'kind': type(self).__name__, **dataclasses.asdict(self)}
@@ -234,14 +275,23 @@ class Adapter:
 
 NONE = Adapter()
 
+# What a linear map calls its matrix [n, features] and its bias [features], and
+# what a table of embeddings calls itself [vocab, embed]: Flax's names.
+KERNEL, BIAS, TABLE = 'kernel', 'bias', 'embedding'
 
-def _is_linear(module: nn.Module) -> bool:
+
+def is_linear(module: nn.Module) -> bool:
   """Returns whether a module is a linear map, such as Flax's `Dense`."""
   return (
     hasattr(module, 'features')
     and hasattr(module, 'kernel_init')
     and not hasattr(module, 'kernel_size')
   )
+
+
+def is_embedding(module: nn.Module) -> bool:
+  """Whether a module is a table of embeddings: Flax's `Embed`, or like it."""
+  return _vocab_size(module) is not None
 
 
 def _vocab_size(module: nn.Module) -> int | None:

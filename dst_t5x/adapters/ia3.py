@@ -1,15 +1,18 @@
 """(IA)³ (Liu et al., 2022): rescales keys, values and hidden units."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import peft
+from dst_t5x.core import json_object
+from dst_t5x.core.errors import UserError
 
 # The linear maps whose outputs, and those whose inputs, are rescaled.
 OUTPUTS = r'.*attention/(key|value)'
@@ -25,6 +28,7 @@ class IA3(adapters.Adapter):
   """
 
   added: ClassVar[str] = r'.*/ia3'
+  peft_type: ClassVar[str] = 'IA3'
 
   def linear(self, linear: adapters.Linear, x: jax.Array) -> jax.Array:
     """Rescales the output or the input."""
@@ -46,6 +50,46 @@ class IA3(adapters.Adapter):
         kernel = merged[f'{module}/kernel']
         merged[f'{module}/kernel'] = (kernel * factors).astype(kernel.dtype)
     return merged
+
+  def peft_settings(
+    self, modules: Collection[str], base: peft.Base
+  ) -> dict[str, Any]:
+    """See `adapters.Adapter`."""
+    inputs = [module for module in modules if re.fullmatch(INPUTS, module)]
+    return {'feedforward_modules': peft.last_parts(inputs, base)}
+
+  @classmethod
+  def peft_read(
+    cls,
+    stated: json_object.JsonObject,
+    modules: Collection[str],
+    base: peft.Base,
+  ) -> 'IA3':
+    """See `adapters.Adapter`."""
+    del stated
+    ours = {m for m in base.names if re.fullmatch(f'{OUTPUTS}|{INPUTS}', m)}
+    if set(modules) != ours:
+      *others, last = peft.last_parts(ours, base)
+      raise UserError(
+        f'here, (IA)³ is of all {", ".join(others)} and {last}, and only these'
+      )
+    return cls()
+
+  def peft_tensors(
+    self, modules: Collection[str], base: peft.Base
+  ) -> list[peft.Tensor]:
+    """See `adapters.Adapter`."""
+    tensors = []
+    for module in sorted(modules):
+      n, features = base.shapes[module]
+      is_input = re.fullmatch(INPUTS, module)
+      shape = (1, n) if is_input else (features, 1)
+      tensors.append(
+        peft.Tensor(
+          f'{module}/ia3', 'ia3_l', shape, (max(shape),), module=module
+        )
+      )
+    return tensors
 
 
 def _factors(

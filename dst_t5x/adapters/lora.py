@@ -1,9 +1,9 @@
 """LoRA (Hu et al., 2022): a low-rank map parallel to a frozen one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import peft
+from dst_t5x.core import json_object
 from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
@@ -40,6 +42,7 @@ class LoRA(adapters.Adapter):
   targets: str = r'.*attention/(query|value)'
 
   added: ClassVar[str] = r'.*/lora_[ab]'
+  peft_type: ClassVar[str] = 'LORA'
 
   def __post_init__(self) -> None:
     values.check_fields(self, 'LORA_')
@@ -89,3 +92,61 @@ class LoRA(adapters.Adapter):
         scaled = np.float32(self.alpha / self.rank) * product
         merged[f'{module}/kernel'] = (kernel + scaled).astype(kernel.dtype)
     return merged
+
+  def peft_settings(
+    self, modules: Collection[str], base: peft.Base
+  ) -> dict[str, Any]:
+    """See `adapters.Adapter`."""
+    del modules, base
+    return {
+      'r': self.rank,
+      'lora_alpha': self.alpha,
+      'lora_dropout': self.dropout_rate,
+    }
+
+  @classmethod
+  def peft_read(
+    cls,
+    stated: json_object.JsonObject,
+    modules: Collection[str],
+    base: peft.Base,
+  ) -> 'LoRA':
+    """See `adapters.Adapter`."""
+    return cls(
+      rank=stated.size('r'),
+      alpha=stated.get('lora_alpha', float),
+      dropout_rate=stated.get('lora_dropout', float, 0.0),
+      targets=_targets(modules, base.names),
+    )
+
+  def peft_tensors(
+    self, modules: Collection[str], base: peft.Base
+  ) -> list[peft.Tensor]:
+    """See `adapters.Adapter`."""
+    tensors = []
+    for module in sorted(modules):
+      n, features = base.shapes[module]
+      for leaf, name, shape in (
+        ('lora_a', 'lora_A.weight', (self.rank, n)),
+        ('lora_b', 'lora_B.weight', (features, self.rank)),
+      ):
+        path = f'{module}/{leaf}'
+        tensors.append(
+          peft.Tensor(path, name, shape, shape[::-1], True, module)
+        )
+    return tensors
+
+
+def _targets(modules: Collection[str], known: Collection[str]) -> str:
+  """Returns the targets that match just these of the known linear maps."""
+  ends = '|'.join(sorted({module.rpartition('/')[2] for module in modules}))
+  # All layers of a stack, which the network may have stacked.
+  stacks = {re.sub(r'layers_\d+', r'layers(_\\d+)?', m) for m in modules}
+  for targets in (
+    f'.*attention/({ends})',
+    f'.*/({ends})',
+    '|'.join(sorted(stacks)),
+  ):
+    if {m for m in known if re.fullmatch(targets, m)} == set(modules):
+      return targets
+  return '|'.join(sorted(map(re.escape, modules)))

@@ -6,9 +6,9 @@ embedding. Each example of a packed row has its prompt directly before it.
 Attention, positions and decoding need no changes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from flax import linen as nn
 import jax
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import peft
+from dst_t5x.core import json_object
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 
 _NAME = 'prompt'
-PATH = f'token_embedder/{_NAME}'  # In T5.
 # Rows are drawn from the most frequent pieces, which follow the special ones
 # (Section 3.2: the 5,000 most common tokens).
 _FIRST, _FREQUENT = 3, 5000
@@ -43,6 +44,7 @@ class Prompt(adapters.Adapter):
   labels: Sequence[str] = ()
 
   added: ClassVar[str] = rf'(.*/)?{_NAME}'
+  peft_type: ClassVar[str] = 'PROMPT_TUNING'
 
   def __post_init__(self) -> None:
     values.check_fields(self, 'PROMPT_')
@@ -103,3 +105,41 @@ class Prompt(adapters.Adapter):
       'a prompt cannot be merged into the weights: export it by itself, '
       'python -m dst_t5x.convert MODEL_DIR TARGET --format=peft'
     )
+
+  def peft_settings(
+    self, modules: Collection[str], base: peft.Base
+  ) -> dict[str, Any]:
+    """See `adapters.Adapter`."""
+    del modules, base
+    return {
+      'num_virtual_tokens': self.length,
+      'num_transformer_submodules': 1,  # That which reads the inputs.
+    }
+
+  @classmethod
+  def peft_read(
+    cls,
+    stated: json_object.JsonObject,
+    modules: Collection[str],
+    base: peft.Base,
+  ) -> 'Prompt':
+    """See `adapters.Adapter`."""
+    del modules, base
+    return cls(length=stated.size('num_virtual_tokens'))
+
+  def peft_tensors(
+    self, modules: Collection[str], base: peft.Base
+  ) -> list[peft.Tensor]:
+    """See `adapters.Adapter`."""
+    del modules
+    # PEFT makes a second one for a second submodule, but never looks at it.
+    return [
+      peft.Tensor(
+        '/'.join(filter(None, (table, _NAME))),
+        'prompt_embeddings',
+        (self.length, embed),
+        (self.length, embed),
+        may_be_twice=True,
+      )
+      for table, (_, embed) in base.tables.items()
+    ]

@@ -13,6 +13,7 @@ from dst_t5x.analysis import setups
 from dst_t5x.analysis import style
 from dst_t5x.analysis import subsets as subsets_lib
 from dst_t5x.analysis import tables
+from dst_t5x.models import families
 
 Run = runs_lib.Run
 
@@ -91,8 +92,9 @@ def _counts(run: Run, reader: subsets_lib.Reader) -> dict[str, tuple[int, int]]:
   counts: dict[str, tuple[int, int]] = {}
   # Metrics have the free parameters, but not the sizes.
   if len(run.modules) > 1:
+    family = families.of_paths(run.modules.keys())
     for name, value in run.modules.items():
-      module = subsets_lib.module_name(name)
+      module = family.module_name(name)
       free, _ = counts.get(module, (0, 0))
       counts[module] = free + int(value), 0
   return counts if any(free for free, _ in counts.values()) else {}

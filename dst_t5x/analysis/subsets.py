@@ -1,7 +1,6 @@
 """Reads the subsets of runs: the final one, and those of checkpoints."""
 
 from collections.abc import Callable, Sequence
-import functools
 import math
 
 from etils import epath
@@ -10,16 +9,11 @@ from dst_t5x import subsets as subset_lib
 from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.core.errors import UserError, first_line
 from dst_t5x.method import silos
+from dst_t5x.models import families
 from dst_t5x.runs import history
 
 Subset = subset_lib.Subset
 Tell = Callable[[str], None]
-_MODULES = {
-  'logits_dense': 'output projection',
-  'self_attention': 'decoder self-attention',
-  'encoder_decoder_attention': 'cross-attention',
-  'token_embedder': 'embeddings',
-}
 
 
 class Reader:
@@ -94,25 +88,12 @@ class Reader:
 
 
 def modules(subset: Subset) -> dict[str, tuple[int, int]]:
-  """Returns module -> free and all parameters; layer norms are one module."""
+  """Returns module -> free and all parameters, under the family's names."""
+  family = families.of_paths(subset.tensors.keys())
   found: dict[str, tuple[int, int]] = {}
   for path, tensor in subset.tensors.items():
-    module = module_name(silos.per_module(path))
+    module = family.module_name(silos.per_module(path))
     free, size = found.get(module, (0, 0))
     free += len(subset.positions.get(path, ()))
     found[module] = free, size + math.prod(tensor.shape)
   return dict(sorted(found.items()))
-
-
-@functools.cache
-def module_name(module: str) -> str:
-  """Returns the name of a module in figures."""
-  side, _, part = module.rpartition('/')
-  if 'norm' in part:
-    return 'layer norms'
-  if 'relpos' in part:
-    return 'relative position bias'
-  if part in _MODULES:
-    return _MODULES[part]
-  names = {'attention': 'self-attention', 'mlp': 'feed-forward'}
-  return ' '.join(filter(None, (side, names.get(part, part))))

@@ -24,8 +24,7 @@ from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import command_line
 from dst_t5x.core import errors
 from dst_t5x.core import parts
-from dst_t5x.models.t5 import network
-from dst_t5x.models.t5 import sizes
+from dst_t5x.models import families
 
 
 def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
@@ -41,8 +40,8 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
     One line that says what was done.
 
   Raises:
-    UserError: the source cannot be read, is no T5 1.1, has no adapter to take
-      out, or the target exists.
+    UserError: the source cannot be read, is of no family that the format has,
+      has no adapter to take out, or the target exists.
   """
   if kind == 'peft':
     return _take_adapter(epath.Path(source), target)
@@ -66,10 +65,10 @@ def write(
     kind: 'hf' or 't5x'.
 
   Raises:
-    UserError: the parameters are no T5 1.1, or the target exists.
+    UserError: the parameters are of no known family, or the target exists.
   """
   if kind == 'hf':
-    hf_checkpoint.save(target, params, config_of_params(params))
+    hf_checkpoint.save(target, params, families.network_of(params))
     return epath.Path(target)
   return t5x_checkpoint.save(target, params, step)
 
@@ -87,30 +86,6 @@ def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
   flat = parts.flatten(added)
   peft_files.save(target, run.adapter, flat, base, seed, run.step)
   return f'{source} (run, step {run.step}) -> {target} (peft)'
-
-
-def config_of_params(params: Mapping[str, Any]) -> network.T5Config:
-  """Returns the T5 1.1 network that has parameters of these shapes.
-
-  Raises:
-    UserError: they are not those of a T5 1.1.
-  """
-  found = sizes.sizes(params)
-  try:
-    return network.T5Config(
-      vocab_size=found['vocab_size'],
-      emb_dim=found['emb_dim'],
-      num_heads=found['num_heads'],
-      num_encoder_layers=found['num_encoder_layers'],
-      num_decoder_layers=found['num_decoder_layers'],
-      head_dim=found['head_dim'],
-      mlp_dim=found['mlp_dim'],
-      mlp_activations=('gelu', 'linear'),
-    )
-  except KeyError as error:
-    raise errors.UserError(
-      f'no T5 1.1: its tensors do not tell {error}'
-    ) from error
 
 
 def main(arguments: list[str]) -> int:

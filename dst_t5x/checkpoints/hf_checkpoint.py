@@ -1,7 +1,8 @@
-"""Hugging Face's `google/t5-v1_1-*` folders, read and written without torch.
+"""Hugging Face's folders of models, read and written without torch.
 
 A folder holds config.json and model.safetensors, or several files that
-model.safetensors.index.json lists.
+model.safetensors.index.json lists. The model's family says what is in them, see
+`models.hugging_face`.
 """
 
 from collections.abc import Mapping
@@ -10,81 +11,72 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from flax import traverse_util
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from dst_t5x.checkpoints import checkpoint_files
-from dst_t5x.checkpoints import hf_config
 from dst_t5x.checkpoints import safetensors_files
 from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
-from dst_t5x.models.t5 import hf_names
-from dst_t5x.models.t5 import network
+from dst_t5x.core import parts
+from dst_t5x.models import api
+from dst_t5x.models import families
+from dst_t5x.models import hugging_face
 
+_CONFIG = 'config.json'
 _WEIGHTS = 'model.safetensors'
 _SHARDS = 'model.safetensors.index.json'
 _PICKLE = 'pytorch_model.bin'
 _LARGEST_SHARD_BYTES = 5 * 10**9
 
-# Some files hold the shared table once more for each stack, or under one of
-# these names only: `safetensors.torch.save_model` keeps the first in the
-# alphabet of several names.
-_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-# Left over from T5 1.0 in old files; transformers ignores it by name as well.
-_UNUSED = {
-  'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-}
-
 
 def is_checkpoint(path: epath.PathLike) -> bool:
   """Whether a folder looks like one of Hugging Face's."""
-  names = (hf_config.FILE, _WEIGHTS, _SHARDS, _PICKLE)
+  names = (_CONFIG, _WEIGHTS, _SHARDS, _PICKLE)
   return any((epath.Path(path) / name).exists() for name in names)
 
 
-def config_of(path: epath.PathLike) -> network.T5Config:
-  """Returns the sizes that a folder's config.json states.
+def model_of(path: epath.PathLike) -> hugging_face.Model:
+  """Returns what a folder's config.json states.
 
   Raises:
-    UserError: it is missing, damaged, or of another kind than T5 1.1.
+    UserError: it is missing, damaged, or of no known family.
   """
-  return hf_config.read(epath.Path(path)).network
+  stated = json_object.read(epath.Path(path) / _CONFIG)
+  return families.of_config(stated).read(stated)
 
 
 def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
-  """Reads the parameters of a Hugging Face T5 1.1 folder; its step is 0.
+  """Reads the parameters of a Hugging Face folder; its step is 0.
 
   Args:
     path: a folder, which may be in an object store.
 
   Raises:
-    UserError: a file is missing or damaged, the model is of another kind, or a
-      tensor is missing, superfluous or misshapen.
+    UserError: a file is missing or damaged, the model is of no known family, or
+      a tensor is missing, superfluous or misshapen.
   """
   folder = epath.Path(path)
-  config = hf_config.read(folder)
-  layout = hf_names.layout(config.network, config.num_buckets)
-  copies = dict.fromkeys(_COPIES, layout[hf_names.EMBEDDING])
+  model = model_of(folder)
   found: dict[str, np.ndarray] = {}
-  for file in _files(folder):
+  for file in _files(folder, model):
     with safetensors_files.opened(file) as opened:
       twice = sorted(opened.names & found.keys())
       if twice:
         raise errors.UserError(
           f'{folder}: tensor {twice[0]} is in two files, {file.name} is one'
         )
-      found |= _read(opened, {**layout, **copies})
-  _complete(folder, found, config.head_may_be_embedding)
-  missing = sorted(layout.keys() - found.keys())
+      found |= _read(opened, model)
+  _complete(folder, found, model)
+  missing = sorted(model.tensors.keys() - found.keys())
   if missing:
     raise errors.UserError(
       f'{folder} lacks tensor {missing[0]} ({len(missing)} missing)'
     )
   return checkpoint_files.LoadedCheckpoint(
-    params=traverse_util.unflatten_dict(
-      {tensor.path: found[name] for name, tensor in layout.items()}, sep='/'
+    params=parts.unflatten(
+      {tensor.path: found[name] for name, tensor in model.tensors.items()}
     ),
     step=0,
   )
@@ -93,25 +85,24 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
 def save(
   path: epath.PathLike,
   params: Mapping[str, Any],
-  config: network.T5Config,
+  network: api.Network,
   largest_shard_bytes: int = _LARGEST_SHARD_BYTES,
 ) -> None:
-  """Writes a folder for `transformers.T5ForConditionalGeneration`, float32.
+  """Writes a folder for Transformers' `from_pretrained`, float32.
 
   Args:
     path: the new folder.
     params: unstacked nested dict of arrays.
-    config: the sizes of the network.
+    network: whose they are.
     largest_shard_bytes: a model above it is split into several files.
 
   Raises:
     UserError: the folder exists already or cannot be written, the parameters do
-      not have the configured sizes, or the model is no T5 1.1.
+      not have the network's sizes, or Hugging Face has no such model.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
-  relative = flat.get('encoder/relpos_bias/rel_embedding', np.empty((0, 0)))
-  stated = hf_config.stated(config, num_buckets=relative.shape[-1])
-  layout = hf_names.layout(config, relative.shape[-1])
+  flat = parts.flatten(params)
+  model, stated = families.of_paths(flat).written(network, params)
+  layout = model.tensors
   _check_params(layout, flat)
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
     shards = _shards(layout, largest_shard_bytes)
@@ -129,10 +120,10 @@ def save(
       (folder / _SHARDS).write_text(json_text.dumps(index, indent=2) + '\n')
     # Last: without it the folder is no checkpoint.
     text = json_text.dumps(stated, indent=2) + '\n'
-    (folder / hf_config.FILE).write_text(text)
+    (folder / _CONFIG).write_text(text)
 
 
-def _files(folder: epath.Path) -> list[epath.Path]:
+def _files(folder: epath.Path, model: hugging_face.Model) -> list[epath.Path]:
   """Returns the files of a folder that hold tensors.
 
   The one file goes before an index, as in Transformers: who saves a model over
@@ -155,31 +146,37 @@ def _files(folder: epath.Path) -> list[epath.Path]:
     raise errors.UserError(
       f'{folder} has only {_PICKLE}, a pickle, which is not read: get its'
       f' {_WEIGHTS}, or write it with transformers:'
-      ' T5ForConditionalGeneration.from_pretrained(folder)'
+      f' {model.architecture}.from_pretrained(folder)'
       '.save_pretrained(new_folder)'
     )
   raise errors.UserError(f'{folder} has no {_WEIGHTS}')
 
 
 def _read(
-  file: safetensors_files.File, known: Mapping[str, hf_names.Tensor]
+  file: safetensors_files.File, model: hugging_face.Model
 ) -> dict[str, np.ndarray]:
   """Returns the tensors of a file as we have them; checks all of them first."""
+  copies = {name: model.tensors[of] for name, of in model.copies.items()}
+  known = {**model.tensors, **copies}
   names = [name for name in known if name in file.names]
-  extra = sorted(file.names - _UNUSED - known.keys())
+  extra = sorted(
+    name
+    for name in file.names - known.keys()
+    if not model.unused.fullmatch(name)
+  )
   if extra:
     raise errors.UserError(
-      f'{file.path} has a tensor that T5 1.1 of this size has not: {extra[0]}'
-      f' ({len(extra)} superfluous)'
+      f'{file.path} has a tensor that a {model.architecture} of this size has'
+      f' not: {extra[0]} ({len(extra)} superfluous)'
       f'{safetensors_files.prefix_hint(file.names, known)}'
     )
   for name in names:
-    file.check(name, known[name].shape, f'its {hf_config.FILE} asks')
+    file.check(name, known[name].shape, f'its {_CONFIG} asks')
   return {name: _imported(file, name, known[name]) for name in names}
 
 
 def _imported(
-  file: safetensors_files.File, name: str, tensor: hf_names.Tensor
+  file: safetensors_files.File, name: str, tensor: hugging_face.Tensor
 ) -> np.ndarray:
   """Returns a tensor as we have it, float32, a copy of its own."""
   array = checkpoint_files.to_float32(file.tensor(name), name)
@@ -187,29 +184,31 @@ def _imported(
 
 
 def _complete(
-  folder: epath.Path, found: dict[str, np.ndarray], head_may_be_embedding: bool
+  folder: epath.Path, found: dict[str, np.ndarray], model: hugging_face.Model
 ) -> None:
   """Gives every tensor of several names the name that the layout has.
 
   Raises:
     UserError: what should be one tensor is two.
   """
-  same = [n for n in (hf_names.EMBEDDING, *_COPIES) if n in found]
-  for name in same[1:]:
-    if not np.array_equal(found[name], found[same[0]], equal_nan=True):
-      raise errors.UserError(f'{folder}: tensor {name} differs from {same[0]}')
-  if not same:
-    return
-  table = found[hf_names.EMBEDDING] = found[same[0]]
-  if hf_names.HEAD not in found and head_may_be_embedding:
-    # Transformers 5 states this for every T5 and leaves the head out where it
-    # is the embedding itself.
-    logging.info('%s: %s is %s', folder, hf_names.HEAD, hf_names.EMBEDDING)
-    found[hf_names.HEAD] = np.ascontiguousarray(table.T)
+  firsts = {name: name for name in model.copies.values() if name in found}
+  for copy, name in model.copies.items():
+    if copy not in found:
+      continue
+    first = firsts.setdefault(name, copy)
+    if not np.array_equal(found[copy], found[first], equal_nan=True):
+      raise errors.UserError(f'{folder}: tensor {copy} differs from {first}')
+    found[name] = found[first]
+  for name, other in model.substitutes.items():
+    if name not in found and other in found:
+      logging.info('%s: %s is %s', folder, name, other)
+      turned = model.tensors[name].transposed != model.tensors[other].transposed
+      array = found[other].T if turned else found[other]
+      found[name] = np.ascontiguousarray(array)
 
 
 def _check_params(
-  layout: Mapping[str, hf_names.Tensor], flat: Mapping[str, Any]
+  layout: Mapping[str, hugging_face.Tensor], flat: Mapping[str, Any]
 ) -> None:
   """Refuses parameters that are not the configured network's."""
   expected = {tensor.path: tensor for tensor in layout.values()}
@@ -224,7 +223,9 @@ def _check_params(
       )
 
 
-def _exported(tensor: hf_names.Tensor, flat: Mapping[str, Any]) -> np.ndarray:
+def _exported(
+  tensor: hugging_face.Tensor, flat: Mapping[str, Any]
+) -> np.ndarray:
   """Returns the float32 array as they store it."""
   array = checkpoint_files.to_float32(
     np.asarray(flat[tensor.path]), tensor.path
@@ -233,7 +234,7 @@ def _exported(tensor: hf_names.Tensor, flat: Mapping[str, Any]) -> np.ndarray:
 
 
 def _shards(
-  layout: Mapping[str, hf_names.Tensor], largest_bytes: int
+  layout: Mapping[str, hugging_face.Tensor], largest_bytes: int
 ) -> list[list[str]]:
   """Splits the names in order, each part as large as allowed."""
   shards: list[list[str]] = [[]]

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import traverse_util
-
 from dst_t5x.core import errors
-from dst_t5x.models.t5 import sizes
+from dst_t5x.core import parts
+from dst_t5x.models import families
 
 
 def check_matches(
@@ -26,7 +25,8 @@ def check_matches(
   wanted = _shapes(expected)
   if found == wanted:
     return
-  _check_sizes(sizes.sizes(params), sizes.sizes(expected))
+  family = families.of_paths(wanted)
+  _check_sizes(family.sizes(params), family.sizes(expected))
   for state, paths in (
     ('lacks', sorted(set(wanted) - set(found))),
     ('has, unlike the model,', sorted(set(found) - set(wanted))),
@@ -44,8 +44,7 @@ def check_matches(
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  flat = traverse_util.flatten_dict(tree, sep='/')
-  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  return {path: tuple(leaf.shape) for path, leaf in parts.flatten(tree).items()}
 
 
 def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
@@ -59,7 +58,6 @@ def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
   if list(different) == ['vocab_size']:
     raise errors.UserError(
       f'the checkpoint has another vocabulary: {different["vocab_size"]}'
-      ' (tensor token_embedder/embedding)'
     )
   if different:
     raise errors.UserError(

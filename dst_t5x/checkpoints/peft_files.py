@@ -1,16 +1,16 @@
 """Adapters in the format of Hugging Face PEFT, read and written without torch.
 
 A folder holds adapter_config.json and adapter_model.safetensors. What differs
-from ours: linear maps are [out, in] there and [in, out] here, modules have
-other names (`hf_names`), and what is adapted is a list of modules' names, or of
-their ends, where we have a regular expression.
+from ours: linear maps are [out, in] there and [in, out] here, modules have the
+names of the base's family, and what is adapted is a list of modules' names, or
+of their ends, where we have a regular expression. An adapter says itself what
+PEFT calls it and its tensors, see `adapters.peft`.
 
 What we know besides, which seed the adapter belongs to and its step, stands in
 the metadata of the safetensors file, where PEFT does not look.
 """
 
 from collections.abc import Collection, Mapping
-import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -18,9 +18,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from dst_t5x.adapters import api as adapters
-from dst_t5x.adapters import ia3
-from dst_t5x.adapters import lora
-from dst_t5x.adapters import prompts
+from dst_t5x.adapters import peft
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import peft_config
 from dst_t5x.checkpoints import peft_targets
@@ -29,7 +27,7 @@ from dst_t5x.core import json_object
 from dst_t5x.core import json_text
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
-from dst_t5x.models.t5 import hf_names
+from dst_t5x.models import families
 
 PyTree = Any
 
@@ -38,14 +36,7 @@ WEIGHTS_FILE = 'adapter_model.safetensors'
 _PICKLE = 'adapter_model.bin'
 _OURS = 'dst_t5x'  # In the metadata.
 
-_PROMPT = 'prompt_embeddings'
 _PREFIX = 'base_model.model.'
-_LEAVES = {
-  'lora_a': 'lora_A.weight',
-  'lora_b': 'lora_B.weight',
-  'ia3': 'ia3_l',
-}
-_LINEAR = re.compile(rf'{_PREFIX}(.+)\.({"|".join(_LEAVES.values())})')
 
 
 class About(NamedTuple):
@@ -63,35 +54,9 @@ class About(NamedTuple):
   step: int
 
 
-class _Tensor(NamedTuple):
-  """A tensor of the file: its path in our tree, and its shape there."""
-
-  path: str
-  shape: tuple[int, ...]
-
-  @property
-  def _is_transposed(self) -> bool:
-    return bool(re.fullmatch(lora.LoRA.added, self.path))
-
-  def exported(self, array: np.ndarray) -> np.ndarray:
-    """Returns the array as the file has it, float32."""
-    array = np.asarray(array, np.float32)
-    array = array.T if self._is_transposed else array
-    return np.ascontiguousarray(array.reshape(self.shape))
-
-  def imported(self, array: np.ndarray) -> np.ndarray:
-    """Returns the array as we have it, float32, a copy."""
-    array = checkpoint_files.to_float32(array, self.path)
-    if self._is_transposed:
-      array = array.T
-    elif re.fullmatch(ia3.IA3.added, self.path):
-      array = array.ravel()
-    return np.array(array, order='C')
-
-
 def is_known(adapter: adapters.Adapter) -> bool:
   """Whether PEFT has this kind of adapter."""
-  return isinstance(adapter, lora.LoRA | ia3.IA3 | prompts.Prompt)
+  return bool(adapter.peft_type)
 
 
 def is_adapter(path: epath.PathLike) -> bool:
@@ -112,7 +77,7 @@ def save(
 
   Args:
     path: the folder.
-    adapter: LoRA, (IA)³ or a prompt.
+    adapter: one that PEFT has.
     added: path -> its parameters, layers one by one.
     base: the parameters of the model that it belongs to, unstacked, or their
       shapes.
@@ -124,17 +89,17 @@ def save(
   Raises:
     UserError: the folder exists and must not, or cannot be written.
   """
-  known = _linear_maps(base)
-  modules = {path.rpartition('/')[0] for path in added} & set(known)
-  layout = _layout(adapter, modules, base)
+  of = _base(base)
+  modules = {path.rpartition('/')[0] for path in added} & set(of.names)
+  layout = _layout(adapter, modules, of)
   tensors = {
     name: tensor.exported(added[tensor.path]) for name, tensor in layout.items()
   }
   stated = {
-    **peft_config.export(adapter, modules, known),
+    **peft_config.export(adapter, modules, of),
     'base_model_name_or_path': seed['path'],
     'inference_mode': True,
-    'task_type': 'SEQ_2_SEQ_LM',
+    'task_type': families.of(base).task_type,
   }
   ours = json_text.dumps({'seed': dict(seed), 'step': step})
   metadata = {'format': 'pt', _OURS: ours}
@@ -181,24 +146,24 @@ def load(
   """
   folder = epath.Path(path)
   stated = json_object.read(folder / _CONFIG)
-  known = _linear_maps(base)
+  of, family = _base(base), families.of(base)
   with safetensors_files.opened(_weights(folder)) as file:
-    modules = peft_targets.adapted(stated, known, _adapted(file.names, known))
+    modules = peft_targets.adapted(
+      stated, family, of.names, _adapted(file.names, of)
+    )
     try:
-      adapter = peft_config.read(stated, modules, known)
+      adapter = peft_config.read(stated, modules, of)
     except UserError as e:
       raise UserError(f'{stated.where}: {e}') from e
-    layout = _layout(adapter, modules, base)
+    layout = _layout(adapter, modules, of)
     _check_names(folder, layout, file.names)
     added = {}
     for name, tensor in layout.items():
-      rows = tensor.shape[0]
-      # PEFT makes a second half of a prompt for the decoder, but never looks
-      # at it.
-      if name == _PROMPT and file.shape(name)[:1] == (2 * rows,):
-        tensor = tensor._replace(shape=(2 * rows, tensor.shape[1]))
-      file.check(name, tensor.shape, f'its base and {_CONFIG} ask')
-      array = file.tensor(name)
+      rows, *rest = tensor.shape
+      is_twice = tensor.may_be_twice and file.shape(name)[:1] == (2 * rows,)
+      shape = (2 * rows if is_twice else rows, *rest)
+      file.check(name, shape, f'its base and {_CONFIG} ask')
+      array = checkpoint_files.to_float32(file.tensor(name), tensor.path)
       added[tensor.path] = tensor.imported(array[:rows])
   return adapter, added
 
@@ -212,44 +177,42 @@ def _weights(folder: epath.Path) -> epath.Path:
   return folder / WEIGHTS_FILE
 
 
-def _linear_maps(base: PyTree) -> dict[str, tuple[int, int]]:
-  """Returns the path of each linear map -> [n, features]."""
+def _base(params: PyTree) -> peft.Base:
+  """Returns what an adapter has to know of the model that it belongs to."""
+  flat = parts.flatten(params)
+  family = families.of_paths(flat)
+  shapes = {
+    path.removesuffix(f'/{adapters.KERNEL}'): leaf.shape
+    for path, leaf in flat.items()
+    if path.endswith(f'/{adapters.KERNEL}')
+  }
+  tables = [p for p in flat if p.rpartition('/')[2] == adapters.TABLE]
+  return peft.Base(
+    {path: family.linear_map(path) for path in shapes},
+    shapes,
+    {path.rpartition('/')[0]: flat[path].shape for path in tables},
+  )
+
+
+def _adapted(tensors: Collection[str], base: peft.Base) -> set[str]:
+  """Returns the paths of the base's linear maps that have tensors."""
   return {
-    path.removesuffix('/kernel'): leaf.shape
-    for path, leaf in parts.flatten(base).items()
-    if path.endswith('/kernel')
+    path
+    for path, name in base.names.items()
+    if any(tensor.startswith(f'{_PREFIX}{name}.') for tensor in tensors)
   }
 
 
-def _adapted(tensors: Collection[str], known: Collection[str]) -> set[str]:
-  """Returns the paths of the base's linear maps that have tensors."""
-  ours = {hf_names.linear_map(path): path for path in known}
-  found = (_LINEAR.fullmatch(name) for name in tensors)
-  return {ours[m[1]] for m in found if m and m[1] in ours}
-
-
 def _layout(
-  adapter: adapters.Adapter, modules: Collection[str], base: PyTree
-) -> dict[str, _Tensor]:
+  adapter: adapters.Adapter, modules: Collection[str], base: peft.Base
+) -> dict[str, peft.Tensor]:
   """Returns the file's name of each tensor of the adapted modules -> it."""
-  if isinstance(adapter, prompts.Prompt):
-    width = base['token_embedder']['embedding'].shape[1]
-    return {_PROMPT: _Tensor(prompts.PATH, (adapter.length, width))}
-  known = _linear_maps(base)
-  layout = {}
-  for module in sorted(modules):
-    n, features = known[module]
-    shapes: dict[str, tuple[int, int]]
-    if isinstance(adapter, lora.LoRA):
-      shapes = {'lora_a': (adapter.rank, n), 'lora_b': (features, adapter.rank)}
-    elif re.fullmatch(ia3.INPUTS, module):
-      shapes = {'ia3': (1, n)}
-    else:
-      shapes = {'ia3': (features, 1)}
-    for leaf, shape in shapes.items():
-      name = f'{_PREFIX}{hf_names.linear_map(module)}.{_LEAVES[leaf]}'
-      layout[name] = _Tensor(f'{module}/{leaf}', shape)
-  return layout
+  return {
+    f'{_PREFIX}{base.names[tensor.module]}.{tensor.name}'
+    if tensor.module
+    else tensor.name: tensor
+    for tensor in adapter.peft_tensors(modules, base)
+  }
 
 
 def _check_names(

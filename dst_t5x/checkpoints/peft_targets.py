@@ -4,48 +4,47 @@ Those of `peft.tuners.tuners_utils.check_target_module_exists`: the tensors
 beside it may be only half of the adapter, or more than PEFT would load.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import re
 
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
-from dst_t5x.models.t5 import hf_names
+from dst_t5x.models import hugging_face
 
-# What PEFT takes for a T5 where no target_modules are stated.
-_DEFAULT_TARGETS = {'LORA': ['q', 'v'], 'IA3': ['k', 'v', 'wo']}
 # Where the number of a layer stands: PEFT takes the first number of a name now,
-# `encoder.block.<here>.layer.0.…`, and took the last one before.
+# `stack.block.<here>.layer.0.…`, and took the last one before.
 _FIRST_NUMBER, _LAST_NUMBER = '.*?', '.*'
 
 
 def adapted(
   stated: json_object.JsonObject,
-  known: Collection[str],
+  family: hugging_face.Family,
+  names: Mapping[str, str],
   found: Collection[str],
 ) -> set[str]:
   """Returns the paths of the linear maps that an adapter_config.json adapts.
 
   Args:
     stated: its content.
-    known: paths of all of the base's linear maps.
+    family: the base's.
+    names: path of each of the base's linear maps -> PEFT's name.
     found: of those that have tensors, to tell the versions of PEFT apart.
 
   Raises:
     UserError: an entry has the wrong type, or none of the base is adapted.
   """
   kind = stated.get('peft_type', str, '')
-  if kind not in _DEFAULT_TARGETS:
-    return set()
   targets = _names(stated, 'target_modules')
   if targets is None:
-    targets = _DEFAULT_TARGETS[kind]
+    targets = family.default_targets.get(kind)
+  if targets is None:
+    return set()  # A prompt, which is in no linear map.
   excluded = _names(stated, 'exclude_modules') or []
-  names = {module: hf_names.linear_map(module) for module in known}
   chosen = {
     module: name
     for module, name in names.items()
-    if _matches(stated, 'target_modules', targets, name)
+    if _matches(stated, 'target_modules', targets, name, family.head)
     and not _matches(stated, 'exclude_modules', excluded, name)
   }
   layers = _layers(stated)
@@ -95,13 +94,26 @@ def _layers(stated: json_object.JsonObject) -> list[int]:
 
 
 def _matches(
-  stated: json_object.JsonObject, key: str, names: str | list[str], name: str
+  stated: json_object.JsonObject,
+  key: str,
+  names: str | list[str],
+  name: str,
+  head: str | None = None,
 ) -> bool:
-  """Whether a module of PEFT's is one of those that an entry names."""
+  """Whether a module of PEFT's is one of those that an entry names.
+
+  Args:
+    stated: see `adapted`.
+    key: of the entry.
+    names: the entry.
+    name: the module's.
+    head: the module that 'all-linear' leaves out; None where that is no name
+      for all.
+  """
   if isinstance(names, list):
     return any(name == n or name.endswith(f'.{n}') for n in names)
-  if names.lower() == 'all-linear' and key == 'target_modules':
-    return f'{name}.weight' != hf_names.HEAD
+  if names.lower() == 'all-linear' and head is not None:
+    return name != head
   with _expression(stated, key):
     return bool(re.fullmatch(names, name))
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from flax import traverse_util
 import numpy as np
 
 from dst_t5x import subsets
@@ -92,7 +91,7 @@ def load_seed(
 
   Args:
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
-      Face T5 1.1 folder, a folder with an adapter of Hugging Face PEFT, a file
+      Face model's folder, a folder with an adapter of Hugging Face PEFT, a file
       `….dst`, or the folder of a run of this package (its last checkpoint). May
       be in an object store (`gs://…`, `s3://…`).
     step: another checkpoint of such a run.
@@ -101,7 +100,7 @@ def load_seed(
 
   Raises:
     UserError: there is nothing at the path, or nothing of a known format, or
-      what is there is damaged or no T5 1.1, or not all of it is finite.
+      what is there is damaged, or of no known family, or not all finite.
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
@@ -138,7 +137,7 @@ def load_seed(
     )
   _check_finite(loaded.params, str(folder))
   seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
-  flat = traverse_util.flatten_dict(seed.params)
+  flat = parts.flatten(seed.params)
   logging.info(
     'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',
     seed.path,

@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoint_<step>`. Its file `checkpoint` is Flax's
 msgpack of `{'version': 3, 'optimizer': {'target': …, 'state': {'step': …}}}`.
 A leaf of `target` is an array, or the TensorStore spec of a zarr folder beside
-the file, `target.encoder.layers_0.…`. Specs remember the disk they were written
+the file, `target.stack.layers_0.…`. Specs remember the disk they were written
 to; only the folder's own name is used here, so checkpoints may be moved.
 
 Where T5X has written through Orbax instead, `t5x_orbax` reads.
@@ -30,6 +30,7 @@ from dst_t5x.checkpoints import t5x_orbax
 from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
+from dst_t5x.core import parts
 from dst_t5x.core import stacking
 
 _INDEX = 'checkpoint'
@@ -110,7 +111,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
   folder = find(path)
   if t5x_orbax.is_checkpoint(folder):
     target, step = t5x_orbax.load(folder)
-    arrays = traverse_util.flatten_dict(target, sep='/')
+    arrays = parts.flatten(target)
   else:
     arrays, step = _load_native(folder)
   params = {
@@ -118,9 +119,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
     for name, array in arrays.items()
   }
   return checkpoint_files.LoadedCheckpoint(
-    params=stacking.unstack_layers(
-      traverse_util.unflatten_dict(params, sep='/')
-    ),
+    params=stacking.unstack_layers(parts.unflatten(params)),
     step=step,
   )
 
@@ -156,7 +155,7 @@ def save(
   folder = _new_path(epath.Path(path), step)
   flat = {
     name: checkpoint_files.to_float32(np.asarray(array), name)
-    for name, array in traverse_util.flatten_dict(params, sep='/').items()
+    for name, array in parts.flatten(params).items()
   }
   with checkpoint_files.new_folder(folder) as temporary:
     matrices = {name: array for name, array in flat.items() if array.ndim > 1}
@@ -164,7 +163,7 @@ def save(
     content = {
       'version': _VERSION,
       'optimizer': {
-        'target': traverse_util.unflatten_dict(leaves, sep='/'),
+        'target': parts.unflatten(leaves),
         'state': {'step': np.asarray(step, np.int32)},
       },
     }

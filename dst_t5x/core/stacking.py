@@ -1,10 +1,9 @@
 """Conversion between layers one by one and layers stacked on axis 0.
 
-A checkpoint names its layers `encoder/layers_0/…`; the network with
-`scan_layers` holds them as `encoder/layers/…` with the layer as axis 0.
+A checkpoint names its layers `layers_0/…`; the network with `scan_layers` holds
+them as `layers/…` with the layer as axis 0. See `tree_paths`.
 """
 
-import re
 from typing import Any
 
 import jax
@@ -12,11 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dst_t5x.core import errors
+from dst_t5x.core import tree_paths
 
 PyTree = Any
-
-_LAYER = re.compile(r'layers_(\d+)')
-_STACKED = 'layers'
 
 
 def stack_layers(params: PyTree) -> PyTree:
@@ -35,7 +32,7 @@ def stack_layers(params: PyTree) -> PyTree:
   if not isinstance(params, dict):
     return params
   layers = {
-    key: value for key, value in params.items() if _LAYER.fullmatch(key)
+    key: value for key, value in params.items() if tree_paths.is_layer(key)
   }
   others = {
     key: stack_layers(value)
@@ -44,15 +41,15 @@ def stack_layers(params: PyTree) -> PyTree:
   }
   if not layers:
     return others
-  names = [f'layers_{i}' for i in range(len(layers))]
+  names = [tree_paths.layer(i) for i in range(len(layers))]
   for name in names:
     if name not in layers:
       raise errors.UserError(
         f'Cannot stack {len(layers)} layers: {name} is missing.'
       )
-    _check_alike(layers['layers_0'], layers[name], name)
+    _check_alike(layers[names[0]], layers[name], name)
   stacked = jax.tree.map(_stack, *(layers[name] for name in names))
-  return {**others, _STACKED: stacked}
+  return {**others, tree_paths.STACK: stacked}
 
 
 def unstack_layers(params: PyTree) -> PyTree:
@@ -64,9 +61,9 @@ def unstack_layers(params: PyTree) -> PyTree:
     return params
   result = {}
   for key, value in params.items():
-    if key == _STACKED:
+    if key == tree_paths.STACK:
       for i in range(len(jax.tree.leaves(value)[0])):
-        result[f'layers_{i}'] = jax.tree.map(lambda x, i=i: x[i], value)
+        result[tree_paths.layer(i)] = jax.tree.map(lambda x, i=i: x[i], value)
     else:
       result[key] = unstack_layers(value)
   return result
@@ -83,10 +80,7 @@ def _check_alike(first: PyTree, other: PyTree, name: str) -> None:
 
   def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-      for path, leaf in leaves
-    }
+    return {tree_paths.path_of(path): leaf.shape for path, leaf in leaves}
 
   expected, found = shapes(first), shapes(other)
   for path in sorted(expected.keys() | found.keys()):

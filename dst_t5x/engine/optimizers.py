@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import optax
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
-from dst_t5x.method import silos
 
 PyTree = Any
 
@@ -194,8 +194,8 @@ def _by_layer(
 
   def labels(params: PyTree) -> PyTree:
     def label(key_path: Any, leaf: jax.Array) -> str:
-      path = silos.path_of(key_path)
-      stacked, _ = silos.slice_paths(path, leaf.shape)
+      path = tree_paths.path_of(key_path)
+      stacked, _ = tree_paths.slice_paths(path, leaf.shape)
       # Each stack has its own group because the depths may differ.
       return f'stack_{path.split("/")[0]}' if stacked else 'rest'
 

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import masks
@@ -316,7 +317,7 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
 
 
 def _path(key_path: Any) -> str:
-  return '/' + jax.tree_util.keystr(key_path, simple=True, separator='/')
+  return '/' + tree_paths.path_of(key_path)
 
 
 def _plain(tree: Any) -> Any:

@@ -20,6 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.core import tree_paths
 from dst_t5x.method import distances
 from dst_t5x.method import silos
 from dst_t5x.method import thresholds
@@ -67,7 +68,7 @@ def salts(
   names = [
     f'{random_seed} {path}'
     for leaf, shape in zip(layout.leaves, shapes, strict=True)
-    for path in silos.slice_paths(leaf.path, shape)[1]
+    for path in tree_paths.slice_paths(leaf.path, shape)[1]
   ]
   return jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
 

@@ -1,18 +1,18 @@
 r"""Silos: the partition of the parameters within which budgets hold.
 
 A silo is a set of tensors, or of slices of stacked tensors. Tensor paths are
-T5X's: `encoder/layers_3/attention/query/kernel`. In a stacked ("scanned")
-network the same layer is slice 3 of `encoder/layers/attention/query/kernel`,
+T5X's: `stack/layers_3/attention/query/kernel`. In a stacked ("scanned")
+network the same layer is slice 3 of `stack/layers/attention/query/kernel`,
 and it belongs to the same silo.
 
 Besides the paper's silos (Section 2, App. A) there are a user's own: pairs of
 a regular expression over whole paths and a name, of which the first that
 matches counts. The name may refer to groups of the expression:
 
->>> norms_apart = [(r'(encoder|decoder)/.*norm/scale', r'norms of the \1'),
+>>> norms_apart = [(r'(\w+)/.*norm/scale', r'norms of the \1'),
 ...                (r'.*', 'all else')]
->>> named(norms_apart)('encoder/layers_3/pre_mlp_layer_norm/scale')
-'norms of the encoder'
+>>> named(norms_apart)('stack/layers_3/pre_mlp_layer_norm/scale')
+'norms of the stack'
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError, nearest
 from dst_t5x.method import budgets
 
@@ -30,13 +31,11 @@ PyTree = Any
 SiloOf = Callable[[str], str]
 Rules = Sequence[tuple[str, str]]
 
-STACK = 'layers'
 # Where tensors are that tuning leaves alone; the only silo without a budget.
 EXCLUDED = '(excluded)'
 # How many components a tensor may have, or a slice of a stacked one: their
 # positions are uint32, and one more number has to mean "none".
 MOST = 2**32 - 2
-_LAYER = re.compile(r'layers_\d+$')
 
 
 def none(path: str) -> str:
@@ -51,18 +50,18 @@ def per_tensor(path: str) -> str:
 
 
 def per_module(path: str) -> str:
-  """Returns the module, spread over all layers: `encoder/attention`."""
+  """Returns the module, spread over all layers: `stack/attention`."""
   parts = per_module_and_layer(path).split('/')
-  return '/'.join(part for part in parts if not _LAYER.match(part))
+  return '/'.join(part for part in parts if not tree_paths.is_layer(part))
 
 
 def without_layer(silo: str) -> str:
-  """Returns a silo's module, whatever the layer: `encoder/attention`."""
-  return re.sub(rf'{STACK}_\d+/', '', silo)
+  """Returns a silo's module, whatever the layer: `stack/attention`."""
+  return re.sub(rf'{tree_paths.STACK}_\d+/', '', silo)
 
 
 def per_module_and_layer(path: str) -> str:
-  """Returns the module of a layer: `encoder/layers_3/attention`.
+  """Returns the module of a layer: `stack/layers_3/attention`.
 
   The default of the paper (Section 2): "each module in each layer is a
   separate silo". A module is what T5X names so: what stands below the layer,
@@ -70,7 +69,7 @@ def per_module_and_layer(path: str) -> str:
   """
   parts = path.split('/')
   for i, part in enumerate(parts[:-1]):
-    if _LAYER.match(part):
+    if tree_paths.is_layer(part):
       return '/'.join(parts[: i + 2])
   return '/'.join(parts[:-1]) or path
 
@@ -217,28 +216,6 @@ class Layout:
     )
 
 
-def path_of(key_path: Sequence[Any]) -> str:
-  """Returns a JAX key path as `encoder/layers_0/mlp/wi_0/kernel`."""
-  return jax.tree_util.keystr(tuple(key_path), simple=True, separator='/')
-
-
-def is_stacked(path: str, shape: tuple[int, ...]) -> bool:
-  """Whether axis 0 of a tensor is that of the layers."""
-  return STACK in path.split('/')[:-1] and bool(shape)
-
-
-def slice_paths(path: str, shape: tuple[int, ...]) -> tuple[bool, list[str]]:
-  """Returns whether a tensor is stacked, and the paths of its slices."""
-  if not is_stacked(path, shape):
-    return False, [path]
-  parts = path.split('/')
-  i = parts.index(STACK)
-  return True, [
-    '/'.join([*parts[:i], f'{STACK}_{layer}', *parts[i + 1 :]])
-    for layer in range(shape[0])
-  ]
-
-
 def _natural(name: str) -> list[tuple[int, int | str]]:
   """Sorts `layers_2` before `layers_10`."""
   return [
@@ -272,8 +249,8 @@ def make_layout(
   tensors: list[tuple[str, bool, list[str]]] = []
   components: dict[str, int] = {}  # Of each slice, by its unstacked path.
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = path_of(key_path)
-    stacked, paths = slice_paths(path, leaf.shape)
+    path = tree_paths.path_of(key_path)
+    stacked, paths = tree_paths.slice_paths(path, leaf.shape)
     tensors.append((path, stacked, paths))
     size = math.prod(leaf.shape[int(stacked) :])
     if size > MOST:

@@ -14,6 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import silos
 
@@ -45,7 +46,7 @@ def nothing(params: PyTree, budgets: Sequence[int]) -> SparseSeed:
   for key_path, tensor in tensors:
     if tensor.size >= 2**31 - 1:
       raise UserError(
-        f'keep_seed=False: {silos.path_of(key_path)!r} has {tensor.size} '
+        f'keep_seed=False: {tree_paths.path_of(key_path)!r} has {tensor.size} '
         'components, which is too many; keep the seed, or unstack the layers'
       )
   return SparseSeed(

@@ -14,6 +14,7 @@ import numpy as np
 
 from dst_t5x.adapters import api as adapters
 from dst_t5x.models import api
+from dst_t5x.models import own_tensors
 
 Array = jax.Array
 PyTree = Any
@@ -122,6 +123,12 @@ class Adapted(api.Network):
         return start.step(tokens, cache)
 
     return start._replace(step=step)
+
+  def own_tensors(
+    self, tensors: own_tensors.Tensors
+  ) -> own_tensors.Interceptor:
+    """See `api.Network`."""
+    return self.network.own_tensors(tensors)
 
   def work_of_example(
     self, shapes: Mapping[str, Any], feature_lengths: Mapping[str, int]

@@ -15,6 +15,10 @@ so the silos: see `method.silos`.
 Batches. A batch is a dict of arrays [batch, length] that the network's feature
 converter makes; their names are the network's own affair. Id 0 is padding.
 
+Modules. Linear maps and tables of embeddings are modules like Flax's `Dense`
+and `Embed`, with its names of their parameters: these are what adapters change,
+and what `serving` corrects for each example of a batch; see `adapters.api`.
+
 Networks are compared and hashed, as static arguments of compiled functions: a
 network's fields are frozen.
 """
@@ -26,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.models import own_tensors
 
 Array = jax.Array
 PyTree = Any
@@ -177,6 +182,21 @@ class Network:
       max_decode_length: tokens of a continuation at most.
     """
     raise NotImplementedError
+
+  def own_tensors(
+    self, tensors: own_tensors.Tensors
+  ) -> own_tensors.Interceptor:
+    """Returns what gives each example of a batch small tensors of its own.
+
+    It is an interceptor for `nn.intercept_methods`, under which decoding starts
+    and continues. Modules that work on each row by itself need no other.
+
+    Args:
+      tensors: path -> [batch, …], of all parameters but the matrices of linear
+        maps and the tables of embeddings. The biases of linear maps are taken
+        care of.
+    """
+    return own_tensors.interceptor(tensors)
 
   def work_of_example(
     self, shapes: Mapping[str, Any], feature_lengths: Mapping[str, int]

@@ -5,8 +5,8 @@ applied, an example b adds x·(W_b - W), a sum over its few entries of W:
 
     y[b, :, column] += x[b, :, row] · (value - seed)
 
-The same for the embeddings. Of what is small, the layer norms' scales and the
-biases of relative positions, every example has a tensor of its own.
+The same for the embeddings. Of what is small, such as the scales of norms,
+every example has a tensor of its own; see `api.Network.own_tensors`.
 
 Flax's `nn.intercept_methods` lets this be added from outside: the network
 knows nothing of it.
@@ -20,10 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x.models.t5 import attention
-from dst_t5x.models.t5 import layers
-from dst_t5x.models.t5.dropout import Dropout
-from dst_t5x.serving import placement
+from dst_t5x.adapters import api as adapters
+from dst_t5x.core import tree_paths
+from dst_t5x.core.errors import UserError
+from dst_t5x.models import api
+from dst_t5x.models import decoding
+from dst_t5x.serving import slots as slots_lib
+from dst_t5x.subsets import on_device
 
 Array = jax.Array
 PyTree = Any
@@ -35,12 +38,33 @@ class Entries(NamedTuple):
   Attributes:
     rows: int32 [batch, room].
     columns: int32 [batch, room].
-    differences: float32 [batch, room], to the seed; 0 where there is nothing.
+    values: float32 [batch, room], the subset's; 0 where there is nothing.
+    seeds: float32 [batch, room], the seed's; 0 where there is nothing.
   """
 
   rows: Array
   columns: Array
-  differences: Array
+  values: Array
+  seeds: Array
+
+  def differences(self, dtype: Any) -> Array:
+    """Returns float32 [batch, room], to the seed, of a matrix in a type."""
+    values, seeds = (
+      x.astype(dtype).astype(jnp.float32) for x in (self.values, self.seeds)
+    )
+    return values - seeds
+
+
+class _Noting(dict[str, Any]):
+  """A dict that notes which of its keys were used."""
+
+  def __init__(self, content: Mapping[str, Any]) -> None:
+    super().__init__(content)
+    self.used: set[str] = set()
+
+  def __getitem__(self, key: str) -> Any:
+    self.used.add(key)
+    return super().__getitem__(key)
 
 
 class Corrections:
@@ -48,32 +72,37 @@ class Corrections:
 
   def __init__(
     self,
-    tensors: placement.Tensors,
+    network: api.Network,
+    tensors: on_device.Tensors,
     params: PyTree,
-    subsets: placement.Arrays,
-    rooms: placement.Rooms,
-    slots: placement.Slots,
-    dtype: Any,
+    subsets: on_device.Arrays,
+    rooms: on_device.Rooms,
+    slots: slots_lib.Slots,
   ) -> None:
     """Sorts entries by tensors.
 
     Args:
+      network: whose modules are changed.
       tensors: of the seed.
       params: the seed.
       subsets: of each example, stacked on axis 0.
       rooms: of each tensor; large enough for each subset in one round.
       slots: those of the rooms.
-      dtype: of the network's activations.
     """
-    spread = jax.vmap(lambda of: placement.spread(of, slots))(subsets)
+    spread = jax.vmap(lambda of: slots_lib.spread(of, slots))(subsets)
     spread = jax.lax.optimization_barrier(spread)
     begins = np.cumsum([0, *rooms])
-    self._matrices = _matrices(tensors, spread, slots, begins, dtype)
-    self._tensors = _tensors(tensors, params, spread, begins)
+    matrices = _matrices(tensors, spread, slots, begins)
+    small = _tensors(tensors, params, spread, begins)
     # Once a batch, not once a step.
-    self._matrices, self._tensors = jax.lax.optimization_barrier(
-      (self._matrices, self._tensors)
-    )
+    matrices, small = jax.lax.optimization_barrier((matrices, small))
+    self._matrices, self._tensors = _Noting(matrices), _Noting(small)
+    self._own = network.own_tensors(self._tensors)
+
+  @property
+  def used(self) -> set[str]:
+    """The paths of the parameters whose modules were called."""
+    return self._matrices.used | self._tensors.used
 
   def intercept(
     self,
@@ -86,112 +115,80 @@ class Corrections:
     module, method = context.module, context.method_name
     if not module.path:  # The network itself, or one that is applied alone.
       return call(*args, **kwargs)
-    if method == '__call__' and type(module) in self._CALLS:
-      return self._CALLS[type(module)](self, call, module, *args, **kwargs)
-    if method == 'attend' and type(module) is layers.Embed:
+    if method == '__call__' and adapters.is_linear(module):
+      return self._linear(call, module, *args, **kwargs)
+    if method == '__call__' and adapters.is_embedding(module):
+      return self._embed(call, module, *args, **kwargs)
+    if method == 'attend' and adapters.is_embedding(module):
       return self._attend(call, module, *args, **kwargs)
-    return call(*args, **kwargs)
+    return self._own(call, args, kwargs, context)
 
-  def _dense(
-    self, call: Callable[..., Array], module: layers.Dense, x: Array
+  def _linear(
+    self, call: Callable[..., Array], module: nn.Module, x: Array
   ) -> Array:
-    entries = self._matrices[_path(module, 'kernel')]
-    x = x.astype(module.dtype)
-    return _add_products(call(x), x, entries)
+    entries = self._matrices[_path(module, adapters.KERNEL)]
+    dtype = _dtype(module)
+    x = x.astype(dtype)
+    y = _add_products(call(x), x, entries, entries.differences(dtype))
+    if (path := _path(module, adapters.BIAS)) in self._tensors:
+      seed: Array = module.get_variable('params', adapters.BIAS)
+      added = (self._tensors[path] - seed).astype(y.dtype)
+      # An example's beams are adjacent rows.
+      added = jnp.repeat(added, len(y) // len(added), axis=0)
+      y += added.reshape(len(y), *[1] * (y.ndim - 2), -1)
+    return y
 
   def _attend(
-    self, call: Callable[..., Array], module: layers.Embed, x: Array
+    self, call: Callable[..., Array], module: nn.Module, x: Array
   ) -> Array:
-    rows, columns, d = self._matrices[_path(module, 'embedding')]
-    return _add_products(call(x), x, Entries(columns, rows, d))
+    entries = self._matrices[_path(module, adapters.TABLE)]
+    y = call(x)
+    turned = entries._replace(rows=entries.columns, columns=entries.rows)
+    return _add_products(y, x, turned, entries.differences(y.dtype))
 
   def _embed(
-    self, call: Callable[..., Array], module: layers.Embed, tokens: Array
+    self, call: Callable[..., Array], module: nn.Module, tokens: Array
   ) -> Array:
-    entries = self._matrices[_path(module, 'embedding')]
-
-    def of_example(x: Array, tokens: Array, entries: Entries) -> Array:
-      same = tokens[:, None] == entries.rows
-      hits = jnp.where(same, entries.differences, 0)
-      return x.at[:, entries.columns].add(hits)
-
+    entries = self._matrices[_path(module, adapters.TABLE)]
     found = call(tokens)
     batch = len(entries.rows)
+
+    def of_example(
+      x: Array, tokens: Array, entries: Entries, differences: Array
+    ) -> Array:
+      same = tokens[:, None] == entries.rows
+      hits = jnp.where(same, differences, 0)
+      return x.at[:, entries.columns].add(hits)
+
     x = jax.vmap(of_example)(
       found.reshape(batch, -1, found.shape[-1]).astype(jnp.float32),
       tokens.reshape(batch, -1),
       entries,
+      entries.differences(found.dtype),
     )
     return x.reshape(found.shape).astype(found.dtype)
-
-  def _norm(
-    self, call: Callable[..., Array], module: layers.LayerNorm, x: Array
-  ) -> Array:
-    del call
-    scales = self._tensors[_path(module, 'scale')]
-    plain = layers.LayerNorm(module.dtype, module.epsilon, parent=None)
-    result: Any = jax.vmap(
-      lambda s, x: plain.apply({'params': {'scale': s}}, x)
-    )(scales, x.reshape(len(scales), -1, x.shape[-1]))
-    return result.reshape(x.shape)
-
-  def _position_bias(
-    self,
-    call: Callable[..., Array],
-    module: attention.RelativePositionBias,
-    buckets: Array,
-  ) -> Array:
-    """Returns `[batch, heads, query, key]`."""
-    del call
-    tables = self._tensors[_path(module, 'rel_embedding')]
-    plain = attention.RelativePositionBias(
-      module.num_heads, module.num_buckets, parent=None
-    )
-    biases = jax.vmap(
-      lambda t: plain.apply({'params': {'rel_embedding': t}}, buckets)
-    )(tables)
-    return jnp.asarray(biases)[:, 0]
-
-  def _self_attention(
-    self,
-    call: Callable[..., Array],
-    module: attention.SelfAttention,
-    inputs: Array,
-    mask: Array | None,
-    bias: Array,
-    dropout: Dropout,
-    position: Array | None = None,
-  ) -> Array:
-    """Gives an example's bias to all its beams, which are adjacent rows."""
-    del module
-    beams = inputs.shape[0] // bias.shape[0]
-    biases = jnp.repeat(bias, beams, axis=0)
-    return call(inputs, mask, biases, dropout, position)
-
-  _CALLS: Mapping[type[nn.Module], Callable[..., Any]] = {
-    layers.Dense: _dense,
-    layers.Embed: _embed,
-    layers.LayerNorm: _norm,
-    attention.RelativePositionBias: _position_bias,
-    attention.SelfAttention: _self_attention,
-  }
 
 
 def _path(module: nn.Module, name: str) -> str:
   return '/'.join((*module.path, name))
 
 
+def _dtype(module: nn.Module) -> Any:
+  """Returns the type of a linear map's activations."""
+  return getattr(module, 'dtype', None) or jnp.float32
+
+
 def _is_small(path: str) -> bool:
   """Returns whether every example gets a whole tensor of its own."""
-  return path.endswith(('/scale', '/rel_embedding'))
+  name = path.rpartition('/')[2]
+  return name not in (adapters.KERNEL, adapters.TABLE)
 
 
 def _matrices(
-  tensors: placement.Tensors,
-  spread: placement.Spread,
-  slots: placement.Slots,
+  tensors: on_device.Tensors,
+  spread: slots_lib.Spread,
+  slots: slots_lib.Slots,
   begins: np.ndarray,
-  dtype: Any,
 ) -> dict[str, Entries]:
   """Returns path -> entries, of what is not small."""
   columns = [shape[-1] if shape else 1 for shape in tensors.shapes]
@@ -200,13 +197,11 @@ def _matrices(
   # place: what others have there may be infinite, and 0 times that is NaN.
   positions = jnp.where(spread.own, spread.positions, 0)
   row, column = jnp.divmod(positions, of_slot)
-  values, seeds = (
-    x.astype(dtype).astype(jnp.float32) for x in (spread.values, spread.seeds)
-  )
   all_entries = Entries(
     row.astype(jnp.int32),
     column.astype(jnp.int32),
-    jnp.where(spread.own, values - seeds, 0),
+    jnp.where(spread.own, spread.values, 0),
+    jnp.where(spread.own, spread.seeds, 0),
   )
   # Else XLA would work each slice out anew.
   all_entries = jax.lax.optimization_barrier(all_entries)
@@ -218,13 +213,15 @@ def _matrices(
 
 
 def _tensors(
-  tensors: placement.Tensors,
+  tensors: on_device.Tensors,
   params: PyTree,
-  spread: placement.Spread,
+  spread: slots_lib.Spread,
   begins: np.ndarray,
 ) -> dict[str, Array]:
   """Returns path -> each example's tensor [batch, …], of what is small."""
   small = [i for i, path in enumerate(tensors.paths) if _is_small(path)]
+  if not small:
+    return {}
   leaves = jax.tree.leaves(params)
   # One scatter for all of them.
   seed = jnp.concatenate([leaves[i].reshape(-1) for i in small])
@@ -246,15 +243,18 @@ def _tensors(
   }
 
 
-def _add_products(y: Array, x: Array, entries: Entries) -> Array:
+def _add_products(
+  y: Array, x: Array, entries: Entries, differences: Array
+) -> Array:
   """Returns y + x·D, D [n, features] of each example.
 
   Args:
     y: `[batch · beams, length, features]`.
     x: `[batch · beams, length, n]`.
-    entries: those of D.
+    entries: where those of D are.
+    differences: float32 [batch, room], the entries of D.
   """
-  rows, columns, differences = entries
+  rows, columns = entries.rows, entries.columns
   batch, (n, features) = len(rows), (x.shape[-1], y.shape[-1])
   # Flattened, the simplest gather and scatter that there are.
   row = jnp.arange(y.size // features).reshape(batch, -1, 1)
@@ -263,3 +263,49 @@ def _add_products(y: Array, x: Array, entries: Entries) -> Array:
   flat = y.astype(jnp.float32).reshape(-1)
   flat = flat.at[row * features + columns[:, None]].add(products, mode='drop')
   return flat.reshape(y.shape).astype(y.dtype)
+
+
+def check(network: api.Network, params: PyTree) -> None:
+  """Checks that examples with different subsets can be in one batch.
+
+  Args:
+    network: the model.
+    params: its parameters.
+
+  Raises:
+    UserError: they cannot: a parameter acts in another way than through a
+      linear map, a table of embeddings, or what the network says; or not all
+      are float32.
+  """
+  if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
+    raise UserError('only seeds whose parameters are float32 can be served')
+  leaves = jax.tree.leaves_with_path(params)
+  tensors = on_device.Tensors(
+    tuple(tree_paths.path_of(path) for path, _ in leaves),
+    tuple(leaf.shape for _, leaf in leaves),
+  )
+  rooms = tuple(min(size, 1) for size in tensors.sizes)
+  used: set[str] = set()
+
+  def decode(params: PyTree, subsets: on_device.Arrays, tokens: Array) -> Any:
+    by_example = Corrections(
+      network, tensors, params, subsets, rooms, slots_lib.slots_of(rooms)
+    )
+    with nn.intercept_methods(by_example.intercept):
+      found = decoding.GreedyDecoder()(network, params, tokens, 2)
+    used.update(by_example.used)
+    return found
+
+  def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((2, *sizes), dtype)
+
+  entries: Any = shape(jnp.uint32, len(rooms))
+  starts: Any = shape(jnp.int32, len(rooms) + 1)
+  subsets = on_device.Arrays(entries, entries, entries, starts)
+  jax.eval_shape(decode, params, subsets, shape(jnp.int32, 16))
+  if unknown := sorted(set(tensors.paths) - used):
+    raise UserError(
+      f'serving cannot give each row a {unknown[0]} of its own: it belongs to'
+      ' no linear map and no table of embeddings, and the network says nothing'
+      f' of it, see `api.Network.own_tensors` ({len(unknown)} such tensors)'
+    )

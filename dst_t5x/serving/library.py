@@ -33,7 +33,8 @@ from dst_t5x.core.errors import UserError
 from dst_t5x.serving import contents
 from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import model as model_lib
-from dst_t5x.serving import placement
+from dst_t5x.subsets import extraction
+from dst_t5x.subsets import on_device
 
 SENT = '.sent'
 SENT_PREFIX = 'sha256:'
@@ -107,7 +108,7 @@ class Library:
   """All subsets of a folder; safe to use from several threads."""
 
   def __init__(
-    self, folder: str, layout: placement.Layout, limits: Limits = Limits()
+    self, folder: str, layout: on_device.Layout, limits: Limits = Limits()
   ) -> None:
     """Makes the folder if there is none.
 
@@ -321,6 +322,7 @@ class Library:
     try:
       subset, about = subset_lib.from_bytes(blob)
       self._layout.check(subset)
+      extraction.check_finite(subset)
     except UserError as e:
       raise UserError(f'{name}: {str(e).removeprefix("subset: ")}') from e
     most = int(self.limits.share * self._layout.size)

@@ -1,6 +1,6 @@
 """What Prometheus is told: requests, batches, caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import prometheus_client
 from prometheus_client import core
@@ -64,7 +64,7 @@ class Metrics(registry.Collector):
   def collect(self) -> Iterator[core.Metric]:
     """Yields the counts that others keep."""
     library = self._library
-    happened = {**model_lib.counts_of(self._model), **library.counts}
+    happened = {**_counts_of(self._model), **library.counts}
     for name in ('device_subsets', 'device_bytes'):
       value = happened.pop(name)
       yield core.GaugeMetricFamily(f'dst_{name}', 'On the device', value=value)
@@ -79,3 +79,12 @@ class Metrics(registry.Collector):
   def text(self) -> bytes:
     """Returns all of it in Prometheus' text format."""
     return prometheus_client.generate_latest(self._registry)
+
+
+def _counts_of(model: model_lib.MultiSubsetModel) -> Mapping[str, int]:
+  """Returns how often what happened, and how much is on the device."""
+  return {
+    **model.counts,
+    'device_subsets': len(model.placed),
+    'device_bytes': int(model.placed.currsize),
+  }

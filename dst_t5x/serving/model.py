@@ -1,6 +1,6 @@
 """One seed on the device, many subsets: each row decoded with its own."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 import contextlib
 import functools
 from typing import Any, NamedTuple
@@ -14,11 +14,13 @@ import numpy as np
 
 from dst_t5x import subsets as subset_lib
 from dst_t5x.core.errors import UserError, check_positive
+from dst_t5x.models import api
 from dst_t5x.models import decoding
-from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.serving import corrections
 from dst_t5x.serving import integrity
-from dst_t5x.serving import placement
+from dst_t5x.serving import slots as slots_lib
+from dst_t5x.subsets import extraction
+from dst_t5x.subsets import on_device
 
 PyTree = Any
 Decoder = decoding.GreedyDecoder | decoding.BeamSearch
@@ -74,7 +76,7 @@ class MultiSubsetModel:
 
   def __init__(
     self,
-    network: network_lib.Transformer,
+    network: api.Network,
     load_seed: Callable[[], PyTree],
     fingerprint: str,
     *,
@@ -101,10 +103,10 @@ class MultiSubsetModel:
     """
     check_positive('max_decode_length', max_decode_length)
     check_positive('max_batch', max_batch)
-    if network.config.scan_layers:
+    if network.scan_layers:
       raise UserError('serving wants a network with scan_layers = False')
     self.max_decode_length = max_decode_length
-    self.placed: cachetools.LRUCache[Hashable, placement.Placed] = (
+    self.placed: cachetools.LRUCache[Hashable, on_device.Placed] = (
       cachetools.LRUCache(device_bytes, lambda placed: placed.nbytes)
     )
     self.counts = dict.fromkeys(
@@ -113,13 +115,14 @@ class MultiSubsetModel:
     self._network = network
     self._load_seed = load_seed
     self.max_batch = max_batch
-    self._applied: placement.Placed | None = None
-    self._nothing: dict[int, placement.Placed] = {}
+    self._applied: on_device.Placed | None = None
+    self._nothing: dict[int, on_device.Placed] = {}
     self._params: PyTree | None = self._to_device()
-    self.layout = placement.Layout(self._params, fingerprint)
+    corrections.check(network, self._params)
+    self.layout = on_device.Layout(self._params, fingerprint)
     self.most_mixed = int(mix_up_to * self.layout.size)
     self._checksum = np.asarray(integrity.checksum(self._params))
-    self._slots = functools.lru_cache(maxsize=32)(placement.slots_of)
+    self._slots = functools.lru_cache(maxsize=32)(slots_lib.slots_of)
 
   def decode(
     self, rows: Sequence[Row], decoder: Decoder = GREEDY
@@ -141,7 +144,7 @@ class MultiSubsetModel:
       placed = self._place_all(rows)
       for group in self._groups(rows, placed):
         for some in _chunks(group, self.max_batch):
-          tokens = _batch([rows[i].tokens for i in some])
+          tokens = _batch(self._network, [rows[i].tokens for i in some])
           found = self._decode(tokens, [placed[i] for i in some], decoder)
           answers |= dict(zip(some, found, strict=False))
     return [answers[i] for i in range(len(rows))]
@@ -168,7 +171,7 @@ class MultiSubsetModel:
         self.decode([rows[i % len(rows)] for i in range(size)], decoder)
       size *= 2
 
-  def mixes(self, placed: placement.Placed | None) -> bool:
+  def mixes(self, placed: on_device.Placed | None) -> bool:
     """Returns whether a subset may be in one batch with others."""
     return placed is None or (
       placed.rounds == 1 and placed.size <= self.most_mixed
@@ -189,7 +192,7 @@ class MultiSubsetModel:
     return bool(np.array_equal(np.asarray(found), self._checksum))
 
   def _groups(
-    self, rows: Sequence[Row], placed: Sequence[placement.Placed | None]
+    self, rows: Sequence[Row], placed: Sequence[on_device.Placed | None]
   ) -> list[list[int]]:
     """Returns which rows are decoded together."""
     groups: dict[Hashable, list[int]] = {}
@@ -210,7 +213,7 @@ class MultiSubsetModel:
   def _decode(
     self,
     tokens: np.ndarray,
-    placed: list[placement.Placed | None],
+    placed: list[on_device.Placed | None],
     decoder: Decoder,
   ) -> Iterator[Answer]:
     """Yields the answers of rows that may be together; then those of padding.
@@ -243,30 +246,32 @@ class MultiSubsetModel:
     for tokens_of, score in zip(*map(np.asarray, found), strict=True):
       yield Answer(tokens_of, float(score))
 
-  def _place_all(self, rows: Sequence[Row]) -> list[placement.Placed | None]:
+  def _place_all(self, rows: Sequence[Row]) -> list[on_device.Placed | None]:
     """Returns each row's subset on the device, None of the seed."""
-    found: dict[Hashable, placement.Placed | None] = {None: None}
+    found: dict[Hashable, on_device.Placed | None] = {None: None}
     for row in rows:
       if row.subset not in found:
         found[row.subset] = self._place(row)
     return [found[row.subset] for row in rows]
 
-  def _place(self, row: Row) -> placement.Placed:
+  def _place(self, row: Row) -> on_device.Placed:
     if (found := self.placed.get(row.subset)) is not None:
       self.counts['device_hits'] += 1
       return found
     self.counts['device_misses'] += 1
     if row.load is None:
       raise UserError(f'subset {row.subset!r} is not on the device')
-    placed = self.layout.place(row.load(), self._seed())
+    subset = row.load()
+    extraction.check_finite(subset)
+    placed = self.layout.place(subset, self._seed())
     if placed.nbytes <= self.placed.maxsize:
       self.placed[row.subset] = placed
     return placed
 
-  def _none(self, capacity: int) -> placement.Placed:
+  def _none(self, capacity: int) -> on_device.Placed:
     """Returns a subset of a class that has no entries."""
     if capacity not in self._nothing:
-      self._nothing[capacity] = placement.empty(self.layout, capacity)
+      self._nothing[capacity] = self.layout.empty(capacity)
     return self._nothing[capacity]
 
   def _seed(self) -> PyTree:
@@ -274,7 +279,7 @@ class MultiSubsetModel:
     self._apply(None)
     return self._params
 
-  def _apply(self, placed: placement.Placed | None) -> None:
+  def _apply(self, placed: on_device.Placed | None) -> None:
     """Makes the parameters those of a subset."""
     if self._params is None:
       self._restore()
@@ -339,9 +344,9 @@ def _copied(params: PyTree) -> PyTree:
 
 
 class _How(NamedTuple):
-  """What a compiled function hangs on."""
+  """The static arguments of a compiled function."""
 
-  network: network_lib.Transformer
+  network: api.Network
   decoder: Decoder
   max_decode_length: int
 
@@ -358,17 +363,17 @@ def _decode_alone(params: PyTree, tokens: jax.Array, how: _How) -> Any:
 @functools.partial(jax.jit, static_argnames=('how', 'rooms', 'tensors'))
 def _decode_mixed(
   params: PyTree,
-  arrays: tuple[placement.Arrays, ...],
-  slots: placement.Slots,
+  arrays: tuple[on_device.Arrays, ...],
+  slots: slots_lib.Slots,
   tokens: jax.Array,
   how: _How,
-  rooms: placement.Rooms,
-  tensors: placement.Tensors,
+  rooms: on_device.Rooms,
+  tensors: on_device.Tensors,
 ) -> Any:
   """Decodes each row with the seed's parameters and its own subset."""
   stacked = jax.tree.map(lambda *vectors: jnp.stack(vectors), *arrays)
   by_example = corrections.Corrections(
-    tensors, params, stacked, rooms, slots, how.network.config.dtype
+    how.network, tensors, params, stacked, rooms, slots
   )
   with nn.intercept_methods(by_example.intercept):
     return how(params, tokens)
@@ -379,20 +384,12 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
     yield items[start : start + size]
 
 
-def _batch(rows: Sequence[np.ndarray]) -> np.ndarray:
+def _batch(network: api.Network, inputs: Sequence[np.ndarray]) -> np.ndarray:
   """Returns int32 [batch, length], both powers of two: few shapes compile."""
+  rows = [network.prompt_of_inputs(tokens) for tokens in inputs]
   longest = max(len(row) for row in rows)
   length = max(LEAST_LENGTH, 1 << (longest - 1).bit_length())
   batch = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
   for i, row in enumerate(rows):
     batch[i, : len(row)] = row
   return batch
-
-
-def counts_of(model: MultiSubsetModel) -> Mapping[str, int]:
-  """Returns how often what happened, and how much is on the device."""
-  return {
-    **model.counts,
-    'device_subsets': len(model.placed),
-    'device_bytes': int(model.placed.currsize),
-  }

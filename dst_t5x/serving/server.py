@@ -21,12 +21,11 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 from absl import logging as absl_logging
 import numpy as np
 
-from dst_t5x.checkpoints import conversion
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import command_line
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import vocabulary as vocabulary_lib
-from dst_t5x.models.t5 import network as network_lib
+from dst_t5x.models import families
 from dst_t5x.runtime import interrupts
 
 TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
@@ -102,7 +101,7 @@ def make_service(options: argparse.Namespace) -> Any:
     vocabulary_lib.chosen(options.vocabulary), options.input_length
   )
   seed = _load_seed(options.seed)
-  network = network_lib.Transformer(conversion.config_of_params(seed.params))
+  network = families.network_of(seed.params)
   texts.check_fits(network)
   first: list[Any] = [seed.params]
   fingerprint = seed.fingerprint
@@ -153,7 +152,7 @@ def _limits(options: argparse.Namespace) -> Any:
 def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
   """Compiles before the first request, which would wait for it."""
   from dst_t5x.serving import model as model_lib
-  from dst_t5x.serving import placement
+  from dst_t5x.subsets import on_device
 
   classes: dict[int, str] = {}
   for name in library.names() if lengths else ():
@@ -162,7 +161,7 @@ def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
     except UserError as e:
       absl_logging.warning('%s', e)
       continue
-    classes.setdefault(placement.capacity_class(size), name)
+    classes.setdefault(on_device.capacity_class(size), name)
   model.decode([model_lib.Row(np.ones(1, np.int32))])
   for length in lengths:
     seed = model_lib.Row(np.ones(length, np.int32))

@@ -7,7 +7,7 @@ import seqio
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import vocabulary as vocabulary_lib
-from dst_t5x.models.t5 import network as network_lib
+from dst_t5x.models import api
 
 # More for each piece than text of any language has: T5's longest has 16.
 _CHARACTERS = 64
@@ -31,7 +31,7 @@ class Texts:
     self._vocabulary = vocabulary
     self._input_length = input_length
 
-  def check_fits(self, network: network_lib.Transformer) -> None:
+  def check_fits(self, network: api.Network) -> None:
     """Raises UserError if the model lacks an embedding for an id."""
     feature = seqio.Feature(self._vocabulary)
     vocabulary_lib.check_fits({'inputs': feature}, network.vocab_size)

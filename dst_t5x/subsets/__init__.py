@@ -8,7 +8,7 @@
     tuned, about = subsets.load('gsm8k.dst')
     params = subsets.apply(tuned, seed)
 
-`apply_in_place` and `revert` change parameters on the devices; see `on_device`.
+A `Layout` changes parameters on the devices; see `on_device`.
 This package needs only JAX, NumPy and safetensors. The command is
 `python -m dst_t5x.subset --help`.
 """
@@ -30,10 +30,8 @@ from dst_t5x.subsets.file import load
 from dst_t5x.subsets.file import save
 from dst_t5x.subsets.file import to_arrays
 from dst_t5x.subsets.file import to_bytes
-from dst_t5x.subsets.on_device import Patch
-from dst_t5x.subsets.on_device import Slots
-from dst_t5x.subsets.on_device import apply_in_place
-from dst_t5x.subsets.on_device import revert
+from dst_t5x.subsets.on_device import Layout
+from dst_t5x.subsets.on_device import Placed
 from dst_t5x.subsets.prediction import predicted_bytes
 from dst_t5x.subsets.sharded import extract_here
 from dst_t5x.subsets.sharded import merge
@@ -42,12 +40,11 @@ __all__ = [
   'FORMAT',
   'Combination',
   'Difference',
+  'Layout',
   'Overlap',
-  'Patch',
-  'Slots',
+  'Placed',
   'Subset',
   'apply',
-  'apply_in_place',
   'combine',
   'diff',
   'extract',
@@ -59,7 +56,6 @@ __all__ = [
   'overlap',
   'overlap_by_module',
   'predicted_bytes',
-  'revert',
   'save',
   'to_arrays',
   'to_bytes',

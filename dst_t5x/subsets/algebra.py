@@ -66,7 +66,7 @@ def overlap_by_module(first: Subset, second: Subset) -> dict[str, Overlap]:
   """Returns the overlap for each module, over all layers.
 
   Returns:
-    Module, such as `encoder/attention` -> overlap, for all modules of the seed.
+    Module, such as `mlp` -> overlap, for all modules of the seed.
 
   Raises:
     UserError: the subsets have different seeds.

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError, nearest
-from dst_t5x.method import silos
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 from dst_t5x.subsets import table
 
@@ -85,8 +85,8 @@ def types_of(params: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
   """
   types: dict[str, jax.ShapeDtypeStruct] = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = silos.path_of(key_path)
-    stacked, paths = silos.slice_paths(path, leaf.shape)
+    path = tree_paths.path_of(key_path)
+    stacked, paths = tree_paths.slice_paths(path, leaf.shape)
     of_slice = jax.ShapeDtypeStruct(leaf.shape[int(stacked) :], leaf.dtype)
     types |= dict.fromkeys(paths, of_slice)
   return types
@@ -171,7 +171,8 @@ def apply(
   leaves, tree = jax.tree_util.tree_flatten_with_path(seed)
   result = []
   for key_path, leaf in leaves:
-    _, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
+    path = tree_paths.path_of(key_path)
+    _, paths = tree_paths.slice_paths(path, leaf.shape)
     if subset.positions.keys().isdisjoint(paths):
       result.append(leaf)
       continue
@@ -213,6 +214,13 @@ def check_entries(subset: Subset) -> None:
   for fall in np.setdiff1d(falls, ends[:-1] - 1, assume_unique=True):
     path = paths[np.searchsorted(ends, fall, side='right')]
     raise UserError(f'subset: the positions of {path} are not ascending')
+
+
+def check_finite(subset: Subset) -> None:
+  """Raises UserError if a value of a subset is not finite."""
+  for path, values in subset.values.items():
+    if not np.isfinite(values).all():
+      raise UserError(f'subset: a value of {path} is not finite')
 
 
 class Difference(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dst_t5x.method import silos
+from dst_t5x.core import tree_paths
 
 PyTree = Any
 
@@ -21,8 +21,8 @@ def tensors(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
     params: tree of NumPy or fully addressable JAX arrays, stacked or not.
   """
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path, array = silos.path_of(key_path), np.asarray(leaf)
-    stacked, paths = silos.slice_paths(path, array.shape)
+    path, array = tree_paths.path_of(key_path), np.asarray(leaf)
+    stacked, paths = tree_paths.slice_paths(path, array.shape)
     yield from zip(paths, array if stacked else [array], strict=True)
 
 
@@ -36,7 +36,7 @@ def fingerprint(params: PyTree) -> str:
       <path> <dtype> <shape> <hash>
 
   path: the keys of the unstacked tree joined by `/`, for example
-    `encoder/layers_0/attention/query/kernel`.
+    `layers_0/attention/query/kernel`.
   dtype: NumPy's name, for example `float32`.
   shape: the sizes in decimal joined by `,`; empty for a scalar.
   hash: SHA-256 of the elements' bytes in C order, each element little-endian,

@@ -1,17 +1,22 @@
-"""Subsets put into parameters where they are, on the devices, and taken out.
+"""Subsets beside the seed on the devices, and into it, at a subset's cost.
 
-    slots = Slots(params, fingerprint, capacity)  # Once.
-    patch = slots.place(subset)  # For each subset once.
-    params, undo = apply_in_place(params, patch)
-    params = revert(params, undo)
+    layout = Layout(params, fingerprint)
+    placed = layout.place(subset, params)  # `params` are the seed.
+    params = layout.write(params, placed, tuned=True)
+    params = layout.swap(params, placed, another)
+    params = layout.write(params, another, tuned=False)  # The seed's bits.
 
-Patches from the same slots have the same shape, so that what is compiled once
-serves all of them. Parameters are donated and changed in place, and a sharded
-tensor stays where its shards are.
+A placed subset is three vectors as long as its capacity class, and where in
+them each tensor's entries begin. What is compiled depends on the class alone: a
+new subset of a class that has been seen compiles nothing.
+
+Parameters are donated and changed in place, and a sharded tensor stays where
+its shards are. `write` never reads: what has to be there again is known since
+`place`. So the seed comes back whether or not an earlier `write` got to its
+end, and on a mesh no device sends anything.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import functools
+from collections.abc import Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -20,197 +25,256 @@ from jax import sharding as jax_sharding
 import jax.numpy as jnp
 import numpy as np
 
-from dst_t5x.core.errors import UserError, check_positive
-from dst_t5x.method import sharding_types
+from dst_t5x.core import tree_paths
+from dst_t5x.core.errors import UserError
 from dst_t5x.method import silos
+from dst_t5x.subsets import exchange
 from dst_t5x.subsets import extraction
 
 PyTree = Any
-ByType = dict[str, Any]
-Rooms = tuple[int, ...]
-Shardings = tuple[jax_sharding.Sharding, ...]
+Rooms = exchange.Rooms
+Arrays = exchange.Arrays
 
+LEAST_CAPACITY = 1024
+# How many times its share of the capacity a tensor may have in one round.
+SLACKS = (1, 2, 4, 8)
 # A tensor has room for its share of the capacity, some standard deviations of
 # what chance makes of it, and a few more; the rest waits for another round.
 _DEVIATIONS = 4
 _MORE_ROOM = 4
 
 
-class Round(NamedTuple):
-  """Components and their values, tensor after tensor of each dtype.
+class Placed(NamedTuple):
+  """A subset that is on the devices.
 
   Attributes:
-    positions: name of the dtype -> uint32 [room], in their flattened tensors;
-      the tensor's size where there is nothing.
-    values: name of the dtype -> [room].
+    arrays: its entries.
+    slack: the least of `SLACKS` whose rooms are large enough, else the largest.
+    rounds: how many rounds of these rooms it takes.
+    size: the number of its entries.
   """
 
-  positions: ByType
-  values: ByType
+  arrays: Arrays
+  slack: int
+  rounds: int
+  size: int
+
+  @property
+  def capacity(self) -> int:
+    """Its class: entries that there is room for."""
+    return self.arrays.positions.shape[0]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes on each device."""
+    return sum(array.nbytes for array in self.arrays)
 
 
-class Patch(NamedTuple):
-  """What to put into parameters, on their devices.
+def capacity_class(size: int) -> int:
+  """Returns the room that a subset of so many entries gets, a power of two."""
+  return max(LEAST_CAPACITY, 1 << max(size - 1, 0).bit_length())
+
+
+class Tensors(NamedTuple):
+  """The leaves of the parameters' tree, in its order; hashable.
 
   Attributes:
-    rounds: one, if the components are spread like the parameters.
-    rooms: how many components of each tensor a round has room for.
+    paths: of the leaves, `layers` in them where they are stacked.
+    shapes: of the leaves.
   """
 
-  rounds: tuple[Round, ...]
-  rooms: Rooms
+  paths: tuple[str, ...]
+  shapes: tuple[tuple[int, ...], ...]
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """The leaves' numbers of components."""
+    return tuple(map(math.prod, self.shapes))
 
 
-class _Slot(NamedTuple):
-  """Where a tensor of the subset goes: into a leaf, which may be stacked.
+class Layout:
+  """Which tensors the parameters have, and how much room each gets.
 
   Attributes:
-    leaf: number of the leaf.
-    dtype: its name.
-    start: where in a round of this dtype the leaf's room begins.
-    room: of the leaf.
-    offset: position in the leaf of the tensor's first component.
+    fingerprint: the seed's.
+    types: unstacked path -> shape and dtype.
+    tensors: the leaves.
+    sizes: their numbers of components.
+    size: of all of them.
   """
 
-  leaf: int
-  dtype: str
-  start: int
-  room: int
-  offset: int
-
-
-class Slots:
-  """Room for subsets beside parameters on the devices."""
-
-  def __init__(self, params: PyTree, fingerprint: str, capacity: int) -> None:
-    """Spreads the room over the tensors by their sizes.
+  def __init__(self, params: PyTree, fingerprint: str) -> None:
+    """Notes shapes and shardings; allocates nothing.
 
     Args:
-      params: tree of JAX arrays, stacked or not, or of `jax.ShapeDtypeStruct`
-        with shardings.
-      fingerprint: of the seed that they are.
-      capacity: the size of the largest subset. One that needs more room, in
-        all or in one tensor, takes more rounds.
+      params: the seed, a tree of JAX arrays, stacked or not, or of
+        `jax.ShapeDtypeStruct` with shardings.
+      fingerprint: the seed's.
 
     Raises:
       UserError: the parameters are not on devices, or a tensor has 2³² - 1
-        components or more.
+        components or more, or components of more than four bytes.
     """
-    check_positive('capacity', capacity)
-    leaves = jax.tree.leaves(params)
-    sizes = [math.prod(leaf.shape) for leaf in leaves]
-    self._fingerprint = fingerprint
-    self._types = extraction.types_of(params)
-    self._everywhere = _replicated(_shardings(leaves))
-    self._rooms = _rooms(sizes, capacity)
-    self._slots: dict[str, _Slot] = {}
-    nothing: dict[str, list[np.ndarray]] = {}
-    places = _places(leaves, self._rooms)
-    for i, (key_path, leaf) in enumerate(jax.tree.leaves_with_path(params)):
-      dtype, place = next(places)
-      vacant = np.full(self._rooms[i], sizes[i], np.uint32)
-      nothing.setdefault(dtype, []).append(vacant)
-      _, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
-      for layer, path in enumerate(paths):
-        offset = layer * (sizes[i] // len(paths))
-        self._slots[path] = _Slot(i, dtype, place.start, self._rooms[i], offset)
-    self._nothing = {d: np.concatenate(parts) for d, parts in nothing.items()}
+    self.fingerprint = fingerprint
+    self.types = extraction.types_of(params)
+    leaves = jax.tree.leaves_with_path(params)
+    self.tensors = Tensors(
+      tuple(tree_paths.path_of(path) for path, _ in leaves),
+      tuple(leaf.shape for _, leaf in leaves),
+    )
+    self.sizes = self.tensors.sizes
+    self.size = sum(self.sizes)
+    for (_, leaf), path in zip(leaves, self.tensors.paths, strict=True):
+      if math.prod(leaf.shape) > silos.MOST:
+        raise UserError(f'subset: {path} has 2³² - 1 components or more')
+      if leaf.dtype.itemsize > 4:
+        raise UserError(f'subset: {path} is {leaf.dtype}, of more than 4 bytes')
+    self._shardings = _shardings([leaf for _, leaf in leaves])
+    self._programs: dict[tuple[int, int], exchange.Programs] = {}
 
-  def place(self, subset: extraction.Subset) -> Patch:
-    """Puts a subset on the devices.
+  def rooms(self, capacity: int, slack: int) -> Rooms:
+    """Returns how many entries of each tensor one round has room for.
+
+    A tensor's share of the capacity times the slack, and some standard
+    deviations of what chance makes of it.
+    """
+    shares = [
+      slack * capacity * size / max(self.size, 1) for size in self.sizes
+    ]
+    return tuple(
+      min(size, math.ceil(share + _DEVIATIONS * math.sqrt(share)) + _MORE_ROOM)
+      for size, share in zip(self.sizes, shares, strict=True)
+    )
+
+  def check(self, subset: extraction.Subset) -> None:
+    """Checks a subset, without touching the devices.
 
     Raises:
       UserError: it is of another seed, has other tensors, or contradicts
         itself.
     """
     extraction.check_tensors(
-      self._types, subset.tensors, 'the model', 'the subset'
+      self.types, subset.tensors, 'the model', 'the subset'
     )
-    extraction.check_fingerprint(subset, self._fingerprint)
+    extraction.check_fingerprint(subset, self.fingerprint)
     extraction.check_entries(subset)
-    # How many entries of the same leaf come before a tensor's.
-    filled: dict[int, int] = {}
-    before: dict[str, int] = {}
-    for path, positions in subset.positions.items():
-      leaf = self._slots[path].leaf
-      before[path] = filled.get(leaf, 0)
-      filled[leaf] = before[path] + len(positions)
-    needed = [-(-count // self._rooms[leaf]) for leaf, count in filled.items()]
-    number = max([1, *needed])
-    arrays = {
-      dtype: self._fill(subset, before, number, dtype)
-      for dtype in self._nothing
-    }
-    rounds = [
-      Round(
-        {dtype: positions[i] for dtype, (positions, _) in arrays.items()},
-        {dtype: values[i] for dtype, (_, values) in arrays.items()},
-      )
-      for i in range(number)
-    ]
-    return Patch(tuple(jax.device_put(rounds, self._everywhere)), self._rooms)
 
-  def _fill(
-    self,
-    subset: extraction.Subset,
-    before: Mapping[str, int],
-    rounds: int,
-    dtype: str,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all rounds of a dtype, on the host.
+  def place(self, subset: extraction.Subset, params: PyTree) -> Placed:
+    """Puts a subset on the devices, checked.
 
     Args:
       subset: what to place.
-      before: path -> how many entries of the same leaf come before.
-      rounds: how many rounds.
-      dtype: name of the dtype.
+      params: what `write` is to bring back: the seed, or a seed into which
+        another subset was written. Nothing is written into them here.
 
-    Returns:
-      Positions uint32 [rounds, room], values [rounds, room].
+    Raises:
+      UserError: see `check`.
     """
-    positions = np.tile(self._nothing[dtype], (rounds, 1))
-    values = np.zeros(positions.shape, np.dtype(dtype))
-    paths = [path for path in before if self._slots[path].dtype == dtype]
-    if not paths:
-      return positions, values
-    slots = [self._slots[path] for path in paths]
-    counts = np.array([len(subset.positions[path]) for path in paths])
-    starts = np.repeat([slot.start for slot in slots], counts)
-    rooms = np.repeat([slot.room for slot in slots], counts)
-    offsets = np.repeat([slot.offset for slot in slots], counts)
-    # Entry i of a leaf goes to round i // room.
-    begins = np.repeat(counts.cumsum() - counts, counts)
-    i = np.arange(len(begins)) - begins
-    i += np.repeat([before[path] for path in paths], counts)
-    where = i // rooms, starts + i % rooms
-    found = np.concatenate([subset.positions[path] for path in paths])
-    positions[where] = found + offsets
-    values[where] = np.concatenate([subset.values[path] for path in paths])
-    return positions, values
+    self.check(subset)
+    capacity = capacity_class(subset.size)
+    positions = np.zeros(capacity, np.uint32)
+    values = np.zeros(capacity, np.uint32)
+    starts = [0]
+    for path, shape in zip(*self.tensors, strict=True):
+      _, paths = tree_paths.slice_paths(path, shape)
+      end = starts[-1]
+      for layer, path_of_slice in enumerate(paths):
+        where, new = extraction.entries(subset, path_of_slice)
+        here = slice(end, end + len(where))
+        positions[here] = where + layer * (math.prod(shape) // len(paths))
+        values[here] = extraction.bits(new)
+        end = here.stop
+      starts.append(end)
+    slack, rounds = self._rounds(capacity, np.diff(starts).tolist())
+    on_device = jax.device_put(
+      (positions, values, np.array(starts, np.int32)), self._everywhere
+    )
+    arrays = Arrays(
+      on_device[0], on_device[1], jnp.zeros_like(on_device[1]), on_device[2]
+    )
+    leaves = jax.tree.leaves(params)
+    programs = self._compiled(capacity, slack)
+    for i in range(rounds):
+      arrays = _read(programs, leaves, arrays, i)
+    return Placed(arrays, slack, rounds, subset.size)
+
+  def empty(self, capacity: int) -> Placed:
+    """Returns a subset of a class without entries."""
+    vectors = (
+      *(np.zeros(capacity, np.uint32) for _ in range(3)),
+      np.zeros(len(self.sizes) + 1, np.int32),
+    )
+    on_device = jax.device_put(vectors, self._everywhere)
+    return Placed(Arrays(*on_device), slack=1, rounds=1, size=0)
+
+  def _rounds(self, capacity: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Returns the slack of a subset, and the rounds that it takes then."""
+    rounds = 0
+    for slack in SLACKS:
+      rooms = np.maximum(self.rooms(capacity, slack), 1)
+      rounds = int(np.max(-(-np.asarray(counts) // rooms)))
+      if rounds <= 1:
+        break
+    return slack, max(rounds, 1)
+
+  @property
+  def _everywhere(self) -> jax_sharding.Sharding:
+    return exchange.replicated(self._shardings)
+
+  def _compiled(self, capacity: int, slack: int) -> exchange.Programs:
+    """Returns what reads and writes subsets of a class."""
+    key = capacity, slack
+    if key not in self._programs:
+      rooms = self.rooms(capacity, slack)
+      self._programs[key] = exchange.programs(self._shardings, rooms)
+    return self._programs[key]
+
+  def write(self, params: PyTree, placed: Placed, *, tuned: bool) -> PyTree:
+    """Returns the parameters with a subset's values, or with the seed's.
+
+    Of several subsets that share components, each placed when those before it
+    had been written, the last has to be taken out first.
+
+    Args:
+      params: donated: their memory becomes the result's.
+      placed: whose entries to write.
+      tuned: the subset's values, else those of the seed.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    arrays = placed.arrays if tuned else _untuned(placed)
+    programs = self._compiled(placed.capacity, placed.slack)
+    for i in range(placed.rounds):
+      leaves = _write(programs, leaves, [arrays], i)
+    return jax.tree.unflatten(tree, leaves)
+
+  def swap(self, params: PyTree, old: Placed, new: Placed) -> PyTree:
+    """Returns the parameters with another subset than they had.
+
+    Args:
+      params: with the values of `old`; donated.
+      old: goes.
+      new: comes.
+    """
+    if (
+      (old.capacity, old.slack) != (new.capacity, new.slack)
+      or old.rounds > 1
+      or new.rounds > 1
+    ):
+      params = self.write(params, old, tuned=False)
+      return self.write(params, new, tuned=True)
+    leaves, tree = jax.tree.flatten(params)
+    programs = self._compiled(new.capacity, new.slack)
+    # In one call: a call with so many tensors takes longer than it works.
+    leaves = _write(programs, leaves, [_untuned(old), new.arrays], 0)
+    return jax.tree.unflatten(tree, leaves)
 
 
-def _rooms(sizes: Sequence[int], capacity: int) -> Rooms:
-  """Returns how many components of each tensor there is room for."""
-  if max(sizes) > silos.MOST:
-    raise UserError('subset: a tensor has 2³² - 1 components or more')
-  shares = [capacity * size / max(sum(sizes), 1) for size in sizes]
-  return tuple(
-    min(size, math.ceil(share + _DEVIATIONS * math.sqrt(share)) + _MORE_ROOM)
-    for size, share in zip(sizes, shares, strict=True)
-  )
+def _untuned(placed: Placed) -> Arrays:
+  """Returns a subset's entries with the seed's values."""
+  return placed.arrays._replace(values=placed.arrays.seeds)
 
 
-def _places(leaves: Sequence[Any], rooms: Rooms) -> Iterator[tuple[str, slice]]:
-  """Yields, for each tensor, its dtype and where in a round it has room."""
-  ends: dict[str, int] = {}
-  for leaf, room in zip(leaves, rooms, strict=True):
-    dtype = np.dtype(leaf.dtype).name
-    start = ends.get(dtype, 0)
-    ends[dtype] = start + room
-    yield dtype, slice(start, start + room)
-
-
-def _shardings(leaves: Sequence[Any]) -> Shardings:
+def _shardings(leaves: Sequence[Any]) -> exchange.Shardings:
   """Returns where each tensor is; raises UserError if on no device."""
   shardings = [getattr(leaf, 'sharding', None) for leaf in leaves]
   if None in shardings:
@@ -221,98 +285,21 @@ def _shardings(leaves: Sequence[Any]) -> Shardings:
   return tuple(sharding for sharding in shardings if sharding is not None)
 
 
-def _replicated(shardings: Shardings) -> jax_sharding.Sharding:
-  """Returns the sharding of what all devices of the parameters have whole."""
-  first = shardings[0]
-  if isinstance(first, jax_sharding.NamedSharding):
-    return jax_sharding.NamedSharding(first.mesh, jax_sharding.PartitionSpec())
-  return first
+def _write(
+  programs: exchange.Programs,
+  leaves: list[jax.Array],
+  in_turn: list[Arrays],
+  round_: int,
+) -> list[jax.Array]:
+  """Returns the tensors with the values of a round of some subsets in turn."""
+  return programs.write(leaves, in_turn, round_)
 
 
-def apply_in_place(params: PyTree, patch: Patch) -> tuple[PyTree, Patch]:
-  """Puts a patch into parameters; use the returned ones, not `params`.
-
-  Args:
-    params: tree of JAX arrays, like those of the slots. They are donated: their
-      memory becomes the result's.
-    patch: what `Slots.place` returned.
-
-  Returns:
-    The tuned parameters, and for `revert` what was there before. Of several
-    patches that share components, the last one has to be reverted first.
-  """
-  leaves, tree = jax.tree.flatten(params)
-  exchange = _compiled(_shardings(leaves), patch.rooms)
-  before = []
-  for positions, values in patch.rounds:
-    leaves, old = exchange(leaves, positions, values)
-    before.append(Round(positions, old))
-  return jax.tree.unflatten(tree, leaves), patch._replace(rounds=tuple(before))
-
-
-def revert(params: PyTree, undo: Patch) -> PyTree:
-  """Returns the parameters as they were before `apply_in_place`, bit for bit.
-
-  Args:
-    params: what it returned; donated.
-    undo: what it returned beside them.
-  """
-  params, _ = apply_in_place(params, undo)
-  return params
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(shardings: Shardings, rooms: Rooms) -> Any:
-  """Returns `_exchange` for tensors that are where they are."""
-  there, everywhere = list(shardings), _replicated(shardings)
-
-  def exchange(
-    leaves: list[jax.Array], positions: ByType, values: ByType
-  ) -> tuple[list[jax.Array], ByType]:
-    types = leaves, values
-    hidden = sharding_types.hide(
-      functools.partial(_exchange, rooms=rooms), types
-    )
-    return hidden(leaves, positions, values)
-
-  return jax.jit(
-    exchange,
-    in_shardings=(there, everywhere, everywhere),
-    out_shardings=(there, everywhere),
-    donate_argnums=0,
-  )
-
-
-def _exchange(
-  leaves: list[jax.Array], positions: ByType, values: ByType, rooms: Rooms
-) -> tuple[list[jax.Array], ByType]:
-  """Returns the tensors with other values, and the values that they had."""
-  changed: list[jax.Array] = []
-  taken: dict[str, list[jax.Array]] = {}
-  for leaf, (dtype, place) in zip(leaves, _places(leaves, rooms), strict=True):
-    tensor, where = jnp.atleast_1d(leaf), positions[dtype][place]
-    indices = _indices(where, tensor.shape)
-    old = tensor.at[indices].get(mode='clip')
-    # What is written where nothing is makes no difference, but it makes writing
-    # wait for reading: otherwise XLA would read from a copy of the tensor.
-    new = jnp.where(where == leaf.size, old, values[dtype][place])
-    tensor = tensor.at[indices].set(new, mode='drop')
-    changed.append(tensor.reshape(leaf.shape))
-    taken.setdefault(dtype, []).append(old)
-  return changed, {d: jnp.concatenate(parts) for d, parts in taken.items()}
-
-
-def _indices(
-  positions: jax.Array, shape: tuple[int, ...]
-) -> tuple[jax.Array, ...]:
-  """Returns the index along each axis, int32 [room].
-
-  Not into the flattened tensor: flattening a sharded one would gather it. The
-  tensor's size becomes an index beyond the first axis.
-  """
-  indices = []
-  for size in reversed(shape[1:]):
-    # Of a tensor of no component there is no position either.
-    indices.append(positions % max(size, 1))
-    positions = positions // max(size, 1)
-  return tuple(i.astype(jnp.int32) for i in (positions, *reversed(indices)))
+def _read(
+  programs: exchange.Programs,
+  leaves: list[jax.Array],
+  arrays: Arrays,
+  round_: int,
+) -> Arrays:
+  """Returns the arrays with the tensors' values of a round as `seeds`."""
+  return programs.read(leaves, arrays, round_)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from dst_t5x.method import silos
+from dst_t5x.core import tree_paths
 from dst_t5x.subsets import extraction
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 
@@ -45,7 +45,8 @@ def extract_here(
   seed_tensors = dict(fingerprint_lib.tensors(seed))
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    stacked, paths = silos.slice_paths(silos.path_of(key_path), leaf.shape)
+    path = tree_paths.path_of(key_path)
+    stacked, paths = tree_paths.slice_paths(path, leaf.shape)
     for shard in leaf.addressable_shards:
       if shard.replica_id:
         continue

@@ -2,11 +2,11 @@
 
 Each tensor has a line, the same as in the seed's fingerprint without the hash:
 
-    encoder/layers_0/mlp/wo/kernel float32 1024,512
+    layers_0/mlp/wo/kernel float32 1024,512
 
 Layers with the same shapes and dtypes share a line in their stacked form:
 
-    encoder/layers/mlp/wo/kernel float32 8,1024,512
+    layers/mlp/wo/kernel float32 8,1024,512
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
-from dst_t5x.method import silos
 from dst_t5x.subsets import position_codes
 
 DTYPES = {
@@ -28,9 +28,6 @@ DTYPES = {
   'float64': np.dtype('<f8'),
 }
 MOST_TENSORS = 100_000
-_LAYER = re.compile(
-  r'(?P<before>(?:.*?/)?)layers_(?P<number>\d+)/(?P<after>.+)'
-)
 _SIZE = r'(?:0|[1-9][0-9]{0,14})'
 _LINE = re.compile(
   rf'(.+) ({"|".join(DTYPES)}) ((?:{_SIZE}(?:,{_SIZE}){{0,31}})?)'
@@ -70,9 +67,9 @@ def _alike(tensors: Tensors) -> dict[str, list[str]]:
   """Returns stacked path -> paths of its layers, for layers that are alike."""
   groups: dict[str, dict[str, str]] = {}
   for path in tensors:
-    if match := _LAYER.fullmatch(path):
-      stacked = f'{match["before"]}{silos.STACK}/{match["after"]}'
-      groups.setdefault(stacked, {})[match['number']] = path
+    if found := tree_paths.stacked_path(path):
+      stacked, number = found
+      groups.setdefault(stacked, {})[number] = path
   alike = {}
   for stacked, by_number in groups.items():
     layers = [by_number.get(str(i), '') for i in range(len(by_number))]
@@ -111,11 +108,11 @@ def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
       raise UserError(f'subset: its table is damaged at {line[:80]!r}')
     path, dtype, shape = match[1], DTYPES[match[2]], _shape(match[3])
     components += math.prod(shape)
-    found += shape[0] if silos.is_stacked(path, shape) else 1
+    found += shape[0] if tree_paths.is_stacked(path, shape) else 1
     # This check precedes making the paths of perhaps a billion layers.
     if found > MOST_TENSORS or components > position_codes.MOST:
       raise UserError('subset: its table claims too many tensors or components')
-    stacked, paths = silos.slice_paths(path, shape)
+    stacked, paths = tree_paths.slice_paths(path, shape)
     tensor = jax.ShapeDtypeStruct(shape[int(stacked) :], dtype)
     tensors |= dict.fromkeys(paths, tensor)
   if len(tensors) != found or (text and not text.endswith('\n')):

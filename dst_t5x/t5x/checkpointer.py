@@ -164,8 +164,9 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     matching.check_matches(
       params, jax.eval_shape(stacking.unstack_layers, expected)
     )
-    stacked = 'layers' in expected['encoder']
-    return stacking.stack_layers(params) if stacked else params
+    if self._network.scan_layers:
+      return stacking.stack_layers(params)
+    return params
 
   def _place(self, params: PyTree, axes: PyTree) -> PyTree:
     """Puts host arrays on the devices, each where its part is needed."""

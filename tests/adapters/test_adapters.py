@@ -119,7 +119,7 @@ def test_a_prompt_stands_before_the_inputs():
   logits = _logits(model, params, np.hstack([prefix, encoder]), decoder)
   # The same model with four more pieces, whose embeddings are the prompt.
   flat = parts.flatten(params)
-  prompt = flat.pop(prompts.PATH)
+  prompt = flat.pop('token_embedder/prompt')
   table = flat['token_embedder/embedding']
   flat['token_embedder/embedding'] = np.vstack([table, prompt])
   larger = _network(vocab_size=size + 4)
@@ -166,7 +166,7 @@ def test_first_prompts():
     adapter = prompts.Prompt(length=4, **options)
     encode = {'yes': [7], 'not so': [8, 9], 'a': [1], 'b': [2], 'c': [3]}
     (prompt,) = adapter.initialize(
-      {prompts.PATH: np.zeros((4, 8), np.float32)},
+      {'token_embedder/prompt': np.zeros((4, 8), np.float32)},
       seed,
       np.random.default_rng(1),
       encode.__getitem__,

@@ -36,7 +36,9 @@ def test_there_and_back(source, tmp_path):
   assert done.stdout.count('\n') == 1
   assert str(tmp_path / 'hf') in done.stdout
   assert fingerprint.fingerprint(params) in done.stdout
-  assert hf_checkpoint.config_of(tmp_path / 'hf') == tiny_t5.CONFIG
+  assert (
+    hf_checkpoint.model_of(tmp_path / 'hf').network.config == tiny_t5.CONFIG
+  )
   conversion.convert(tmp_path / 'hf', tmp_path / 't5x', 't5x')
   loaded = t5x_checkpoint.load(tmp_path / 't5x')
   assert loaded.step == 0
@@ -48,7 +50,7 @@ def test_real_checkpoint(shared_data, tmp_path):
   conversion.convert(real, tmp_path / 'hf', 'hf')
   loaded = hf_checkpoint.load(tmp_path / 'hf')
   tiny_t5.assert_same_bits(loaded.params, t5x_checkpoint.load(real).params)
-  assert hf_checkpoint.config_of(tmp_path / 'hf').num_heads == 2
+  assert hf_checkpoint.model_of(tmp_path / 'hf').network.config.num_heads == 2
 
 
 def test_target_is_never_overwritten(source, tmp_path):

@@ -13,12 +13,13 @@ import tiny_t5
 
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.core import errors
+from dst_t5x.models.t5 import network
 
 
 @pytest.fixture
 def saved(tmp_path):
   folder = tmp_path / 'model'
-  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.CONFIG)
+  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.NETWORK)
   return folder
 
 
@@ -104,7 +105,7 @@ def test_round_trip_keeps_every_bit(saved):
 
 
 def test_config_of(saved):
-  assert hf_checkpoint.config_of(saved) == tiny_t5.CONFIG
+  assert hf_checkpoint.model_of(saved).network.config == tiny_t5.CONFIG
 
 
 def test_transformers_loads_ours(saved, transformers):
@@ -118,7 +119,7 @@ def test_transformers_loads_our_shards(tmp_path, transformers):
   hf_checkpoint.save(
     tmp_path / 'm',
     tiny_t5.random_params(),
-    tiny_t5.CONFIG,
+    tiny_t5.NETWORK,
     largest_shard_bytes=3000,
   )
   shards = sorted((tmp_path / 'm').glob('model-*.safetensors'))
@@ -134,13 +135,13 @@ def test_transformers_loads_our_shards(tmp_path, transformers):
 def test_a_folder_of_transformers_loads(torch_model, tmp_path, size):
   torch_model.save_pretrained(tmp_path, max_shard_size=size)
   assert (tmp_path / 'model.safetensors').exists() == (size == '1GB')
-  assert hf_checkpoint.config_of(tmp_path) == tiny_t5.CONFIG
+  assert hf_checkpoint.model_of(tmp_path).network.config == tiny_t5.CONFIG
   loaded = hf_checkpoint.load(tmp_path)
   assert (
     tiny_t5.flat(loaded.params).keys() == tiny_t5.flat(tiny_t5.shapes()).keys()
   )
   # Back through our writer into transformers: the same model.
-  hf_checkpoint.save(tmp_path / 'ours', loaded.params, tiny_t5.CONFIG)
+  hf_checkpoint.save(tmp_path / 'ours', loaded.params, tiny_t5.NETWORK)
   again = type(torch_model).from_pretrained(tmp_path / 'ours')
   theirs = dict(again.named_parameters())
   for name, tensor in torch_model.named_parameters():
@@ -308,7 +309,7 @@ def test_a_prefix_of_all_names_is_named(saved, prefix):
 @pytest.fixture
 def sharded(tmp_path):
   folder = tmp_path / 'sharded'
-  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.CONFIG, 3000)
+  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.NETWORK, 3000)
   return folder
 
 
@@ -349,7 +350,9 @@ def test_no_more_than_a_tensor_is_in_memory_twice(tmp_path, largest):
   params = tiny_t5.random_params(config)
   arrays = tiny_t5.flat(params).values()
   sizes = sorted(array.nbytes for array in arrays)
-  hf_checkpoint.save(tmp_path / 'm', params, config, largest)
+  hf_checkpoint.save(
+    tmp_path / 'm', params, network.Transformer(config), largest
+  )
   hf_checkpoint.load(tmp_path / 'm')  # What is imported stays.
   tracemalloc.start()
   loaded = hf_checkpoint.load(tmp_path / 'm')
@@ -361,7 +364,7 @@ def test_no_more_than_a_tensor_is_in_memory_twice(tmp_path, largest):
 
 def test_missing_shard_is_named(tmp_path):
   folder = tmp_path / 'm'
-  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.CONFIG, 3000)
+  hf_checkpoint.save(folder, tiny_t5.random_params(), tiny_t5.NETWORK, 3000)
   next(folder.glob('model-00002-*')).unlink()
   with pytest.raises(errors.UserError, match=r'00002-of.* is missing$'):
     hf_checkpoint.load(folder)
@@ -379,7 +382,7 @@ def test_missing_shard_is_named(tmp_path):
 )
 def test_another_kind_of_model_is_refused(saved, changes, message):
   _change_config(saved, **changes)
-  for read in (hf_checkpoint.load, hf_checkpoint.config_of):
+  for read in (hf_checkpoint.load, hf_checkpoint.model_of):
     with pytest.raises(errors.UserError, match=message):
       read(saved)
 
@@ -408,16 +411,16 @@ def test_save_refuses_what_is_no_t5_1_1(tmp_path):
   params = tiny_t5.random_params()
   tied = dataclasses.replace(tiny_t5.CONFIG, logits_via_embedding=True)
   with pytest.raises(errors.UserError, match='logits_via_embedding'):
-    hf_checkpoint.save(tmp_path / 'm', params, tied)
+    hf_checkpoint.save(tmp_path / 'm', params, network.Transformer(tied))
   wide = dataclasses.replace(tiny_t5.CONFIG, mlp_dim=24)
   with pytest.raises(errors.UserError, match='mlp/wi_0/kernel'):
-    hf_checkpoint.save(tmp_path / 'm', params, wide)
+    hf_checkpoint.save(tmp_path / 'm', params, network.Transformer(wide))
   params['decoder']['adapter'] = np.ones(3, np.float32)
   with pytest.raises(errors.UserError, match='decoder/adapter is superfluous'):
-    hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+    hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.NETWORK)
   assert not (tmp_path / 'm').exists()
 
 
 def test_save_never_overwrites(saved):
   with pytest.raises(errors.UserError, match='exists already'):
-    hf_checkpoint.save(saved, tiny_t5.random_params(), tiny_t5.CONFIG)
+    hf_checkpoint.save(saved, tiny_t5.random_params(), tiny_t5.NETWORK)

@@ -39,7 +39,7 @@ def base(tmp_path_factory):
   model = networks.tiny()
   params = networks.random_params(model)
   folder = tmp_path_factory.mktemp('hf') / 'model'
-  hf_checkpoint.save(folder, params, model.config)
+  hf_checkpoint.save(folder, params, model)
   return Base(folder, params, networks.logits(model, params, BATCH))
 
 
@@ -215,7 +215,7 @@ def test_what_is_no_size_is_named(base, tmp_path_factory, key, value):
   if (key, value) in (('dropout_rate', 0), ('dropout_rate', 8.0)):
     value = 1.0
   folder = _with(base, tmp_path_factory, {key: value})
-  for read in (hf_checkpoint.load, hf_checkpoint.config_of):
+  for read in (hf_checkpoint.load, hf_checkpoint.model_of):
     with pytest.raises(errors.UserError, match=f'{key} must be') as caught:
       read(folder)
     assert '\n' not in str(caught.value)

@@ -24,7 +24,7 @@ from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
-from dst_t5x.models.t5 import hf_names
+from dst_t5x.models import families
 from dst_t5x.subsets import fingerprint
 
 ALL_FOUR = '.*attention/(key|out|query|value)'
@@ -50,7 +50,7 @@ def base(tmp_path_factory):
   """The folder of a random T5 1.1, and its parameters."""
   model = networks.tiny()
   folder = tmp_path_factory.mktemp('base') / 'model'
-  hf_checkpoint.save(folder, networks.random_params(model), model.config)
+  hf_checkpoint.save(folder, networks.random_params(model), model)
   return folder
 
 
@@ -404,17 +404,20 @@ def test_we_adapt_what_peft_adapts(peft, targets, excluded, layers, patterns):
     return
   shapes = parts.flatten(networks.random_params(networks.tiny()))
   known = [p.removesuffix('/kernel') for p in shapes if p.endswith('/kernel')]
+  family = families.of_paths(shapes)
+  names = {path: family.linear_map(path) for path in known}
   if targets is None:
     config.target_modules = ['q', 'v']  # For a T5.
   if targets == 'All-Linear':
     config.target_modules = '.*(?<!lm_head)'
   check = peft.tuners.tuners_utils.check_target_module_exists
-  theirs = {p for p in known if check(config, hf_names.linear_map(p))}
+  theirs = {path for path, name in names.items() if check(config, name)}
   stated = json_object.JsonObject({'peft_type': 'LORA', **options}, 'it')
   if theirs:
-    assert peft_targets.adapted(stated, known, theirs) == theirs
+    assert peft_targets.adapted(stated, family, names, theirs) == theirs
   else:
-    said = refusals.refusal(peft_targets.adapted, stated, known, theirs)
+    adapted = peft_targets.adapted
+    said = refusals.refusal(adapted, stated, family, names, theirs)
     assert 'fit no linear map' in said
 
 
@@ -501,7 +504,7 @@ def test_the_base_may_have_moved_but_is_the_same(base, tmp_path):
   another = tmp_path / 'another'
   model = networks.tiny()
   other = networks.random_params(model, seed=5)
-  hf_checkpoint.save(another, other, model.config)
+  hf_checkpoint.save(another, other, model)
   with pytest.raises(errors.UserError, match='is not the seed of the adapter'):
     seeds.load_seed(folder, seed_path=str(another))
 

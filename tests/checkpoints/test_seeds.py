@@ -39,7 +39,7 @@ def test_t5x_checkpoint(tmp_path, caplog):
 
 def test_hugging_face_folder(tmp_path):
   params = tiny_t5.random_params()
-  hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+  hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.NETWORK)
   seed = seeds.load_seed(str(tmp_path / 'm'))
   assert (seed.format, seed.step) == ('hf', 0)
   assert seed.fingerprint == fingerprint.fingerprint(params)
@@ -52,7 +52,7 @@ def test_what_is_not_finite_is_named(tmp_path, save, value):
   params['encoder']['layers_1']['mlp']['wo']['kernel'][3, 2:4] = value
   params['decoder']['decoder_norm']['scale'][0] = value
   if save == 'hf':
-    hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+    hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.NETWORK)
   else:
     t5x_checkpoint.save(tmp_path / 'm', params, step=1)
   said = refusals.refusal(seeds.load_seed, tmp_path / 'm')
@@ -66,7 +66,7 @@ def test_the_largest_numbers_are_finite(tmp_path):
   params = tiny_t5.random_params()
   scale = params['decoder']['decoder_norm']['scale']
   scale[:2] = np.finfo(np.float32).max, np.finfo(np.float32).min
-  hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.CONFIG)
+  hf_checkpoint.save(tmp_path / 'm', params, tiny_t5.NETWORK)
   tiny_t5.assert_same_bits(seeds.load_seed(tmp_path / 'm').params, params)
 
 
@@ -86,7 +86,7 @@ def test_what_overflows_when_merged_is_named():
 
 def _subset_file(folder, **changes):
   """Returns a subset file that says other things of its seed, and the seed."""
-  hf_checkpoint.save(folder / 'm', tiny_t5.random_params(), tiny_t5.CONFIG)
+  hf_checkpoint.save(folder / 'm', tiny_t5.random_params(), tiny_t5.NETWORK)
   seed = seeds.load_seed(folder / 'm')
   found = subsets.extract(seed.params, seed.params, seed.fingerprint)
   about = {'seed': {**seed.reference, **changes}, 'step': 3}

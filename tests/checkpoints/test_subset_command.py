@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
   random = np.random.default_rng(0)
   seed = tiny_t5.random_params()
   t5x_checkpoint.save(root / 'seed', seed, step=12)
-  hf_checkpoint.save(root / 'hf', seed, tiny_t5.CONFIG)
+  hf_checkpoint.save(root / 'hf', seed, tiny_t5.NETWORK)
   other = _tuned(seed, 'logits', random)
   t5x_checkpoint.save(root / 'other', other, step=12)
   identity = fingerprint.fingerprint(seed)

@@ -8,6 +8,7 @@ import tiny_t5
 
 from dst_t5x.core import errors
 from dst_t5x.core import stacking
+from dst_t5x.core import tree_paths
 from dst_t5x.method import silos
 
 LAYERS = 12  # So that layer 10 is not between 1 and 2.
@@ -71,7 +72,7 @@ def test_stacked_trees_have_the_same_silos():
   assert (other.names, other.sizes) == (layout.names, layout.sizes)
   slices = {}
   for leaf, x in zip(other.leaves, jax.tree.leaves(stacked), strict=True):
-    is_stacked, paths = silos.slice_paths(leaf.path, x.shape)
+    is_stacked, paths = tree_paths.slice_paths(leaf.path, x.shape)
     assert is_stacked == leaf.stacked == ('/layers/' in leaf.path)
     slices |= zip(
       paths, zip(leaf.silos, leaf.offsets, strict=True), strict=True

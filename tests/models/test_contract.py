@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import subsets as test_subsets
 
 from dst_t5x import subsets
 from dst_t5x.adapters import lora
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
+from dst_t5x.core.errors import UserError
 from dst_t5x.engine import budget
 from dst_t5x.engine import partitioning
 from dst_t5x.models import adapted
 from dst_t5x.models import api
 from dst_t5x.models import decoding
 from dst_t5x.planning import memory
+from dst_t5x.serving import model as serving_model
+from dst_t5x.subsets import fingerprint
 
 _GIN = f'--gin_file={commands.TESTS / "causal.gin"}'
 
@@ -82,7 +86,7 @@ def test_it_is_evaluated_and_decoded(seed, tmp_path):
 
 
 def test_decoding_continues_what_teacher_forcing_predicts():
-  model, params = causal_network.Causal(), causal_network.random_params()
+  model, params = causal_network.Causal(), causal_network.random_params(5)
   inputs = np.random.default_rng(0).integers(2, 200, (3, 6)).astype(np.int32)
   prompts = np.stack([model.prompt_of_inputs(row) for row in inputs])
   for decoder in decoding.GreedyDecoder(), decoding.BeamSearch(num_beams=1):
@@ -111,6 +115,69 @@ def test_lora_trains_what_it_adds(seed, tmp_path):
     model.logits(merged, tokens),
     atol=1e-5,
   )
+
+
+def test_an_adapter_is_left_under_its_own_names(seed, tmp_path):
+  bindings = {'LORA_TARGETS': 'layers_.*', 'LORA_RANK': 2}
+  _tune(seed, tmp_path / 'lora', 'lora', 10, **bindings)
+  left = seeds.load_seed(tmp_path / 'lora' / 'last_adapter')
+  run = seeds.load_seed(tmp_path / 'lora')
+  assert left.format == 'peft'
+  found, wanted = parts.flatten(left.params), parts.flatten(run.params)
+  assert found.keys() == wanted.keys()
+  for path, tensor in wanted.items():
+    np.testing.assert_array_equal(found[path], tensor)
+
+
+@pytest.mark.parametrize(
+  'decoder', [decoding.GreedyDecoder(), decoding.BeamSearch(num_beams=3)]
+)
+def test_it_is_served_with_several_subsets_in_one_batch(decoder):
+  network, params = causal_network.Causal(), causal_network.random_params(5)
+  host = jax.tree.map(np.asarray, params)
+  identity = fingerprint.fingerprint(host)
+  served = serving_model.MultiSubsetModel(
+    network, lambda: host, identity, max_decode_length=5, mix_up_to=1.0
+  )
+  inputs = np.random.default_rng(0).integers(2, 200, 7, dtype=np.int32)
+  rows, tuned_of_rows = [], []
+  for number in (None, 1, 2):
+    found, tuned = None, host
+    if number is not None:
+      draws = np.random.default_rng(number)
+      found, tuned = test_subsets.random_subset(host, 0.05, draws)
+    row = serving_model.Row(inputs, number, lambda found=found: found)
+    rows.append(row)
+    tuned_of_rows.append(tuned)
+  answers = served.decode(rows, decoder)
+  assert served.counts['swaps'] == 0  # They really were mixed.
+  for row, tuned, answer in zip(rows, tuned_of_rows, answers, strict=True):
+    prompts = network.prompt_of_inputs(row.tokens)[None]
+    tuned = jax.tree.map(jnp.asarray, tuned)
+    tokens, score = decoder(network, tuned, prompts, 5)
+    np.testing.assert_array_equal(answer.tokens, tokens[0])
+    assert answer.score == pytest.approx(float(score[0]), abs=1e-4)
+  assert len({tuple(answer.tokens) for answer in answers}) == 3
+  test_subsets.assert_same(served.revert(), host)
+
+
+def test_what_cannot_be_mixed_is_not_served():
+  class WithTable(causal_network.Causal):
+    """A parameter of the network itself, of which serving knows nothing."""
+
+    def setup(self):
+      super().setup()
+      self.shift = self.param('shift', jax.nn.initializers.ones, ())
+
+    def sums(self, tokens):
+      return super().sums(tokens) + self.shift
+
+  network = WithTable()
+  params = network.initialize(jax.random.key(0))['params']
+  with pytest.raises(UserError, match='serving cannot give each row a shift'):
+    serving_model.MultiSubsetModel(
+      network, lambda: params, 'f' * 64, max_decode_length=5
+    )
 
 
 def test_it_is_budgeted_and_estimated():

@@ -158,7 +158,7 @@ def test_outputs_equal_hugging_face(setup, tmp_path, num_beams):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   model, params, tokens = setup
-  hf_checkpoint.save(tmp_path / 'peer', params, model.config)
+  hf_checkpoint.save(tmp_path / 'peer', params, model)
   peer = transformers.T5ForConditionalGeneration.from_pretrained(
     tmp_path / 'peer'
   )

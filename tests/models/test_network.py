@@ -192,7 +192,7 @@ def test_logits_equal_hugging_face(tmp_path, batch, heads):
   transformers = pytest.importorskip('transformers')
   model = tiny(num_heads=heads[0], head_dim=heads[1])
   params = random_params(model)
-  hf_checkpoint.save(tmp_path / 'peer', params, model.config)
+  hf_checkpoint.save(tmp_path / 'peer', params, model)
   peer = transformers.T5ForConditionalGeneration.from_pretrained(
     tmp_path / 'peer'
   )

@@ -143,7 +143,7 @@ def test_an_empty_checkpoint_after_a_whole_one(toy_run, tmp_path):
 
 
 def test_checkpoints_of_other_models(toy_seed, tmp_path):
-  hf_checkpoint.save(tmp_path / 'hf', tiny_t5.random_params(), tiny_t5.CONFIG)
+  hf_checkpoint.save(tmp_path / 'hf', tiny_t5.random_params(), tiny_t5.NETWORK)
   message = _message(_train(tmp_path / 'hf', tmp_path / 'run'))
   assert 'another size' in message
   assert 'emb_dim is 8 in the checkpoint, 32 in the model' in message
@@ -179,7 +179,9 @@ def test_a_folder_of_another_run(toy_seed, toy_run, tmp_path):
   }
   from test_binaries import CONFIG
 
-  hf_checkpoint.save(other, changed, CONFIG)
+  from dst_t5x.models.t5 import network
+
+  hf_checkpoint.save(other, changed, network.Transformer(CONFIG))
   message = _message(_train(other, folder))
   assert f'started from another seed, {toy_seed}' in message
   assert (folder / 'run.json').read_bytes() == before

@@ -243,7 +243,7 @@ def test_infer_leaves_predictions_for_other_inputs_alone(toy_seed, tmp_path):
 def test_a_seed_in_any_format_gives_the_same_run(toy_seed, toy_run, tmp_path):
   seed = seeds.load_seed(toy_seed)
   t5x_checkpoint.save(tmp_path / 't5x' / 'checkpoint_7', seed.params, 7)
-  hf_checkpoint.save(tmp_path / 'hf', seed.params, CONFIG)
+  hf_checkpoint.save(tmp_path / 'hf', seed.params, network.Transformer(CONFIG))
   subsets = []
   for name in ('t5x', 'hf'):
     assert seeds.load_seed(tmp_path / name).fingerprint == seed.fingerprint

@@ -141,13 +141,13 @@ def test_seeds(store, seed, toy_seed):
   assert commands.fingerprint(seed) == commands.fingerprint(toy_seed)
   params = tiny_t5.random_params()
   native = t5x_checkpoint.save(f'{store}/t5x', params, step=12)
-  hf_checkpoint.save(f'{store}/hf', params, tiny_t5.CONFIG)
+  hf_checkpoint.save(f'{store}/hf', params, tiny_t5.NETWORK)
   for path, kind, step in ((native, 't5x', 12), (f'{store}/hf', 'hf', 0)):
     found = seeds.load_seed(path)
     assert (found.format, found.step) == (kind, step)
     tiny_t5.assert_same_bits(found.params, params)
   with pytest.raises(UserError, match='exists already'):
-    hf_checkpoint.save(f'{store}/hf', params, tiny_t5.CONFIG)
+    hf_checkpoint.save(f'{store}/hf', params, tiny_t5.NETWORK)
 
 
 def test_a_write_that_fails_leaves_nothing(store, monkeypatch):

@@ -14,7 +14,8 @@ from dst_t5x.core.errors import UserError
 from dst_t5x.models import decoding
 from dst_t5x.serving import corrections
 from dst_t5x.serving import model as model_lib
-from dst_t5x.serving import placement
+from dst_t5x.serving import slots as slots_lib
+from dst_t5x.subsets import on_device
 
 LOGITS = 'decoder/logits_dense/kernel'
 BEAM = decoding.BeamSearch(num_beams=3)
@@ -73,7 +74,7 @@ def test_logits_of_a_mixed_batch():
   """Within 1e-4 of a dense model's, at every position of every row."""
   net, seed = serving.network(), serving.seed()
   params = jax.tree.map(jnp.asarray, seed)
-  layout = placement.Layout(params, serving.fingerprint())
+  layout = on_device.Layout(params, serving.fingerprint())
   found = [serving.subset(0.05, i) for i in range(4)]
   placed = [layout.place(subset, params) for subset, _ in found]
   rooms = layout.rooms(placed[0].capacity, max(p.slack for p in placed))
@@ -82,13 +83,13 @@ def test_logits_of_a_mixed_batch():
   def mixed(params, arrays, slots):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
     by_example = corrections.Corrections(
-      layout.tensors, params, stacked, rooms, slots, jnp.float32
+      net, layout.tensors, params, stacked, rooms, slots
     )
     with nn.intercept_methods(by_example.intercept):
       return net.apply({'params': params}, **batch, enable_dropout=False)
 
   arrays = [p.arrays for p in placed]
-  logits = jax.jit(mixed)(params, arrays, placement.slots_of(rooms))
+  logits = jax.jit(mixed)(params, arrays, slots_lib.slots_of(rooms))
   plain = networks.logits(net, seed, batch)
   for i, (_, tuned) in enumerate(found):
     row = {name: of[i : i + 1] for name, of in batch.items()}
@@ -136,10 +137,10 @@ def test_concentrated_subsets_take_rounds():
 
 def test_many_rounds(monkeypatch):
   """Rooms that are far too small; the answer is that of a dense model."""
-  monkeypatch.setattr(placement, 'SLACKS', (1,))
-  monkeypatch.setattr(placement, 'LEAST_CAPACITY', 1)
+  monkeypatch.setattr(on_device, 'SLACKS', (1,))
+  monkeypatch.setattr(on_device, 'LEAST_CAPACITY', 1)
   monkeypatch.setattr(
-    placement.Layout, 'rooms', lambda self, *_: tuple(3 for _ in self.sizes)
+    on_device.Layout, 'rooms', lambda self, *_: tuple(3 for _ in self.sizes)
   )
   served = serving.model()
   row, tuned = _row(1, 0.1)
@@ -272,7 +273,7 @@ def test_stacked_layers_are_refused():
 def test_placed_memory():
   """1,000 subsets of ε = 1e-4 of T5 1.1 Small fit beside its parameters."""
   small = 76_961_152
-  capacity = placement.capacity_class(round(1e-4 * small))
+  capacity = on_device.capacity_class(round(1e-4 * small))
   tensors = 190
   one = 12 * capacity + 4 * (tensors + 1)
   assert 1000 * one <= 4 * small
@@ -286,17 +287,44 @@ def test_placed_memory():
 
 def test_a_slot_without_an_entry_points_to_its_own_row():
   """What lies there otherwise may be another example's, and infinite."""
-  tensors = placement.Tensors(('layer/kernel',), ((3, 4),))
-  slots = placement.slots_of((3,))
-  spread = placement.Spread(
+  tensors = on_device.Tensors(('layer/kernel',), ((3, 4),))
+  slots = slots_lib.slots_of((3,))
+  spread = slots_lib.Spread(
     positions=jnp.array([[5, 11, 7]], jnp.uint32),
     values=jnp.array([[2.0, np.inf, np.nan]]),
     seeds=jnp.array([[0.5, 0.0, 0.0]]),
     own=jnp.array([[True, False, False]]),
   )
-  entries = corrections._matrices(
-    tensors, spread, slots, np.array([0, 3]), jnp.float32
-  )['layer/kernel']
+  entries = corrections._matrices(tensors, spread, slots, np.array([0, 3]))[
+    'layer/kernel'
+  ]
   np.testing.assert_array_equal(entries.rows, [[1, 0, 0]])
   np.testing.assert_array_equal(entries.columns, [[1, 0, 0]])
-  np.testing.assert_array_equal(entries.differences, [[1.5, 0, 0]])
+  np.testing.assert_array_equal(entries.differences(np.float32), [[1.5, 0, 0]])
+
+
+def test_differences_are_rounded_as_the_matrix_that_is_multiplied():
+  """T5's logits are float32, whatever the type of its other activations."""
+
+  class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      narrow = nn.Dense(1, dtype=jnp.bfloat16, use_bias=False, name='narrow')(x)
+      return nn.Dense(1, use_bias=False, name='wide')(x), narrow
+
+  seed = {name: {'kernel': jnp.ones((2, 1))} for name in ('narrow', 'wide')}
+  tensors = on_device.Tensors(('narrow/kernel', 'wide/kernel'), ((2, 1),) * 2)
+  tuned = np.float32([1.001, 1.01])  # bfloat16 has 1 and 1.0078125.
+  arrays = on_device.Arrays(
+    positions=jnp.array([[0, 1, 0, 1]], jnp.uint32),
+    values=jnp.asarray(np.tile(tuned, 2).view(np.uint32)[None]),
+    seeds=jnp.asarray(np.ones(4, np.float32).view(np.uint32)[None]),
+    starts=jnp.array([[0, 2, 4]], jnp.int32),
+  )
+  by_example = corrections.Corrections(
+    serving.network(), tensors, seed, arrays, (2, 2), slots_lib.slots_of((2, 2))
+  )
+  with nn.intercept_methods(by_example.intercept):
+    wide, narrow = Pair().apply({'params': seed}, jnp.eye(2)[None])
+  np.testing.assert_array_equal(wide[0, :, 0], tuned)
+  np.testing.assert_array_equal(np.float32(narrow[0, :, 0]), [1, 1.0078125])

@@ -17,7 +17,7 @@ from dst_t5x import subsets as subset_lib
 from dst_t5x.core.errors import UserError
 from dst_t5x.serving import integrity
 from dst_t5x.serving import model as model_lib
-from dst_t5x.serving import placement
+from dst_t5x.subsets import on_device
 
 SHARES = (0.01, 0.05, 0.3)
 NUMBERS = st.integers(0, 3)
@@ -43,7 +43,7 @@ def _faulty(function, when, loses):
   """Returns a function that fails at its `when`-th call, before or after.
 
   Args:
-    function: gives its first argument's memory away, like `_write`.
+    function: gives its arguments' memory away, like `_write`.
     when: number of the call.
     loses: whether the parameters are lost by then.
   """
@@ -97,7 +97,7 @@ class Serving(stateful.RuleBasedStateMachine):
     name=st.sampled_from(('_write', '_read')),
   )
   def fault(self, number, share, when, loses, name):
-    function = _faulty(getattr(placement, name), when, loses)
+    function = _faulty(getattr(on_device, name), when, loses)
     with _replaced(name, function), contextlib.suppress(Injected):
       self.model.decode([_row(number, share, 0)])
       self.model.decode([_row(number, None, 0)])
@@ -153,12 +153,12 @@ def _wrong(kind):
 
 @contextlib.contextmanager
 def _replaced(name, function):
-  original = getattr(placement, name)
-  setattr(placement, name, function)
+  original = getattr(on_device, name)
+  setattr(on_device, name, function)
   try:
     yield
   finally:
-    setattr(placement, name, original)
+    setattr(on_device, name, original)
 
 
 TestSequences = Serving.TestCase
@@ -211,7 +211,7 @@ def test_a_seed_that_cannot_be_loaded_is_tried_again():
 
   served._load_seed = load
   with (
-    _replaced('_write', _faulty(placement._write, 1, loses=True)),
+    _replaced('_write', _faulty(on_device._write, 1, loses=True)),
     pytest.raises(Injected),
   ):
     served.decode([_row(1, 0.05, 0)])
@@ -228,7 +228,7 @@ def test_another_seed_in_its_place_is_refused():
   other = networks.random_params(serving.network(), seed=1)
   served._load_seed = lambda: other
   with (
-    _replaced('_write', _faulty(placement._write, 1, loses=True)),
+    _replaced('_write', _faulty(on_device._write, 1, loses=True)),
     pytest.raises(Injected),
   ):
     served.decode([_row(1, 0.05, 0)])

@@ -5,14 +5,21 @@ positions as [buckets, heads] and [heads, buckets].
 """
 
 from collections.abc import Iterator
-import math
 import re
-import typing
 
-from dst_t5x.models.t5 import network
+from dst_t5x.models import hugging_face
+from dst_t5x.models.t5.config import T5Config
 
 EMBEDDING = 'shared.weight'
 HEAD = 'lm_head.weight'
+# Some files hold the shared table once more for each stack, or under one of
+# these names only: `safetensors.torch.save_model` keeps the first in the
+# alphabet of several names.
+COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+# Left over from T5 1.0 in old files; transformers ignores it by name as well.
+UNUSED = re.compile(
+  r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight'
+)
 
 # Names of a layer's blocks: theirs, ours, and our layer norm before it.
 _ENCODER_BLOCKS = (
@@ -32,61 +39,41 @@ _BLOCKS = {'encoder': _ENCODER_BLOCKS, 'decoder': _DECODER_BLOCKS}
 _LINEAR = re.compile(r'(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)')
 
 
-class Tensor(typing.NamedTuple):
-  """A tensor of a Hugging Face model.
-
-  Attributes:
-    path: its place in our tree.
-    shape: as they store it.
-  """
-
-  path: str
-  shape: tuple[int, ...]
-
-  @property
-  def transposed(self) -> bool:
-    """Whether ours has the axes the other way round."""
-    return len(self.shape) == 2 and not self.path.endswith('/embedding')
-
-  @property
-  def our_shape(self) -> tuple[int, ...]:
-    """Its shape in our tree."""
-    return self.shape[::-1] if self.transposed else self.shape
-
-  @property
-  def num_bytes(self) -> int:
-    """Its bytes in float32."""
-    return 4 * math.prod(self.shape)
+def _tensor(path: str, shape: tuple[int, ...]) -> hugging_face.Tensor:
+  transposed = len(shape) == 2 and not path.endswith('/embedding')
+  return hugging_face.Tensor(path, shape, transposed)
 
 
-def layout(config: network.T5Config, num_buckets: int) -> dict[str, Tensor]:
+def layout(
+  config: T5Config, num_buckets: int
+) -> dict[str, hugging_face.Tensor]:
   """Returns every tensor of a T5 1.1 model under Hugging Face's name."""
   table = (config.vocab_size, config.emb_dim)
   tensors = {
-    EMBEDDING: Tensor('token_embedder/embedding', table),
-    HEAD: Tensor('decoder/logits_dense/kernel', table),
+    EMBEDDING: _tensor('token_embedder/embedding', table),
+    HEAD: _tensor('decoder/logits_dense/kernel', table),
   }
   stacks = (
     ('encoder', config.num_encoder_layers),
     ('decoder', config.num_decoder_layers),
   )
   for stack, num_layers in stacks:
-    tensors[f'{stack}.final_layer_norm.weight'] = Tensor(
+    tensors[f'{stack}.final_layer_norm.weight'] = _tensor(
       f'{stack}/{stack}_norm/scale', (config.emb_dim,)
     )
     first = f'{stack}.block.0.layer.0.SelfAttention'
-    tensors[f'{first}.relative_attention_bias.weight'] = Tensor(
+    tensors[f'{first}.relative_attention_bias.weight'] = _tensor(
       f'{stack}/relpos_bias/rel_embedding', (num_buckets, config.num_heads)
     )
     for layer in range(num_layers):
       for number, (theirs, ours, norm) in enumerate(_BLOCKS[stack]):
         block = f'{stack}.block.{layer}.layer.{number}'
         prefix = f'{stack}/layers_{layer}'
-        tensors[f'{block}.layer_norm.weight'] = Tensor(
+        tensors[f'{block}.layer_norm.weight'] = _tensor(
           f'{prefix}/{norm}/scale', (config.emb_dim,)
         )
         for their, our, shape in _kernels(theirs, config):
-          tensors[f'{block}.{theirs}.{their}.weight'] = Tensor(
+          tensors[f'{block}.{theirs}.{their}.weight'] = _tensor(
             f'{prefix}/{ours}/{our}/kernel', shape
           )
   return tensors
@@ -112,7 +99,7 @@ def linear_map(path: str) -> str:
 
 
 def _kernels(
-  block: str, config: network.T5Config
+  block: str, config: T5Config
 ) -> Iterator[tuple[str, str, tuple[int, int]]]:
   """Yields their name, our name and their shape of a block's kernels."""
   if block == 'DenseReluDense':

@@ -20,6 +20,7 @@ from dst_t5x.models import api
 from dst_t5x.models.t5 import attention
 from dst_t5x.models.t5 import features
 from dst_t5x.models.t5 import layers
+from dst_t5x.models.t5 import own_tensors
 from dst_t5x.models.t5 import stacks
 from dst_t5x.models.t5.config import T5Config
 
@@ -240,6 +241,11 @@ class Transformer(nn.Module, api.Network):
   ) -> api.DecodingStart:
     """See `api.Network`."""
     return _start_decoding(self, params, prompts, beams, max_decode_length)
+
+  @nn.nowrap
+  def own_tensors(self, tensors: Any) -> Any:
+    """See `api.Network`."""
+    return own_tensors.interceptor(tensors)
 
   @nn.nowrap
   def work_of_example(

@@ -8,18 +8,15 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from etils import epath
-
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
-from dst_t5x.models.t5 import network
+from dst_t5x.models.t5.config import T5Config
 
-FILE = 'config.json'
+ARCHITECTURE = 'T5ForConditionalGeneration'
 
 # Key -> what the network here has; Transformers takes the same where the key is
-# missing, but for the first.
+# missing.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
-  'model_type': ('t5',),
   'relative_attention_max_distance': (128,),
   'layer_norm_epsilon': (1e-6,),
   # Token ids that the data and the decoders have.
@@ -57,18 +54,17 @@ class Config:
       embedding for it.
   """
 
-  network: network.T5Config
+  network: T5Config
   num_buckets: int
   head_may_be_embedding: bool
 
 
-def read(folder: epath.Path) -> Config:
-  """Returns what a folder's config.json states.
+def read(stated: json_object.JsonObject) -> Config:
+  """Returns what a config.json states.
 
   Raises:
-    UserError: it is missing, damaged, or of another kind than T5 1.1.
+    UserError: it is damaged, or of another kind than T5 1.1.
   """
-  stated = json_object.read(folder / FILE)
   _check_fixed(stated)
   _check_feed_forward(stated)
   tied = stated.get('tie_word_embeddings', bool, True)
@@ -86,7 +82,7 @@ def read(folder: epath.Path) -> Config:
   return Config(_network(stated), num_buckets, head_may_be_embedding=tied)
 
 
-def stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
+def stated(config: T5Config, num_buckets: int) -> dict[str, Any]:
   """Returns the config.json of a network.
 
   Raises:
@@ -99,7 +95,7 @@ def stated(config: network.T5Config, num_buckets: int) -> dict[str, Any]:
   if config.logits_via_embedding:
     raise UserError('no T5 1.1 model: logits_via_embedding is set')
   return {
-    'architectures': ['T5ForConditionalGeneration'],
+    'architectures': [ARCHITECTURE],
     'd_ff': config.mlp_dim,
     'd_kv': config.head_dim,
     'd_model': config.emb_dim,
@@ -128,7 +124,7 @@ def _check_fixed(stated: json_object.JsonObject) -> None:
   """Refuses what the network here has otherwise."""
   for key, known in _FIXED.items():
     value = stated.content.get(key)
-    if value is None and key != 'model_type':
+    if value is None:
       continue
     # By type, too: `true` is no 1.
     if not any(type(value) is type(one) and value == one for one in known):
@@ -160,7 +156,7 @@ def _check_feed_forward(stated: json_object.JsonObject) -> None:
     )
 
 
-def _network(stated: json_object.JsonObject) -> network.T5Config:
+def _network(stated: json_object.JsonObject) -> T5Config:
   """Returns the sizes."""
   sizes = {name: _size(stated, name) for name in _ALIASES}
   encoder_layers = sizes['num_layers']
@@ -170,7 +166,7 @@ def _network(stated: json_object.JsonObject) -> network.T5Config:
   dropout_rate = stated.get('dropout_rate', float, 0.1)
   if not 0 <= dropout_rate < 1:
     raise stated.refusal('dropout_rate', 'must be in [0, 1)')
-  return network.T5Config(
+  return T5Config(
     vocab_size=stated.size('vocab_size'),
     emb_dim=sizes['d_model'],
     num_heads=sizes['num_heads'],

@@ -1,0 +1,60 @@
+"""The families of models that there are; see `hugging_face.Family`."""
+
+from collections.abc import Collection
+from typing import Any
+
+from dst_t5x.core import json_object
+from dst_t5x.core import parts
+from dst_t5x.core.errors import UserError
+from dst_t5x.models import hugging_face
+from dst_t5x.models.t5 import family as t5
+
+FAMILIES: tuple[hugging_face.Family, ...] = (t5.T5(),)
+_OTHER = hugging_face.Family()
+
+
+def of_config(stated: json_object.JsonObject) -> hugging_face.Family:
+  """Returns the family that a config.json belongs to.
+
+  Raises:
+    UserError: none.
+  """
+  model_type = stated.content.get('model_type')
+  for family in FAMILIES:
+    if model_type in family.model_types:
+      return family
+  folder, _, file = stated.where.rpartition('/')
+  known = [repr(name) for family in FAMILIES for name in family.model_types]
+  raise UserError(
+    f'{folder} is no {_names()} model: its {file} has model_type'
+    f' {json_object.shown(model_type)}, not {" or ".join(known)}'
+  )
+
+
+def of_paths(paths: Collection[str]) -> hugging_face.Family:
+  """Returns the family of parameters with these paths, layers one by one."""
+  return next((f for f in FAMILIES if f.has(paths)), _OTHER)
+
+
+def of(params: Any) -> hugging_face.Family:
+  """Returns the family of parameters, unstacked nested dicts."""
+  return of_paths(parts.flatten(params))
+
+
+def network_of(params: Any) -> Any:
+  """Returns the `api.Network` that has parameters of these shapes.
+
+  Args:
+    params: unstacked nested dicts of anything with a shape.
+
+  Raises:
+    UserError: they are of no known family, or their shapes do not tell.
+  """
+  family = of(params)
+  if family is _OTHER:
+    raise UserError(f'no {_names()}: its tensors do not tell which network')
+  return family.network_of(params)
+
+
+def _names() -> str:
+  return ' or '.join(family.name for family in FAMILIES)

@@ -1,0 +1,145 @@
+"""What Hugging Face calls the networks here, and how it stores them.
+
+A family of models is a subclass of `Family`, in the family's own folder;
+`families` knows all of them. Checkpoints ask the family, and contain nothing
+that is true of one family alone. The base class is the family of a network that
+Hugging Face does not have.
+"""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+import math
+import re
+from typing import Any, ClassVar, NamedTuple
+
+from dst_t5x.core import json_object
+from dst_t5x.core.errors import UserError
+
+PyTree = Any
+_NEVER = re.compile(r'(?!)')
+
+
+class Tensor(NamedTuple):
+  """A tensor of a Hugging Face model.
+
+  Attributes:
+    path: its place in our tree.
+    shape: as they store it.
+    transposed: whether ours has the axes the other way round. Linear maps are
+      [out, in] there and [in, out] here.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  transposed: bool = False
+
+  @property
+  def our_shape(self) -> tuple[int, ...]:
+    """Its shape in our tree."""
+    return self.shape[::-1] if self.transposed else self.shape
+
+  @property
+  def num_bytes(self) -> int:
+    """Its bytes in float32."""
+    return 4 * math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model as a folder of Hugging Face's holds it.
+
+  Attributes:
+    network: with these sizes, an `api.Network`.
+    architecture: Transformers' class.
+    tensors: their name -> tensor, all that there are.
+    copies: other name -> name in `tensors`. A folder may hold the tensor under
+      this name, too, or only under this one.
+    substitutes: name in `tensors` -> another one, which stands for it in a
+      folder that does not hold it.
+    unused: names of what a folder may hold besides, and nobody reads.
+  """
+
+  network: Any
+  architecture: str
+  tensors: Mapping[str, Tensor]
+  copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  substitutes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  unused: re.Pattern[str] = _NEVER
+
+
+class Family:
+  """A family of models; this one is of those that Hugging Face does not have.
+
+  Parameters are nested dicts with unstacked layers, of arrays or of anything
+  with a shape.
+
+  Attributes:
+    name: for messages.
+    model_types: of config.json.
+    task_type: that PEFT has for it.
+    default_targets: PEFT's kind of adapter -> the linear maps that it adapts
+      where adapter_config.json names none, as PEFT has it.
+    head: their name of the linear map that gives the logits.
+  """
+
+  name: ClassVar[str] = 'model of a known family'
+  model_types: ClassVar[Collection[str]] = ()
+  task_type: ClassVar[str | None] = None
+  default_targets: ClassVar[Mapping[str, list[str]]] = {}
+  head: ClassVar[str] = ''
+
+  def has(self, paths: Collection[str]) -> bool:
+    """Returns whether parameters of these paths are of the family."""
+    del paths
+    return True
+
+  def read(self, stated: json_object.JsonObject) -> Model:
+    """Returns what a config.json states.
+
+    Raises:
+      UserError: it is damaged, or states what the network here has not.
+    """
+    raise NotImplementedError
+
+  def written(
+    self, network: Any, params: PyTree
+  ) -> tuple[Model, dict[str, Any]]:
+    """Returns what a folder is to hold, and its config.json.
+
+    Args:
+      network: of the family, an `api.Network`.
+      params: its parameters.
+
+    Raises:
+      UserError: Hugging Face has no such model.
+    """
+    raise UserError(f'no {self.name}: Hugging Face has no such network')
+
+  def network_of(self, params: PyTree) -> Any:
+    """Returns the `api.Network` that has such parameters.
+
+    Raises:
+      UserError: their shapes do not tell.
+    """
+    raise NotImplementedError
+
+  def sizes(self, params: PyTree) -> dict[str, int]:
+    """Returns the network's sizes by name, as many as the shapes tell."""
+    del params
+    return {}
+
+  def linear_map(self, path: str) -> str:
+    """Returns their name of a linear map, which is that of its module.
+
+    Args:
+      path: ours of its module, such as `layers_0/attention/query`.
+    """
+    return path.replace('/', '.')
+
+  def module_name(self, module: str) -> str:
+    """Returns what a module is called in figures.
+
+    Args:
+      module: its path, without the layer's.
+    """
+    return module
