@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.models.dropout import Dropout
 from dst_t5x.models.t5 import attention
 from dst_t5x.models.t5 import layers
-from dst_t5x.models.t5.dropout import Dropout
 from dst_t5x.serving import placement
 
 Array = jax.Array
