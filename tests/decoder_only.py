@@ -23,6 +23,7 @@ _SIZES = {
   'eos_id': 1,
 }
 _GEMMA = {
+  'begin_id': 2,
   'norm_adds_one': True,
   'scale_embeddings': True,
   'mlp_activation': 'gelu',
@@ -88,21 +89,30 @@ def random_params(model: network.Transformer, seed: int = 0) -> dict:
 
 def peer(model: network.Transformer, params: dict) -> Any:
   """Returns Hugging Face's model of a network, with the same weights."""
-  import torch
   import transformers
 
   content = hf_config.config_to_hf(model.config)
   config = transformers.AutoConfig.for_model(**content)
   config._attn_implementation = 'eager'
   other = getattr(transformers, content['architectures'][0])(config).eval()
-  layout, flat = hf_names.layout(model.config), parts.flatten(params)
+  layout = hf_names.layout(model.config)
   assert {name for name, _ in other.named_parameters()} == layout.keys()
+  copy_weights(other, layout, params)
+  return other
+
+
+def copy_weights(
+  other: Any, layout: dict[str, hf_names.Tensor], params: dict
+) -> None:
+  """Gives Hugging Face's model the weights of ours."""
+  import torch
+
+  flat = parts.flatten(params)
   with torch.no_grad():
     for name, parameter in other.named_parameters():
-      array = np.asarray(flat[layout[name].path])
+      array = flat[layout[name].path]
       array = array.T if layout[name].transposed else array
       parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
-  return other
 
 
 @functools.cache

@@ -158,23 +158,27 @@ def _model_type(config: DecoderConfig) -> str:
 def _check_stated(content: Mapping[str, Any], config: DecoderConfig) -> None:
   """Raises UserError unless a config.json states all of a config."""
   back = config_from_hf(content)
-  for field in dataclasses.fields(config):
-    ours, theirs = (_comparable(each, field.name) for each in (config, back))
-    if field.name not in _OF_RUNS and ours != theirs:
+  names = [field.name for field in dataclasses.fields(config)]
+  # First what the others follow from.
+  for name in ['local_layers', *names]:
+    ours, theirs = (_comparable(each, name) for each in (config, back))
+    if name not in _OF_RUNS and ours != theirs:
       raise UserError(
         f'a Hugging Face model of the family {content["model_type"]} cannot'
-        f' have {field.name} = {ours!r}'
+        f' have {name} = {ours!r}'
       )
 
 
 def _comparable(config: DecoderConfig, name: str) -> Any:
   """Returns a field's value, the same where the network is."""
-  values = {
+  values: dict[str, Any] = {
     'local_layers': config.is_local,
-    'local_rope': config.kinds,
     'query_scalar': float(config.query_scalar or config.head_dim),
-    'sliding_window': config.kinds,
   }
+  if not any(config.is_local):
+    values |= {'local_rope': None, 'sliding_window': None}
+  elif name == 'local_rope':
+    return config.local_rope or config.rope
   return values.get(name, getattr(config, name))
 
 
@@ -301,7 +305,9 @@ def _windows(
   if not any(is_local):
     return None, (False,)
   if not is_on:
-    raise stated.refusal('use_sliding_window', f'must be true for {_LOCAL}')
+    raise stated.refusal(
+      'use_sliding_window', f'must be true where layer_types has {_LOCAL}'
+    )
   missing = 'sliding_window' in stated.content
   default = None if missing else family.sliding_window
   window = stated.size('sliding_window', default)
