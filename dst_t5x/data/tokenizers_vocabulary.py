@@ -102,7 +102,7 @@ class TokenizersVocabulary(seqio.Vocabulary):
     return self._special.get('unk_token')
 
   @functools.cached_property
-  def _base_vocab_size(self) -> int:  # type: ignore[override]
+  def _base_vocab_size(self) -> int:
     return max(self.tokenizer.get_vocab().values()) + 1
 
   def _encode(self, s: str) -> Sequence[int]:

@@ -185,6 +185,36 @@ def check_fits(features: Mapping[str, seqio.Feature], vocab_size: int) -> None:
       )
 
 
+def check_special(
+  features: Mapping[str, seqio.Feature], eos_id: int, begin_id: int | None
+) -> None:
+  """Checks that a task and a model begin and end texts with the same tokens.
+
+  Args:
+    features: of the task; their vocabularies have been checked.
+    eos_id: the token that the model ends with.
+    begin_id: the token that the model puts before every example; None for none.
+
+  Raises:
+    UserError: the vocabulary has others.
+  """
+  vocabulary = features['targets'].vocabulary
+  if isinstance(vocabulary, TaskVocabulary):
+    vocabulary = chosen()
+  remedy = "or VOCABULARY to the folder of the model's own tokenizer.json"
+  if vocabulary.eos_id not in (None, eos_id):
+    raise UserError(
+      f'texts of the vocabulary end with token {vocabulary.eos_id}, those of'
+      f' the model with {eos_id}: set EOS_ID = {vocabulary.eos_id}, {remedy}'
+    )
+  begin = getattr(vocabulary, 'begin_id', None)
+  if begin != begin_id:
+    raise UserError(
+      f'texts of the vocabulary begin with token {begin}, those of the model'
+      f' with {begin_id}: set BEGIN_ID = {begin}, {remedy}'
+    )
+
+
 def fetch() -> str:
   """Copies the public vocabulary to the path `DST_VOCABULARY`, if necessary.
 

@@ -214,6 +214,9 @@ class Evaluation:
       self.task, self.feature_lengths, self.batch_size, self.split
     )
     vocabulary.check_fits(task.output_features, network.vocab_size)
+    vocabulary.check_special(
+      task.output_features, network.eos_id, network.begin_id
+    )
     check_decoder(
       self.decoder,
       network,

@@ -112,6 +112,11 @@ class Adapted(api.Network):
     """See `api.Network`."""
     return self.network.eos_id
 
+  @property
+  def begin_id(self) -> int | None:
+    """See `api.Network`."""
+    return self.network.begin_id
+
   def prompt_of_inputs(self, inputs: Any, prefix: Sequence[int] = ()) -> Any:
     """See `api.Network`."""
     return self.network.prompt_of_inputs(inputs, (*prefix, *self._prefix))

@@ -107,6 +107,11 @@ class Network:
     return 1
 
   @property
+  def begin_id(self) -> int | None:
+    """The token before every example; None for none."""
+    return None
+
+  @property
   def scan_layers(self) -> bool:
     """Whether layers are stacked on axis 0 of parameters and cache."""
     raise NotImplementedError

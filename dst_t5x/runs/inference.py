@@ -82,6 +82,7 @@ def infer(
   )
   features = found.output_features
   vocabulary.check_fits(features, network.vocab_size)
+  vocabulary.check_special(features, network.eos_id, network.begin_id)
   inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
   evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import seqio
 import tensorflow as tf
 import tokenizers
 from tokenizers import decoders
@@ -200,6 +201,27 @@ def test_it_is_chosen_by_its_folder_or_its_file(folder):
   assert one == other
   vocabulary.check(one)
   assert one != vocabulary.chosen('bytes')
+
+
+def _features(path):
+  return {'targets': seqio.Feature(vocabulary._make(str(path)))}
+
+
+def test_the_model_begins_and_ends_texts_as_the_vocabulary_does(folder):
+  features = _features(folder)
+  ours = features['targets'].vocabulary
+  vocabulary.check_special(features, ours.eos_id, ours.begin_id)
+  with pytest.raises(UserError, match=f'set EOS_ID = {ours.eos_id},'):
+    vocabulary.check_special(features, 9, ours.begin_id)
+  with pytest.raises(UserError, match=f'set BEGIN_ID = {ours.begin_id},'):
+    vocabulary.check_special(features, ours.eos_id, 9)
+
+
+def test_a_gemma_does_not_take_the_vocabulary_of_t5():
+  """Its end token is 1, too."""
+  vocabulary.check_special(_features('bytes'), 1, None)
+  with pytest.raises(UserError, match=r'tokenizer\.json'):
+    vocabulary.check_special(_features('bytes'), 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,11 @@ class Transformer(nn.Module, api.Network):
     return self.config.eos_id
 
   @property
+  def begin_id(self) -> int | None:
+    """See `api.Network`."""
+    return self.config.begin_id
+
+  @property
   def scan_layers(self) -> bool:
     """See `api.Network`."""
     return self.config.scan_layers
