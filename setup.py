@@ -42,6 +42,7 @@ _INSTALL = [
   'tabulate>=0.9',
   'tensorboard>=2.20',
   'tensorstore>=0.1.80',
+  'tokenizers>=0.22',
   'tqdm>=4.66',
 ]
 

@@ -131,32 +131,30 @@ class Causal(nn.Module, api.Network):
     return jnp.where(is_input, example['decoder_input_tokens'], 0)
 
   @nn.nowrap
-  def prompt_of_inputs(self, inputs):
-    return jnp.pad(inputs, (1, 0))
+  def prompt_of_inputs(self, inputs, prefix=()):
+    return jnp.concatenate([jnp.array([0, *prefix], jnp.int32), inputs])
 
   @nn.nowrap
   def start_decoding(self, params, prompts, beams, max_decode_length):
     del max_decode_length
     prompts = jnp.repeat(prompts, beams, axis=0)
     variables = {'params': params}
-    is_read = (prompts > 0).at[:, 0].set(True)[..., None]
-    sums = self.apply(variables, prompts, method='sums') * is_read
+    counts = (prompts[:, 1:] > 0).sum(1)  # Behind the token that begins.
+    is_read = jnp.arange(prompts.shape[1]) < counts[:, None]
+    sums = self.apply(variables, prompts, method='sums')
+    first = jnp.take_along_axis(prompts, counts[:, None], axis=1)[:, 0]
 
     def step(tokens, cache):
-      # The first call's token is the prompt's own last one.
-      is_new = jnp.where(cache['step'] > 0, 1.0, 0.0)
-      new = self.apply(variables, tokens, method='sums') * is_new
-      sums, counts = cache['sums'] + new, cache['counts'] + is_new
+      sums = cache['sums'] + self.apply(variables, tokens, method='sums')
+      counts = cache['counts'] + 1
       logits = self.apply(variables, sums, counts, method='predict')
-      step = cache['step'] + 1
-      return logits, {'sums': sums, 'counts': counts, 'step': step}
+      return logits, {'sums': sums, 'counts': counts}
 
     cache = {
-      'sums': sums.sum(1),
-      'counts': is_read.sum(1).astype(jnp.float32),
-      'step': jnp.int32(0),
+      'sums': (sums * is_read[..., None]).sum(1),
+      'counts': counts[:, None].astype(jnp.float32),
     }
-    return api.DecodingStart(step, cache, 0)
+    return api.DecodingStart(step, cache, 0, first)
 
   @nn.nowrap
   def work_of_example(self, shapes, feature_lengths):

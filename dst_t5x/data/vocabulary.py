@@ -4,7 +4,8 @@ T5's vocabulary has 32,000 SentencePiece pieces and 100 sentinels
 (`<extra_id_0>` …). The public checkpoints pad it to 32,128 rows. Machines that
 cannot read Google Cloud Storage use a local copy of the model file, named by
 the environment variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`). The
-name `bytes` stands for the 256 bytes of UTF-8, for small models.
+name `bytes` stands for the 256 bytes of UTF-8, for small models. A folder with
+Hugging Face's `tokenizer.json` and `tokenizer_config.json` is read as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import tokenizers_vocabulary
 
 VOCABULARY_VARIABLE = 'DST_VOCABULARY'
 PUBLIC_PATH = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -41,8 +43,9 @@ def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary, which reads its file on first use; see `check`.
 
   Args:
-    name: path of a SentencePiece model, or `bytes`; by default the value of
-      `DST_VOCABULARY`, or the public path.
+    name: path of a SentencePiece model, of a folder with `tokenizer.json` or of
+      that file, or `bytes`; by default the value of `DST_VOCABULARY`, or the
+      public path.
   """
   return _make(name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH)
 
@@ -51,6 +54,9 @@ def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
 def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
+  is_folder = not object_stores.is_remote(name) and epath.Path(name).is_dir()
+  if is_folder or name.endswith('.json'):
+    return tokenizers_vocabulary.TokenizersVocabulary(name)
   if object_stores.is_remote(name):
     return _InObjectStore(name, extra_ids=EXTRA_IDS)
   return seqio.SentencePieceVocabulary(name, extra_ids=EXTRA_IDS)
@@ -150,6 +156,8 @@ def check(vocabulary: seqio.Vocabulary) -> None:
   """
   if isinstance(vocabulary, TaskVocabulary):
     vocabulary = chosen()
+  if isinstance(vocabulary, tokenizers_vocabulary.TokenizersVocabulary):
+    vocabulary.load()
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
   if reason := _failure(vocabulary.load_model):
@@ -177,6 +185,36 @@ def check_fits(features: Mapping[str, seqio.Feature], vocab_size: int) -> None:
         f' but vocab_size of the model is {vocab_size}: choose another model,'
         ' or set VOCABULARY'
       )
+
+
+def check_special(
+  features: Mapping[str, seqio.Feature], eos_id: int, begin_id: int | None
+) -> None:
+  """Checks that a task and a model begin and end texts with the same tokens.
+
+  Args:
+    features: of the task; their vocabularies have been checked.
+    eos_id: the token that the model ends with.
+    begin_id: the token that the model puts before every example; None for none.
+
+  Raises:
+    UserError: the vocabulary has others.
+  """
+  vocabulary = features['targets'].vocabulary
+  if isinstance(vocabulary, TaskVocabulary):
+    vocabulary = chosen()
+  remedy = "or VOCABULARY to the folder of the model's own tokenizer.json"
+  if vocabulary.eos_id not in (None, eos_id):
+    raise UserError(
+      f'texts of the vocabulary end with token {vocabulary.eos_id}, those of'
+      f' the model with {eos_id}: set EOS_ID = {vocabulary.eos_id}, {remedy}'
+    )
+  begin = getattr(vocabulary, 'begin_id', None)
+  if begin != begin_id:
+    raise UserError(
+      f'texts of the vocabulary begin with token {begin}, those of the model'
+      f' with {begin_id}: set BEGIN_ID = {begin}, {remedy}'
+    )
 
 
 def fetch() -> str:

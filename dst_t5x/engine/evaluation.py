@@ -117,7 +117,8 @@ class Predictor:
     if indices:
       # The last batch is padded to the shape that is compiled already.
       missing = self.batch_size - len(indices)
-      yield indices, np.stack([*rows, *[np.zeros_like(rows[0])] * missing])
+      filler = np.full_like(rows[0], self.network.pad_id)
+      yield indices, np.stack([*rows, *[filler] * missing])
 
 
 def _decode(
@@ -213,6 +214,9 @@ class Evaluation:
       self.task, self.feature_lengths, self.batch_size, self.split
     )
     vocabulary.check_fits(task.output_features, network.vocab_size)
+    vocabulary.check_special(
+      task.output_features, network.eos_id, network.begin_id
+    )
     check_decoder(
       self.decoder,
       network,

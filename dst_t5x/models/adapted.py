@@ -10,7 +10,6 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import numpy as np
 
 from dst_t5x.adapters import api as adapters
 from dst_t5x.models import api
@@ -104,10 +103,24 @@ class Adapted(api.Network):
     """See `api.Network`."""
     return self.network.prompt(example)
 
-  def prompt_of_inputs(self, inputs: Any) -> Any:
+  @property
+  def pad_id(self) -> int:
     """See `api.Network`."""
-    prefix = np.array(self._prefix, np.int32)
-    return self.network.prompt_of_inputs(np.concatenate([prefix, inputs]))
+    return self.network.pad_id
+
+  @property
+  def eos_id(self) -> int:
+    """See `api.Network`."""
+    return self.network.eos_id
+
+  @property
+  def begin_id(self) -> int | None:
+    """See `api.Network`."""
+    return self.network.begin_id
+
+  def prompt_of_inputs(self, inputs: Any, prefix: Sequence[int] = ()) -> Any:
+    """See `api.Network`."""
+    return self.network.prompt_of_inputs(inputs, (*prefix, *self._prefix))
 
   def start_decoding(
     self, params: PyTree, prompts: Array, beams: int, max_decode_length: int

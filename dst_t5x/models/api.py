@@ -13,7 +13,8 @@ axis 0. From these names follow the layer and the module of a parameter, and
 so the silos: see `method.silos`.
 
 Batches. A batch is a dict of arrays [batch, length] that the network's feature
-converter makes; their names are the network's own affair. Id 0 is padding.
+converter makes; their names are the network's own affair, and so is padding in
+them. What fills up a prompt is `pad_id`.
 
 Modules. Linear maps and tables of embeddings are modules like Flax's `Dense`
 and `Embed`, with its names of their parameters: these are what adapters change,
@@ -58,14 +59,16 @@ class DecodingStart(NamedTuple):
 
   Attributes:
     step: maps tokens [rows] and a cache to logits [rows, vocab] and the next
-      cache; the first tokens are 0.
+      cache.
     cache: of all rows; leaves without axes belong to all of them.
     batch_axis: the axis of the rows in all other leaves.
+    first: int32 [rows], the tokens of the first step.
   """
 
   step: Callable[[Array, PyTree], tuple[Array, PyTree]]
   cache: PyTree
   batch_axis: int
+  first: Array
 
 
 class Work(NamedTuple):
@@ -97,6 +100,21 @@ class Network:
   def vocab_size(self) -> int:
     """The number of token ids that have an embedding."""
     raise NotImplementedError
+
+  @property
+  def pad_id(self) -> int:
+    """What fills up prompts: no token's id."""
+    return 0
+
+  @property
+  def eos_id(self) -> int:
+    """The token that ends a sequence."""
+    return 1
+
+  @property
+  def begin_id(self) -> int | None:
+    """The token before every example; None for none."""
+    return None
 
   @property
   def scan_layers(self) -> bool:
@@ -162,11 +180,13 @@ class Network:
     """
     raise NotImplementedError
 
-  def prompt_of_inputs(self, inputs: Any) -> Any:
+  def prompt_of_inputs(self, inputs: Any, prefix: Sequence[int] = ()) -> Any:
     """Returns what decoding starts from, int32 [length].
 
     Args:
-      inputs: a task's feature `inputs`, int32 [inputs length].
+      inputs: a task's feature `inputs`, int32 [inputs length], filled up with
+        `pad_id` at the end.
+      prefix: as of `feature_converter`.
     """
     raise NotImplementedError
 
@@ -177,7 +197,7 @@ class Network:
 
     Args:
       params: the network's.
-      prompts: int32 [batch, length], padded with 0 at the end.
+      prompts: int32 [batch, length], filled up with `pad_id` at the end.
       beams: continuations of each prompt, adjacent rows of the cache.
       max_decode_length: tokens of a continuation at most.
     """
@@ -243,6 +263,6 @@ def abstract(network: Network) -> PyTree:
   return jax.eval_shape(network.initialize, jax.random.key(0))
 
 
-def is_empty(prompts: Array) -> Array:
+def is_empty(network: Network, prompts: Array) -> Array:
   """Returns bool [batch]: a prompt that only fills up the batch."""
-  return ~jnp.any(prompts > 0, axis=-1)
+  return ~jnp.any(prompts != network.pad_id, axis=-1)

@@ -5,7 +5,6 @@ They are pure functions of the parameters and the prompts, to be jitted with the
 network and the lengths as static arguments.
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -18,8 +17,6 @@ from dst_t5x.models import api
 
 Array = jax.Array
 PyTree = Any
-# See `api.DecodingStart.step`.
-Step = Callable[[Array, PyTree], tuple[Array, PyTree]]
 
 # Stands for minus infinity, but survives being divided and added to.
 _NEVER = -1e7
@@ -46,32 +43,31 @@ class GreedyDecoder:
     params: PyTree,
     prompts: Array,
     max_decode_length: int,
-    eos_id: int = 1,
+    eos_id: int | None = None,
   ) -> tuple[Array, Array]:
     """Decodes a batch.
 
     Args:
       network: the network.
       params: its parameters.
-      prompts: int32 `[batch, length]`, padded with 0 at the end. A prompt of
-        nothing but padding is not continued.
+      prompts: int32 `[batch, length]`, filled up with the network's `pad_id`
+        at the end. A prompt of nothing else is not continued.
       max_decode_length: number of tokens after which decoding ends.
-      eos_id: the token that ends a sequence.
+      eos_id: the token that ends a sequence; the network's by default.
 
     Returns:
       Tokens, int32 `[batch, max_decode_length]`, 0 after the end token; and
       scores, float32 `[batch]`, the log-probability of the tokens.
     """
     batch = prompts.shape[0]
-    step, cache, _ = network.start_decoding(
-      params, prompts, 1, max_decode_length
-    )
+    start = network.start_decoding(params, prompts, 1, max_decode_length)
+    eos_id = network.eos_id if eos_id is None else eos_id
 
     def unfinished(state: _GreedyState) -> Array:
       return (state.step < max_decode_length) & ~jnp.all(state.done)
 
     def advance(state: _GreedyState) -> _GreedyState:
-      logits, cache = step(state.last, state.cache)
+      logits, cache = start.step(state.last, state.cache)
       best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
       gain = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
       token = jnp.where(state.done, 0, best)
@@ -84,15 +80,15 @@ class GreedyDecoder:
         cache=cache,
       )
 
-    start = _GreedyState(
+    state = _GreedyState(
       step=jnp.int32(0),
-      last=jnp.zeros(batch, jnp.int32),
-      done=api.is_empty(prompts),
+      last=start.first,
+      done=api.is_empty(network, prompts),
       scores=jnp.zeros(batch),
       tokens=jnp.zeros((batch, max_decode_length), jnp.int32),
-      cache=cache,
+      cache=start.cache,
     )
-    final = lax.while_loop(unfinished, advance, start)
+    final = lax.while_loop(unfinished, advance, state)
     return final.tokens, final.scores
 
 
@@ -134,7 +130,7 @@ class BeamSearch:
     params: PyTree,
     prompts: Array,
     max_decode_length: int,
-    eos_id: int = 1,
+    eos_id: int | None = None,
   ) -> tuple[Array, Array]:
     """Decodes a batch; arguments as `GreedyDecoder`.
 
@@ -145,20 +141,21 @@ class BeamSearch:
       log-probability.
     """
     batch = prompts.shape[0]
-    step, cache, batch_axis = network.start_decoding(
+    start = network.start_decoding(
       params, prompts, self.num_beams, max_decode_length
     )
-    empty = api.is_empty(prompts)
+    empty = api.is_empty(network, prompts)
+    eos_id = network.eos_id if eos_id is None else eos_id
 
     def unfinished(state: _BeamState) -> Array:
       settled = empty | self._is_settled(state, max_decode_length)
       return (state.step < max_decode_length) & ~jnp.all(settled)
 
     def advance(state: _BeamState) -> _BeamState:
-      return self._advance(state, step, eos_id, batch_axis)
+      return self._advance(state, start, eos_id)
 
     final = lax.while_loop(
-      unfinished, advance, self._start(batch, max_decode_length, cache)
+      unfinished, advance, self._start(batch, max_decode_length, start.cache)
     )
     any_finished = jnp.any(final.is_finished, axis=1)
     tokens = jnp.where(
@@ -196,12 +193,12 @@ class BeamSearch:
     return jnp.all(state.is_finished, axis=1) & (worst_finished > best_possible)
 
   def _advance(
-    self, state: _BeamState, step: Step, eos_id: int, batch_axis: int
+    self, state: _BeamState, start: api.DecodingStart, eos_id: int
   ) -> _BeamState:
     """Adds one token to every live hypothesis."""
-    previous = state.live_tokens[:, :, state.step - 1]
-    previous = jnp.where(state.step == 0, 0, previous)
-    logits, cache = step(previous.reshape(-1), state.cache)
+    previous = state.live_tokens[:, :, state.step - 1].reshape(-1)
+    previous = jnp.where(state.step == 0, start.first, previous)
+    logits, cache = start.step(previous, state.cache)
     # Twice as many as there are beams: half of them may end here.
     scores, parents, tokens = _best_continuations(
       logits, state.live_scores, 2 * self.num_beams
@@ -232,7 +229,7 @@ class BeamSearch:
       is_finished=_choose(
         jnp.concatenate([state.is_finished, ends], axis=1), finished
       ),
-      cache=_choose_rows(cache, _choose(parents, live), batch_axis),
+      cache=_choose_rows(cache, _choose(parents, live), start.batch_axis),
     )
 
 

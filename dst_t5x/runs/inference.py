@@ -82,6 +82,7 @@ def infer(
   )
   features = found.output_features
   vocabulary.check_fits(features, network.vocab_size)
+  vocabulary.check_special(features, network.eos_id, network.begin_id)
   inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
   evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (
@@ -115,7 +116,13 @@ def infer(
       feature_lengths['targets'],
       partitioner,
     )
-    prompt = loaded.network.prompt_of_inputs
+    length = feature_lengths['inputs']
+
+    def prompt(tokens: Sequence[int]) -> np.ndarray:
+      padded = np.full(length, loaded.network.pad_id, np.int32)
+      padded[: len(tokens)] = tokens
+      return loaded.network.prompt_of_inputs(padded)
+
     quiet = None if processes.is_first() else True
     bar = tqdm.tqdm(rows, unit='input', disable=quiet)
     decoded = predictor(
@@ -134,11 +141,6 @@ def infer(
     whole_files.write_text(path, ''.join(lines))
   logging.info('%d predictions in %s', len(rows), path)
   return str(path)
-
-
-def _pad(tokens: Sequence[int], length: int) -> np.ndarray:
-  """Returns int32 [length]: padded with zeros."""
-  return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
 
 
 def _check_replaceable(
@@ -167,7 +169,7 @@ def _of_file(
     tokens = feature.vocabulary.encode(texts['inputs'])
     if feature.add_eos:
       tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-    yield texts | {'tokens': _pad(tokens[:length], length)}
+    yield texts | {'tokens': tokens[:length]}
 
 
 def _texts(path: str) -> Iterator[dict[str, Any]]:
@@ -219,4 +221,4 @@ def _of_split(
       if len(members) > 1:
         texts['task'] = member.name
       # Cut and ended as the task does it: just as they are evaluated.
-      yield texts | {'tokens': _pad(example['inputs'], lengths['inputs'])}
+      yield texts | {'tokens': example['inputs']}

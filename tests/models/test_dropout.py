@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dst_t5x.models.t5.dropout import Dropout
+from dst_t5x.models.dropout import Dropout
 
 _ROWS, _WIDTH = 64, 3 * 40 + 50
 

@@ -12,8 +12,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.models.dropout import Dropout
 from dst_t5x.models.t5 import layers
-from dst_t5x.models.t5.dropout import Dropout
 
 Array = jax.Array
 

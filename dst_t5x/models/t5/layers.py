@@ -16,7 +16,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dst_t5x.models.t5.dropout import Dropout
+from dst_t5x.models.dropout import Dropout
 
 Array = jax.Array
 DType = Any

@@ -14,6 +14,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dst_t5x.core import stable_ids
 from dst_t5x.models import api
@@ -231,9 +232,9 @@ class Transformer(nn.Module, api.Network):
     return example['encoder_input_tokens']
 
   @nn.nowrap
-  def prompt_of_inputs(self, inputs: Any) -> Any:
+  def prompt_of_inputs(self, inputs: Any, prefix: Sequence[int] = ()) -> Any:
     """See `api.Network`."""
-    return inputs
+    return np.concatenate([np.array(prefix, np.int32), inputs])
 
   @nn.nowrap
   def start_decoding(
@@ -319,4 +320,7 @@ def _start_decoding(
     )
     return logits[:, 0], updated['cache']
 
-  return api.DecodingStart(step, created['cache'], int(network.scan_layers))
+  # The token that begins every target is 0.
+  first = jnp.zeros(len(blank), jnp.int32)
+  batch_axis = int(network.scan_layers)
+  return api.DecodingStart(step, created['cache'], batch_axis, first)

@@ -8,10 +8,10 @@ from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
+from dst_t5x.models.dropout import Dropout
 from dst_t5x.models.t5 import attention
 from dst_t5x.models.t5 import layers
 from dst_t5x.models.t5.config import T5Config
-from dst_t5x.models.t5.dropout import Dropout
 from dst_t5x.models.t5.layers import constrain
 
 Array = jax.Array

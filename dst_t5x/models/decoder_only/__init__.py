@@ -1,0 +1,1 @@
+"""Decoder-only language models: Gemma, Llama, Qwen and those like them."""
