@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import forked
+
 TESTS = pathlib.Path(__file__).resolve().parent
 TOY = f'--gin_file={TESTS / "toy.gin"}'
 PRETRAIN = [
@@ -43,11 +45,12 @@ def binary(module):
 
 def start(module, *arguments, environment=None, prefix=()):
   """Starts `python -m dst_t5x.<module>`, perhaps through another program."""
-  variables = os.environ | (environment or {}) | {'JAX_PLATFORMS': 'cpu'}
-  paths = [TESTS.parent, TESTS, variables.get('PYTHONPATH', '')]
-  variables['PYTHONPATH'] = os.pathsep.join(filter(None, map(str, paths)))
+  variables = forked.environment(**(environment or {}))
+  name, words = f'dst_t5x.{module}', list(map(str, arguments))
+  if not prefix and forked.can_run_with(variables):
+    return forked.Process(name, words, variables)
   return subprocess.Popen(
-    [*prefix, sys.executable, '-m', f'dst_t5x.{module}', *map(str, arguments)],
+    [*prefix, sys.executable, '-m', name, *words],
     env=variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -73,6 +76,11 @@ def run(module, *arguments, environment=None):
   return out
 
 
+def xla_flags(*more):
+  """Returns XLA_FLAGS with more flags than this process has."""
+  return ' '.join(filter(None, [os.environ.get('XLA_FLAGS'), *more]))
+
+
 def rows_on_eight_devices(script):
   """Returns the rows of JSON that one of our scripts prints on 8 devices."""
   done = subprocess.run(
@@ -80,7 +88,7 @@ def rows_on_eight_devices(script):
     env=os.environ
     | {
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': xla_flags('--xla_force_host_platform_device_count=8'),
       'PYTHONPATH': str(TESTS.parent),
     },
     capture_output=True,

@@ -1,5 +1,6 @@
 """What all tests share: JAX on the CPU, quiet TensorFlow, the shared data."""
 
+import fcntl
 import os
 import pathlib
 import platform
@@ -15,6 +16,11 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+# Most of what tests compile runs a few times: LLVM need not make it fast.
+if 'xla_backend_optimization_level' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = commands.xla_flags(
+    '--xla_backend_optimization_level=0'
+  )
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -76,24 +82,44 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture(scope='session')
 def toy_seed(tmp_path_factory) -> pathlib.Path:
   """A run that pretrained the toy model; treat it as read-only."""
-  folder = tmp_path_factory.mktemp('toy') / 'seed'
-  commands.call(
-    'train',
-    *commands.PRETRAIN,
-    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=60, EVAL_EXAMPLES=4),
+  return _made_once(
+    tmp_path_factory,
+    'seed',
+    lambda folder: commands.call(
+      'train',
+      *commands.PRETRAIN,
+      *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=60, EVAL_EXAMPLES=4),
+    ),
   )
-  return folder
 
 
 @pytest.fixture(scope='session')
 def toy_run(toy_seed, tmp_path_factory) -> pathlib.Path:
   """An uninterrupted run of DST from `toy_seed`; treat it as read-only."""
-  folder = tmp_path_factory.mktemp('toy') / 'run'
-  commands.run(
-    'train',
-    *commands.dst(toy_seed),
-    *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=40, KEEP=2),
-    # Equal bits must not hang on the shared cache.
-    environment={'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+  return _made_once(
+    tmp_path_factory,
+    'run',
+    lambda folder: commands.run(
+      'train',
+      *commands.dst(toy_seed),
+      *commands.flags(MODEL_DIR=folder, TRAIN_STEPS=40, KEEP=2),
+      # Equal bits must not depend on the shared cache.
+      environment={'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+    ),
   )
+
+
+def _made_once(tmp_path_factory, name, make):
+  """Returns a folder that one of xdist's workers makes for all of them."""
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent  # Each worker has a folder in it.
+  folder = root / f'toy_{name}' / name
+  folder.parent.mkdir(exist_ok=True)
+  made = folder.with_name('made')
+  with folder.with_name('lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not made.exists():
+      make(folder)
+      made.touch()
   return folder

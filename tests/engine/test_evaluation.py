@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import commands
 import evaluate_echo
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_several_processes_change_nothing(repository, tmp_path, whole):
     port = probe.getsockname()[1]
   environment = os.environ | {
     'PYTHONPATH': f'{repository}:{repository / "tests"}',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': commands.xla_flags('--xla_force_host_platform_device_count=2'),
   }
   processes = [
     subprocess.Popen(

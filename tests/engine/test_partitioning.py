@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import commands
 import jax
 import numpy as np
 import optax
@@ -238,7 +239,9 @@ print('fine')
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_eight_devices(repository, monkeypatch, scan):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  monkeypatch.setenv(
+    'XLA_FLAGS', commands.xla_flags('--xla_force_host_platform_device_count=8')
+  )
   monkeypatch.setenv('PYTHONPATH', f'{repository}:{repository / "tests"}')
   found = subprocess.run(
     [sys.executable, '-c', _EIGHT_DEVICES.replace('SCAN', str(scan))],

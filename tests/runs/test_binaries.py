@@ -300,7 +300,9 @@ def test_scanned_layers_train_like_unscanned_ones(
 @pytest.mark.slow
 def test_eight_devices_in_groups_of_two(toy_seed, plain_run, tmp_path):
   options = ['--gin.MODEL_PARALLELISM=2', '--gin.DROPOUT_RATE=0.0']
-  environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = {
+    'XLA_FLAGS': commands.xla_flags('--xla_force_host_platform_device_count=8')
+  }
   folder = tmp_path / 'mesh'
   for steps in 10, 20:  # It resumes.
     _finetune(
