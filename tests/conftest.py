@@ -1,7 +1,6 @@
 """What all tests share: JAX on the CPU, quiet TensorFlow, the shared data."""
 
 import fcntl
-import gc
 import os
 import pathlib
 import platform
@@ -42,12 +41,6 @@ def pytest_configure(config):
       # With a largest size, JAX locks: nobody reads what is half written.
       'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**27),
     }
-
-
-def pytest_collection_finish():
-  """What modules hold stays: garbage collection need not look at it again."""
-  gc.collect()
-  gc.freeze()
 
 
 def _folder_for_programs(config):
