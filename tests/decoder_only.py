@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dst_t5x.core import parts
+from dst_t5x.models import hugging_face
 from dst_t5x.models.decoder_only import hf_config
 from dst_t5x.models.decoder_only import hf_names
 from dst_t5x.models.decoder_only import network
@@ -102,7 +103,7 @@ def peer(model: network.Transformer, params: dict) -> Any:
 
 
 def copy_weights(
-  other: Any, layout: dict[str, hf_names.Tensor], params: dict
+  other: Any, layout: dict[str, hugging_face.Tensor], params: dict
 ) -> None:
   """Gives Hugging Face's model the weights of ours."""
   import torch

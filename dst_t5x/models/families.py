@@ -7,9 +7,13 @@ from dst_t5x.core import json_object
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import hugging_face
+from dst_t5x.models.decoder_only import family as decoder_only
 from dst_t5x.models.t5 import family as t5
 
-FAMILIES: tuple[hugging_face.Family, ...] = (t5.T5(),)
+FAMILIES: tuple[hugging_face.Family, ...] = (
+  t5.T5(),
+  decoder_only.DecoderOnly(),
+)
 _OTHER = hugging_face.Family()
 
 

@@ -389,7 +389,8 @@ def _batch(network: api.Network, inputs: Sequence[np.ndarray]) -> np.ndarray:
   rows = [network.prompt_of_inputs(tokens) for tokens in inputs]
   longest = max(len(row) for row in rows)
   length = max(LEAST_LENGTH, 1 << (longest - 1).bit_length())
-  batch = np.zeros((1 << (len(rows) - 1).bit_length(), length), np.int32)
+  shape = 1 << (len(rows) - 1).bit_length(), length
+  batch = np.full(shape, network.pad_id, np.int32)
   for i, row in enumerate(rows):
     batch[i, : len(row)] = row
   return batch

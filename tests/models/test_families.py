@@ -92,7 +92,7 @@ class Toy(hugging_face.Family):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-  known = (*families.FAMILIES, Toy())
+  known = (*families.FAMILIES[:1], Toy())
   monkeypatch.setattr(families, 'FAMILIES', known)
 
 

@@ -5,11 +5,10 @@ use the same names; which tensors there are follows from the options.
 """
 
 from collections.abc import Iterator
-import math
 import re
-from typing import NamedTuple
 
 from dst_t5x.models.decoder_only.config import DecoderConfig
+from dst_t5x.models.hugging_face import Tensor
 
 EMBEDDING = 'model.embed_tokens.weight'
 HEAD = 'lm_head.weight'
@@ -47,33 +46,6 @@ _QUERY_KEY_NORMS = {
 _LINEAR = re.compile(r'decoder/layers_(\d+)/(\w+/\w+)')
 
 
-class Tensor(NamedTuple):
-  """A tensor of a Hugging Face model.
-
-  Attributes:
-    path: its place in our tree.
-    shape: as they store it.
-  """
-
-  path: str
-  shape: tuple[int, ...]
-
-  @property
-  def transposed(self) -> bool:
-    """Whether ours has the axes the other way round."""
-    return self.path.endswith('/kernel')
-
-  @property
-  def our_shape(self) -> tuple[int, ...]:
-    """Its shape in our tree."""
-    return self.shape[::-1] if self.transposed else self.shape
-
-  @property
-  def num_bytes(self) -> int:
-    """Its bytes in float32."""
-    return 4 * math.prod(self.shape)
-
-
 def layout(config: DecoderConfig) -> dict[str, Tensor]:
   """Returns every tensor of a model under Hugging Face's name."""
   table = (config.vocab_size, config.emb_dim)
@@ -81,13 +53,13 @@ def layout(config: DecoderConfig) -> dict[str, Tensor]:
   for layer in range(config.num_layers):
     for their, our, shape in _of_layer(config):
       tensors[f'model.layers.{layer}.{their}'] = Tensor(
-        f'decoder/layers_{layer}/{our}', shape
+        f'decoder/layers_{layer}/{our}', shape, our.endswith('/kernel')
       )
   tensors['model.norm.weight'] = Tensor(
     'decoder/decoder_norm/scale', (config.emb_dim,)
   )
   if not config.logits_via_embedding:
-    tensors[HEAD] = Tensor('decoder/logits_dense/kernel', table)
+    tensors[HEAD] = Tensor('decoder/logits_dense/kernel', table, True)
   return tensors
 
 
