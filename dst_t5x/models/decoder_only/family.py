@@ -1,9 +1,10 @@
-"""Decoder-only models as Hugging Face has them: Gemma, Llama, Qwen, SmolLM2."""
+"""Decoder-only models as Hugging Face has them."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from dst_t5x.core import json_object
+from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import hugging_face
 from dst_t5x.models.decoder_only import hf_config
@@ -13,7 +14,8 @@ from dst_t5x.models.decoder_only import network
 
 PyTree = Any
 
-_NORM = 'decoder/layers_0/pre_self_attention_layer_norm/scale'
+_EMBEDDING = 'token_embedder/embedding'
+_LAYER = 'decoder/layers_0'
 _MODULES = {
   'logits_dense': 'output projection',
   'mlp': 'feed-forward',
@@ -23,57 +25,69 @@ _MODULES = {
 
 
 class DecoderOnly(hugging_face.Family):
-  """All families of `hf_families`; see `hugging_face.Family`."""
+  """Gemma, Llama, Qwen and those like them; see `hugging_face.Family`."""
 
-  name: ClassVar[str] = 'Gemma, Llama or Qwen'
+  name: ClassVar[str] = 'decoder-only'
   model_types: ClassVar[Collection[str]] = tuple(hf_families.FAMILIES)
   task_type: ClassVar[str | None] = 'CAUSAL_LM'
-  # PEFT adapts other maps of a Llama by default than of the other models.
+  # Those of (IA)³ are not the same in all of them.
   default_targets: ClassVar[Mapping[str, list[str]]] = {
-    'LORA': ['q_proj', 'v_proj'],
+    'LORA': ['q_proj', 'v_proj']
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
 
   def has(self, paths: Collection[str]) -> bool:
     """See `hugging_face.Family`."""
-    has_encoder = any(path.startswith('encoder/') for path in paths)
-    return _NORM in paths and not has_encoder
+    return f'{_LAYER}/pre_self_attention_layer_norm/scale' in paths and not any(
+      path.startswith('encoder/') for path in paths
+    )
 
   def read(self, stated: json_object.JsonObject) -> hugging_face.Model:
     """See `hugging_face.Family`."""
-    config = hf_config.config_from_hf(stated.content, stated.where)
-    return _model(network.Transformer(config))
+    return _model(hf_config.config_from_hf(stated.content, stated.where))
 
   def written(
     self, network: Any, params: PyTree
   ) -> tuple[hugging_face.Model, dict[str, Any]]:
     """See `hugging_face.Family`."""
     del params
-    return _model(network), hf_config.config_to_hf(network.config)
+    content = hf_config.config_to_hf(network.config)
+    return _model(network.config), content
 
   def network_of(self, params: PyTree) -> network.Transformer:
-    """Raises UserError: heads, RoPE and windows are in no shape."""
+    """Raises UserError: shapes tell neither heads nor positions."""
     raise UserError(
-      'the tensors of a decoder-only model do not tell its heads, RoPE and '
-      'windows, so that no config.json can be written'
+      'the shapes of a decoder-only model do not tell its heads and its rotary'
+      ' positions: its config.json or its gin file is needed'
     )
+
+  def sizes(self, params: PyTree) -> dict[str, int]:
+    """See `hugging_face.Family`."""
+    shapes = {k: tuple(v.shape) for k, v in parts.flatten(params).items()}
+    found = {}
+    if len(shape := shapes.get(_EMBEDDING, ())) == 2:
+      found['vocab_size'], found['emb_dim'] = shape
+    found['num_layers'] = len(
+      {path.split('/')[1] for path in shapes if path.startswith(_LAYER[:-1])}
+    )
+    if len(shape := shapes.get(f'{_LAYER}/mlp/wi_0/kernel', ())) == 2:
+      found['mlp_dim'] = shape[1]
+    return found
 
   def linear_map(self, path: str) -> str:
     """See `hugging_face.Family`."""
     return hf_names.linear_map(path)
 
   def module_name(self, module: str) -> str:
-    """See `hugging_face.Family`; layer norms have one name."""
+    """See `hugging_face.Family`; norms have one name."""
     part = module.rpartition('/')[2]
-    return 'layer norms' if 'norm' in part else _MODULES.get(part, part)
+    return 'norms' if 'norm' in part else _MODULES.get(part, part)
 
 
-def _model(transformer: network.Transformer) -> hugging_face.Model:
-  config = transformer.config
-  family = hf_families.FAMILIES[hf_config.model_type(config)]
+def _model(config: network.DecoderConfig) -> hugging_face.Model:
   return hugging_face.Model(
-    network=transformer,
-    architecture=family.architecture,
+    network=network.Transformer(config),
+    architecture=hf_config.architecture(config),
     tensors=hf_names.layout(config),
     copies=hf_names.copies(config),
     unused=hf_names.UNUSED,

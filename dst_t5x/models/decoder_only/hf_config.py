@@ -92,8 +92,8 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
   Raises:
     UserError: no family of Hugging Face's has these options.
   """
-  name = model_type(config)
-  family = FAMILIES[name]
+  model_type = _model_type(config)
+  family = FAMILIES[model_type]
   content: dict[str, Any] = {
     'architectures': [family.architecture],
     'attention_bias': False,
@@ -103,7 +103,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     'hidden_size': config.emb_dim,
     'intermediate_size': config.mlp_dim,
     'max_position_embeddings': config.context_length,
-    'model_type': name,
+    'model_type': model_type,
     'num_attention_heads': config.num_heads,
     'num_hidden_layers': config.num_layers,
     'num_key_value_heads': config.num_kv_heads,
@@ -137,7 +137,16 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
   return content
 
 
-def model_type(config: DecoderConfig) -> str:
+def architecture(config: DecoderConfig) -> str:
+  """Returns Transformers' class of a network.
+
+  Raises:
+    UserError: no family of Hugging Face's has these options.
+  """
+  return FAMILIES[_model_type(config)].architecture
+
+
+def _model_type(config: DecoderConfig) -> str:
   """Returns the family whose options a config has."""
   for model_type, family in FAMILIES.items():
     known = {name for other in FAMILIES.values() for name in other.options}
