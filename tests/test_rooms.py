@@ -41,7 +41,6 @@ _T5X = {
 _ALSO = {
   'dst_t5x.t5x.model': _T5X,
   'dst_t5x.t5x.loop': _T5X,
-  'dst_t5x.analysis.setups': {'decoder/logits_dense/kernel'},
 }
 # Modules without a room of their own: the commands, and `__version__`.
 _TOP = 'commands'

@@ -299,7 +299,10 @@ class SubsetProjection(api.Projection):
     budgets = step_lib.halves(layout.budgets(self.epsilon))
     tensors = [tensor.shape for tensor in jax.tree.leaves(new_params)]
     salts = distance_bits.salts(layout, tensors, self.random_seed)
-    return _apply(self, budgets, salts, new_params, seed_params, state)
+    apply = sharding_types.hide(
+      functools.partial(_apply, self), results=(new_params, state)
+    )
+    return apply(new_params, seed_params, state, budgets, salts)
 
 
 @functools.partial(
@@ -329,48 +332,36 @@ class _Prepared(api.Program):
     self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components; see `SubsetProjection.apply`."""
-    salts = jnp.asarray(self.salts)
-    return _apply(
-      self.method, self.budgets, salts, new_params, seed_params, state
+    apply = sharding_types.hide(
+      functools.partial(_apply, self.method), results=(new_params, state)
     )
+    salts = jnp.asarray(self.salts)
+    return apply(new_params, seed_params, state, self.budgets, salts)
 
 
 def _apply(
   method: SubsetProjection,
-  budgets: Any,
-  salts: jax.Array,
   new_params: PyTree,
   seed_params: PyTree,
   state: ProjectionState,
+  budgets: Any,
+  salts: jax.Array,
 ) -> tuple[PyTree, ProjectionState]:
   """Projects with the budgets and salts of all silos."""
-
-  def apply(
-    new_params: PyTree,
-    seed_params: PyTree,
-    state: ProjectionState,
-    budgets: Any,
-    salts: jax.Array,
-  ) -> tuple[PyTree, ProjectionState]:
-    # XLA may compute θ′ anew, with other roundings, wherever it is used. The
-    # barrier makes counts and mask see the same numbers.
-    new_params, seed_params = lax.optimization_barrier(
-      (new_params, seed_params)
-    )
-    step = _step(method, budgets, salts, new_params, seed_params, state)
-    if state.chosen:
-      keep, state = step.kept_without_churn(state)
-    else:
-      cut, state = step.search(state)
-      keep = step.kept(cut)
-    if not method.keep_seed:
-      free = step.tree.layout.budgets(method.epsilon)
-      state = state._replace(sparse_seed=step.sparse_seed(keep, free))
-    # A select, never an added difference: p + (s - p) misses s's bits.
-    return jax.tree.map(lax.select, keep, new_params, seed_params), state
-
-  hidden = sharding_types.hide(apply, results=(new_params, state))
-  return hidden(new_params, seed_params, state, budgets, salts)
+  # XLA may compute θ′ anew, with other roundings, wherever it is used. The
+  # barrier makes counts and mask see the same numbers.
+  new_params, seed_params = lax.optimization_barrier((new_params, seed_params))
+  step = _step(method, budgets, salts, new_params, seed_params, state)
+  if state.chosen:
+    keep, state = step.kept_without_churn(state)
+  else:
+    cut, state = step.search(state)
+    keep = step.kept(cut)
+  if not method.keep_seed:
+    free = step.tree.layout.budgets(method.epsilon)
+    state = state._replace(sparse_seed=step.sparse_seed(keep, free))
+  # A select, never an added difference: p + (s - p) misses s's bits.
+  return jax.tree.map(lax.select, keep, new_params, seed_params), state
 
 
 def _step(

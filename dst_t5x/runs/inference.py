@@ -109,38 +109,55 @@ def infer(
       checkpoint_step,
       initial_checkpoint_path,
     )
-    predictor = evaluation_lib.Predictor(
-      loaded.network,
-      decoder,
-      batch_size,
-      feature_lengths['targets'],
-      partitioner,
+    decoded = _decode(
+      loaded, rows, decoder, feature_lengths, batch_size, partitioner
     )
-    length = feature_lengths['inputs']
+  if processes.is_first():
+    _write(path, rows, decoded, features['targets'].vocabulary)
+  return str(path)
 
-    def prompt(tokens: Sequence[int]) -> np.ndarray:
-      padded = np.full(length, loaded.network.pad_id, np.int32)
-      padded[: len(tokens)] = tokens
-      return loaded.network.prompt_of_inputs(padded)
 
-    quiet = None if processes.is_first() else True
-    bar = tqdm.tqdm(rows, unit='input', disable=quiet)
-    decoded = predictor(
-        loaded.params,
-        ((i, prompt(row['tokens'])) for i, row in enumerate(bar)),
-    )  # fmt: skip
-  if not processes.is_first():
-    return str(path)
+def _decode(
+  loaded: parameters.Loaded,
+  rows: Sequence[Mapping[str, Any]],
+  decoder: evaluation_lib.Decoder,
+  feature_lengths: Mapping[str, int],
+  batch_size: int,
+  partitioner: partitioning.Partitioner,
+) -> list[np.ndarray]:
+  """Returns the predicted tokens of each row; arguments as of `infer`."""
+  network, length = loaded.network, feature_lengths['inputs']
+  predictor = evaluation_lib.Predictor(
+    network, decoder, batch_size, feature_lengths['targets'], partitioner
+  )
+
+  def prompt(tokens: Sequence[int]) -> np.ndarray:
+    padded = np.full(length, network.pad_id, np.int32)
+    padded[: len(tokens)] = tokens
+    return network.prompt_of_inputs(padded)
+
+  quiet = None if processes.is_first() else True
+  bar = tqdm.tqdm(rows, unit='input', disable=quiet)
+  prompts = ((i, prompt(row['tokens'])) for i, row in enumerate(bar))
+  return [tokens for _, tokens in predictor(loaded.params, prompts)]
+
+
+def _write(
+  path: epath.Path,
+  rows: Sequence[Mapping[str, Any]],
+  decoded: Sequence[np.ndarray],
+  vocabulary: seqio.Vocabulary,
+) -> None:
+  """Writes rows and their predictions, whole or not at all."""
   lines = []
-  for row, (_, tokens) in zip(rows, decoded, strict=True):
+  for row, tokens in zip(rows, decoded, strict=True):
     shown = {k: v for k, v in row.items() if k != 'tokens'}
-    text = features['targets'].vocabulary.decode(tokens.tolist())
+    text = vocabulary.decode(tokens.tolist())
     line = json_text.dumps(shown | {'prediction': text}, ensure_ascii=False)
     lines.append(line + '\n')
-  with writing(f'INFER_OUTPUT_DIR {folder}'):
+  with writing(f'INFER_OUTPUT_DIR {path.parent}'):
     whole_files.write_text(path, ''.join(lines))
   logging.info('%d predictions in %s', len(rows), path)
-  return str(path)
 
 
 def _check_replaceable(
