@@ -141,7 +141,10 @@ class Adapter:
   peft_type: ClassVar[str] = ''
 
   def __init_subclass__(cls) -> None:
-    Adapter.kinds[cls.__name__] = cls
+    known = Adapter.kinds.get(cls.__name__)
+    # Gin's wrapper of a class is a subclass of the same name.
+    if known is None or not issubclass(cls, known):
+      Adapter.kinds[cls.__name__] = cls
 
   def linear(self, linear: Linear, x: Array) -> Array:
     """Maps `[…, n]` to `[…, features]`."""

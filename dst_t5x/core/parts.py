@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
-from flax import traverse_util
-
 from dst_t5x.core.errors import UserError, nearest
 
 PyTree = Any
@@ -16,11 +14,15 @@ PyTree = Any
 
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Returns path -> leaf."""
+  from flax import traverse_util  # Not at the top: reports need no Flax.
+
   return traverse_util.flatten_dict(tree, sep='/')
 
 
 def unflatten(flat: Mapping[str, Any]) -> PyTree:
   """Returns the nested dicts of path -> leaf."""
+  from flax import traverse_util
+
   return traverse_util.unflatten_dict(dict(flat), sep='/')
 
 

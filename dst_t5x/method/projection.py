@@ -168,7 +168,8 @@ class SubsetProjection(api.Projection):
 
   def table(self, shapes: PyTree) -> str:
     """Returns the budget of each silo, as text."""
-    return self.layout(shapes).table(self.epsilon)
+    layout = self.layout(shapes)
+    return layout.share_of_included(self.epsilon) + layout.table(self.epsilon)
 
   def scalars(self, shapes: PyTree, state: ProjectionState) -> dict[str, float]:
     """Returns passes, and thresholds by module, averaged over layers.

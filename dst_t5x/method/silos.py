@@ -191,11 +191,15 @@ class Layout:
     free = [int(share * size) for size in self.sizes[: self._silos]]
     return free + [0] * (EXCLUDED in self.names)
 
-  def table(self, epsilon: float) -> str:
-    """Returns silo, components and budget, a silo a line, and their sums.
+  def share_of_included(self, epsilon: float) -> str:
+    """Returns a line on the budget where something is excluded, else ''."""
+    if self.included == self.size:
+      return ''
+    share = sum(self.budgets(epsilon)) / self.included
+    return f'{100 * share:.6g} % of the {self.included} that are not excluded\n'
 
-    With exclusions, a first line says which share the budget is of the rest.
-    """
+  def table(self, epsilon: float) -> str:
+    """Returns silo, components and budget, a silo a line, and their sums."""
     free = self.budgets(epsilon)
     rows = [('silo', 'parameters', 'budget')]
     rows += [
@@ -204,13 +208,7 @@ class Layout:
     ]
     rows.append(('sum', f'{self.size:,}', f'{sum(free):,}'))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    share = ''
-    if self.included < self.size:
-      share = (
-        f'{100 * sum(free) / self.included:.6g} % of the {self.included} that '
-        'are not excluded\n'
-      )
-    return share + '\n'.join(
+    return '\n'.join(
       f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}'
       for a, b, c in rows
     )

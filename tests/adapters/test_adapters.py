@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -337,3 +338,13 @@ def test_mistakes(make, message):
 @pytest.mark.parametrize('adapter', [*_ADAPTERS, adapters.NONE])
 def test_json_gives_the_adapter_back(adapter):
   assert adapters.Adapter.from_json(adapter.to_json()) == adapter
+
+
+def test_a_wrapper_of_gin_is_no_adapter_of_its_own():
+  class Own(adapters.Adapter):
+    pass
+
+  wrapper = gin.external_configurable(Own, 'Own', module='test_adapters')
+  assert issubclass(wrapper, Own)
+  assert wrapper is not Own
+  assert adapters.Adapter.kinds.pop('Own') is Own

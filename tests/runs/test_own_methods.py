@@ -94,7 +94,7 @@ def test_a_method_of_your_own_is_resumed_to_the_bit(largest, tmp_path):
 def test_another_setting_is_another_run(largest, tmp_path):
   _train(largest, tmp_path / 'run', 2)
   other = [*largest, '--gin.LargestWeights.k=11']
-  with pytest.raises(UserError, match=r'LargestWeights\.k = 10'):
+  with pytest.raises(UserError, match=r'method\.k = 10, not 11'):
     _train(other, tmp_path / 'run', 3)
 
 

@@ -10,7 +10,7 @@ from dst_t5x.models import hugging_face
 from dst_t5x.models.decoder_only import hf_config
 from dst_t5x.models.decoder_only import hf_families
 from dst_t5x.models.decoder_only import hf_names
-from dst_t5x.models.decoder_only import network
+from dst_t5x.models.decoder_only.config import DecoderConfig
 
 PyTree = Any
 
@@ -54,7 +54,7 @@ class DecoderOnly(hugging_face.Family):
     content = hf_config.config_to_hf(network.config)
     return _model(network.config), content
 
-  def network_of(self, params: PyTree) -> network.Transformer:
+  def network_of(self, params: PyTree) -> Any:
     """Raises UserError: shapes tell neither heads nor positions."""
     raise UserError(
       'the shapes of a decoder-only model do not tell its heads and its rotary'
@@ -84,7 +84,9 @@ class DecoderOnly(hugging_face.Family):
     return 'norms' if 'norm' in part else _MODULES.get(part, part)
 
 
-def _model(config: network.DecoderConfig) -> hugging_face.Model:
+def _model(config: DecoderConfig) -> hugging_face.Model:
+  from dst_t5x.models.decoder_only import network  # Flax: reports do without.
+
   return hugging_face.Model(
     network=network.Transformer(config),
     architecture=hf_config.architecture(config),

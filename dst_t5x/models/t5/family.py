@@ -7,9 +7,9 @@ from dst_t5x.core import json_object
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import hugging_face
+from dst_t5x.models.t5 import config as t5_config
 from dst_t5x.models.t5 import hf_config
 from dst_t5x.models.t5 import hf_names
-from dst_t5x.models.t5 import network
 from dst_t5x.models.t5 import sizes
 
 PyTree = Any
@@ -58,11 +58,11 @@ class T5(hugging_face.Family):
     stated = hf_config.stated(network.config, num_buckets)
     return _model(network.config, num_buckets, {}), stated
 
-  def network_of(self, params: PyTree) -> network.Transformer:
+  def network_of(self, params: PyTree) -> Any:
     """See `hugging_face.Family`."""
     found = sizes.sizes(params)
     try:
-      config = network.T5Config(
+      config = t5_config.T5Config(
         vocab_size=found['vocab_size'],
         emb_dim=found['emb_dim'],
         num_heads=found['num_heads'],
@@ -76,7 +76,7 @@ class T5(hugging_face.Family):
       raise UserError(
         f'no {self.name}: its tensors do not tell {error}'
       ) from error
-    return network.Transformer(config)
+    return _network(config)
 
   def sizes(self, params: PyTree) -> dict[str, int]:
     """See `hugging_face.Family`."""
@@ -100,13 +100,19 @@ class T5(hugging_face.Family):
 
 
 def _model(
-  config: network.T5Config, num_buckets: int, substitutes: Mapping[str, str]
+  config: t5_config.T5Config, num_buckets: int, substitutes: Mapping[str, str]
 ) -> hugging_face.Model:
   return hugging_face.Model(
-    network=network.Transformer(config),
+    network=_network(config),
     architecture=hf_config.ARCHITECTURE,
     tensors=hf_names.layout(config, num_buckets),
     copies=dict.fromkeys(hf_names.COPIES, hf_names.EMBEDDING),
     substitutes=substitutes,
     unused=hf_names.UNUSED,
   )
+
+
+def _network(config: t5_config.T5Config) -> Any:
+  from dst_t5x.models.t5 import network  # Flax: reports do without it.
+
+  return network.Transformer(config)

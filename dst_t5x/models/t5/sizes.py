@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
-from flax import traverse_util
+from dst_t5x.core import parts
 
 
 def sizes(params: Mapping[str, Any]) -> dict[str, int]:
@@ -13,7 +13,7 @@ def sizes(params: Mapping[str, Any]) -> dict[str, int]:
   Args:
     params: unstacked nested dict of anything with a shape.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
+  flat = parts.flatten(params)
   shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
   result = {}
   embedding = shapes.get('token_embedder/embedding', ())
