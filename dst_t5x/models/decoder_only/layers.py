@@ -1,8 +1,4 @@
-"""Building blocks of decoder-only networks.
-
-Every linear map goes through `Dense`, and every table of embeddings through
-`Embed`, so that adapters find them; see `adapters.api`.
-"""
+"""Building blocks of decoder-only networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +9,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dst_t5x.models import layers
+from dst_t5x.models.layers import constrain
+
 Array = jax.Array
-Initializer = Callable[..., Array]
 
 # Of all weights, as these families are initialised.
 _NORMAL = nn.initializers.normal(stddev=0.02)
@@ -24,46 +22,15 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
-  """Pins the sharding of an activation whose axes have these logical names."""
-  return partitioning.with_sharding_constraint(x, axes)
-
-
 def cap(x: Array, limit: float | None) -> Array:
   """Returns limit · tanh(x / limit), or x without a limit."""
   return x if limit is None else jnp.tanh(x / limit) * limit
 
 
-class Dense(nn.Module):
-  """A linear map of the last axis: `[…, n] -> […, features]`."""
+class Dense(layers.Dense):
+  """A linear map; see `models.layers.Dense`."""
 
-  features: int
-  axes: tuple[str, str]
-  dtype: Any = jnp.float32
-  use_bias: bool = False
-  kernel_init: Initializer = _NORMAL
-
-  @nn.compact
-  def __call__(self, inputs: Array) -> Array:
-    """Applies the map in `dtype`."""
-    kernel = partitioning.param_with_axes(
-      'kernel',
-      self.kernel_init,
-      (inputs.shape[-1], self.features),
-      jnp.float32,
-      axes=self.axes,
-    )
-    y = jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
-    if not self.use_bias:
-      return y
-    bias = partitioning.param_with_axes(
-      'bias',
-      nn.initializers.zeros,
-      (self.features,),
-      jnp.float32,
-      axes=self.axes[1:],
-    )
-    return y + bias.astype(self.dtype)
+  kernel_init: layers.Initializer = _NORMAL
 
 
 class RMSNorm(nn.Module):
@@ -95,32 +62,10 @@ class RMSNorm(nn.Module):
     return (normed * factor).astype(self.dtype)
 
 
-class Embed(nn.Module):
-  """Token embeddings, by gathering: `[batch, length] -> […, features]`."""
+class Embed(layers.Embed):
+  """Token embeddings; see `models.layers.Embed`."""
 
-  vocab_size: int
-  features: int
-  dtype: Any = jnp.float32
-
-  def setup(self) -> None:
-    """Makes the table."""
-    self.embedding = partitioning.param_with_axes(
-      'embedding',
-      _NORMAL,
-      (self.vocab_size, self.features),
-      jnp.float32,
-      axes=('vocab', 'embed'),
-    )
-
-  def __call__(self, tokens: Array) -> Array:
-    """Returns the embeddings; an id outside the vocabulary gives NaN."""
-    # Clamping, JAX's default, would hide a vocabulary of the wrong size.
-    x = jnp.take(self.embedding, tokens, axis=0, mode='fill')
-    return constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
-
-  def attend(self, x: Array) -> Array:
-    """Returns float32 `[…, vocab_size]`: x times the transposed embeddings."""
-    return jnp.dot(x.astype(jnp.float32), self.embedding.T)
+  embedding_init: layers.Initializer = _NORMAL
 
 
 class MlpBlock(nn.Module):

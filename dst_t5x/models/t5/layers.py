@@ -5,7 +5,7 @@ Parameter names, shapes, initialisers and logical axes are those of T5X's
 goes through `Dense`: one place decides how a kernel acts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import functools
 import operator
 from typing import Any
@@ -16,39 +16,21 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dst_t5x.models import layers
 from dst_t5x.models.dropout import Dropout
+from dst_t5x.models.layers import Embed as Embed
+from dst_t5x.models.layers import constrain
 
 Array = jax.Array
 DType = Any
-Initializer = Callable[..., Array]
 
 _TRUNCATED = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
-  """Pins the sharding of an activation whose axes have these logical names."""
-  return partitioning.with_sharding_constraint(x, axes)
+class Dense(layers.Dense):
+  """A linear map without bias; see `models.layers.Dense`."""
 
-
-class Dense(nn.Module):
-  """A linear map of the last axis, without bias: `[…, n] -> […, features]`."""
-
-  features: int
-  axes: tuple[str, str]
-  dtype: DType = jnp.float32
-  kernel_init: Initializer = _TRUNCATED
-
-  @nn.compact
-  def __call__(self, inputs: Array) -> Array:
-    """Applies the map in `dtype`."""
-    kernel = partitioning.param_with_axes(
-      'kernel',
-      self.kernel_init,
-      (inputs.shape[-1], self.features),
-      jnp.float32,
-      axes=self.axes,
-    )
-    return jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
+  kernel_init: layers.Initializer = _TRUNCATED
 
 
 class LayerNorm(nn.Module):
@@ -74,34 +56,6 @@ class LayerNorm(nn.Module):
     mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
     normed = (x * lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
     return normed * scale.astype(self.dtype)
-
-
-class Embed(nn.Module):
-  """Token embeddings, by gathering: `[batch, length] -> […, features]`."""
-
-  vocab_size: int
-  features: int
-  dtype: DType = jnp.float32
-
-  def setup(self) -> None:
-    """Makes the table."""
-    self.embedding = partitioning.param_with_axes(
-      'embedding',
-      nn.initializers.normal(stddev=1.0),
-      (self.vocab_size, self.features),
-      jnp.float32,
-      axes=('vocab', 'embed'),
-    )
-
-  def __call__(self, tokens: Array) -> Array:
-    """Returns the embeddings; an id outside the vocabulary gives NaN."""
-    # Clamping, JAX's default, would hide a vocabulary of the wrong size.
-    x = jnp.take(self.embedding, tokens, axis=0, mode='fill')
-    return constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
-
-  def attend(self, x: Array) -> Array:
-    """Returns float32 `[…, vocab_size]`: x times the transposed embeddings."""
-    return jnp.dot(x.astype(jnp.float32), self.embedding.T)
 
 
 class MlpBlock(nn.Module):
