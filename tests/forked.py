@@ -1,4 +1,4 @@
-"""Commands as processes that `command_server` forks: see there."""
+"""Commands as processes that `command_server` forks."""
 
 import atexit
 import concurrent.futures

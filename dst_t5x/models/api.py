@@ -13,8 +13,8 @@ axis 0. From these names follow the layer and the module of a parameter, and
 so the silos: see `method.silos`.
 
 Batches. A batch is a dict of arrays [batch, length] that the network's feature
-converter makes; their names are the network's own affair, and so is padding in
-them. What fills up a prompt is `pad_id`.
+converter makes. The network chooses their names, and how they are padded. A
+prompt is filled up with `pad_id`.
 
 Modules. Linear maps and tables of embeddings are modules like Flax's `Dense`
 and `Embed`, with its names of their parameters: these are what adapters change,

@@ -115,7 +115,8 @@ class Transformer(nn.Module, api.Network):
 
     Args:
       positions: of the tokens in their example, int32 `[batch, length]`.
-      query: places that are compared with those of keys, likewise.
+      query: int32 `[batch, length]`, places that are compared with those of
+        keys.
       key: places of the keys, int32 `[batch, keys]`.
       is_there: see `attention.visible`.
       step: see `decode`.
