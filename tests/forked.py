@@ -14,7 +14,11 @@ import sys
 
 _TESTS = pathlib.Path(__file__).resolve().parent
 # What Python and the libraries read as they start or are imported.
-_READ_ONCE = ('PYTHON', 'LANG', 'LC_', 'JAX_', 'XLA_', 'TF')
+# DST_DATA_DIR stands for such variables: see `core/data_folders`.
+_READ_ONCE = (
+  *('PYTHON', 'LANG', 'LC_', 'JAX_', 'XLA_', 'TF'),
+  *('DST_DATA_DIR', 'SACREBLEU'),
+)
 
 
 def environment(**changes):

@@ -102,7 +102,11 @@ def test_to_wait_has_a_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['JAX_ENABLE_X64', 'PYTHONPATH', 'TFDS_DATA_DIR', 'XLA_FLAGS']
+  'name',
+  [
+    *('DST_DATA_DIR', 'JAX_ENABLE_X64', 'PYTHONPATH', 'SACREBLEU'),
+    *('TFDS_DATA_DIR', 'XLA_FLAGS'),
+  ],
 )
 def test_what_is_read_only_once_asks_for_a_new_process(name):
   assert forked.can_run_with(forked.environment(NUM_PROCESSES='2'))
