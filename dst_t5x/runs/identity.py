@@ -114,7 +114,7 @@ def _take(
 
 
 def _without_adapter(network: Any) -> tuple[Any, described.Call | None]:
-  """Returns the network that gin builds without its adapter, and the adapter."""
+  """Returns the configured network without its adapter, and the adapter."""
   if network is None or network.function is not adapted.with_adapter:
     return network, None
   return network.settings['network'], network.settings['adapter']
