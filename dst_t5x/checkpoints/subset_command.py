@@ -265,7 +265,7 @@ def _parser() -> command_line.Parser:
     '--output', metavar='FILE', required=True, help='*.dst to write'
   )
   add(info, '+')
-  add(verify, '+').add_argument('--seed', metavar='DIR', help='is this theirs?')
+  add(verify, '+').add_argument('--seed', metavar='DIR', help='their seed')
   for run in (apply, export):
     command = add(run, 1)
     command.add_argument('--seed', metavar='DIR', required=True)
@@ -283,7 +283,7 @@ def _parser() -> command_line.Parser:
     'first counts, or their mean',
   )
   command.add_argument(
-    '--output', metavar='FILE', required=True, help='where to'
+    '--output', metavar='FILE', required=True, help='*.dst to write'
   )
   return parser
 

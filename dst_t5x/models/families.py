@@ -56,7 +56,7 @@ def network_of(params: Any) -> Any:
   """
   family = of(params)
   if family is _OTHER:
-    raise UserError(f'no {_names()}: its tensors do not tell which network')
+    raise UserError(f'no {_names()} model has these tensors')
   return family.network_of(params)
 
 

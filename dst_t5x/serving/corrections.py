@@ -310,6 +310,6 @@ def check(network: api.Network, params: PyTree) -> None:
   if unknown := sorted(set(tensors.paths) - used):
     raise UserError(
       f'serving cannot give each row a {unknown[0]} of its own: it belongs to'
-      ' no linear map and no table of embeddings, and the network says nothing'
-      f' of it, see `api.Network.own_tensors` ({len(unknown)} such tensors)'
+      ' no linear map and no table of embeddings, and the network does not'
+      f' handle it in `api.Network.own_tensors` ({len(unknown)} such tensors)'
     )

@@ -251,7 +251,7 @@ class Library:
     """Returns a subset that was sent with a request, by its digest."""
     digest = name.removeprefix(SENT_PREFIX)
     if not _DIGEST.fullmatch(digest):
-      raise NotFoundError(f'{name!r} is no name of a subset that was sent')
+      raise NotFoundError(f'{name!r} is not the name of a subset that was sent')
     path = self._sent(digest)
     if (known := self._in_memory(digest)) is None:
       try:
@@ -261,7 +261,7 @@ class Library:
           raise FileNotFoundError
       except OSError as e:
         raise NotFoundError(
-          f'{name} is not kept any more: send the subset again'
+          f'{name} is no longer stored: send the subset again'
         ) from e
       known = self._known(content, name)
     with contextlib.suppress(OSError):  # Another server may have removed it.
@@ -345,8 +345,8 @@ class Library:
   def _path(self, name: str) -> pathlib.Path:
     if not _NAME.fullmatch(name):
       raise NotFoundError(
-        f'{name!r} is no name of a subset: letters, digits and ._- after a'
-        ' letter or digit, at most 100'
+        f'{name!r} cannot name a subset: a name has at most 100 letters, digits'
+        ' and ._- and begins with a letter or digit'
       )
     return self._folder / f'{name}{_SUFFIX}'
 

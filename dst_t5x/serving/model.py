@@ -105,7 +105,7 @@ class MultiSubsetModel:
     check_positive('max_decode_length', max_decode_length)
     check_positive('max_batch', max_batch)
     if network.scan_layers:
-      raise UserError('serving wants a network with scan_layers = False')
+      raise UserError('serving needs a network with scan_layers = False')
     self.max_decode_length = max_decode_length
     self.placed: cachetools.LRUCache[Hashable, on_device.Placed] = (
       cachetools.LRUCache(device_bytes, lambda placed: placed.nbytes)

@@ -256,34 +256,34 @@ def _parser() -> command_line.Parser:
   add('--host', '127.0.0.1', 'address')
   port = command_line.whole(0, 2**16 - 1)
   add('--port', 8000, 'port; 0 chooses a free one', port)
-  add('--token-file', None, f'what clients must show; or {TOKEN_VARIABLE}')
+  add('--token-file', None, f'file of the token, else ${TOKEN_VARIABLE}')
   add('--input-length', 512, 'pieces of an input; longer ones are refused',
       count)  # fmt: skip
-  add('--output-length', 128, 'pieces that are decoded at most', count)
+  add('--output-length', 128, 'most pieces to decode', count)
   parser.add_argument(
     '--warm-up',
     nargs='+',
     type=count,
     default=[],
     metavar='LENGTH',
-    help='compile for inputs of these lengths and all batch sizes before'
-    ' serving, for classes of subsets that are there',
+    help='before serving, compile for inputs of these lengths, all batch sizes'
+    ' and the size classes of the present subsets',
   )
-  add('--beams', 4, 'of requests that want beam search', count)
-  add('--max-batch', 16, 'inputs that are decoded at once', count)
+  add('--beams', 4, 'beams of a beam search', count)
+  add('--max-batch', 16, 'most inputs in a batch', count)
   seconds = command_line.number(year, with_zero=True)
   add('--max-wait', 0.002, 'seconds that an input waits for others', seconds)
   add('--max-queue', 256, 'inputs that may wait; more are refused', count)
   seconds = command_line.number(year)
   add('--deadline', 60.0, 'seconds until a request is given up', seconds)
-  add('--drain-seconds', 30, 'for requests under way when the server ends',
+  add('--drain-seconds', 30, 'seconds to finish requests when the server ends',
       command_line.whole(1, year))  # fmt: skip
   add('--mix-up-to', 1e-3, 'largest ε that is mixed in a batch with others',
       command_line.number(1, with_zero=True))  # fmt: skip
   add('--max-share', 0.1, 'largest ε that is accepted', ratio)
-  add('--upload-bytes', 64 * 2**20, 'of a subset file', count)
-  add('--device-bytes', 2**30, 'of subsets on the device', count)
-  add('--host-bytes', 2**30, 'of subsets in memory', count)
-  add('--disk-bytes', 10 * 2**30, 'of subsets with names', count)
-  add('--sent-bytes', 2**30, 'of subsets that came with requests', count)
+  add('--upload-bytes', 64 * 2**20, 'most bytes of a subset file', count)
+  add('--device-bytes', 2**30, 'most bytes of subsets on the device', count)
+  add('--host-bytes', 2**30, 'most bytes of subsets in memory', count)
+  add('--disk-bytes', 10 * 2**30, 'most bytes of files with names', count)
+  add('--sent-bytes', 2**30, 'most bytes of files sent with requests', count)
   return parser

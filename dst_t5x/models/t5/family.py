@@ -74,7 +74,7 @@ class T5(hugging_face.Family):
       )
     except KeyError as error:
       raise UserError(
-        f'no {self.name}: its tensors do not tell {error}'
+        f'no {self.name} model: its tensors do not determine {error}'
       ) from error
     return _network(config)
 
