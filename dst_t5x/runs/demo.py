@@ -1,9 +1,8 @@
 """A demonstration in minutes: `python -m dst_t5x.demo --output=runs/demo`.
 
-Pretrains a tiny T5 1.1 over bytes, then tunes it for an operation that it does
-not know: all of it, subsets chosen by DST, and random subsets, at the same
-budgets. Everything goes through the gin files and binaries that real runs use.
-A second call finds what the first has done.
+Pretrains a tiny T5 1.1 on bytes, then tunes it for a new operation: by full
+fine-tuning, by DST, and with random subsets at the same budgets. It uses the
+gin files and binaries of real runs. A second call continues the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,10 +40,10 @@ class Tuning:
   """One fine-tuning run of the demonstration.
 
   Attributes:
-    name: what it is called in the table, and its folder.
-    method: gin file in `gin/methods/`.
+    name: the run's name in the table, and its folder.
+    method: the name of a gin file in `gin/methods/`.
     learning_rate: the best of a search for this method and budget.
-    epsilon: ε, None for full fine-tuning.
+    epsilon: ε; None for full fine-tuning.
   """
 
   name: str
@@ -65,14 +64,14 @@ TUNINGS = (
 
 
 def _call(binary: Callable[..., Any], *arguments: str) -> Any:
-  """Runs a binary as its command line does, in this process."""
+  """Runs a binary in this process, with command-line arguments."""
   shown = ' '.join(arguments)
   print(f'\n$ python -m {binary.__module__} {shown}', file=sys.stderr)
   return binaries.parse(arguments, binary)()
 
 
 def pretrain(folder: pathlib.Path) -> None:
-  """Makes the seed."""
+  """Pretrains the seed."""
   _call(
     training.train,
     f'--gin_file={_MODEL}',
@@ -120,7 +119,7 @@ def tune(tuning: Tuning, seed: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def zero_shot(seed: pathlib.Path, folder: pathlib.Path) -> dict[str, float]:
-  """Evaluates the seed as it is."""
+  """Evaluates the seed, and returns its metrics."""
   done = folder / 'results.json'
   if done.exists():
     return json.loads(done.read_text())
@@ -136,7 +135,7 @@ def zero_shot(seed: pathlib.Path, folder: pathlib.Path) -> dict[str, float]:
 
 
 def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns a run's row of the table, from what it left in its folder."""
+  """Returns a run's row of the table, read from its folder."""
   rows = metrics_file.read(folder)
   results = [row for row in rows if _SCORE in row][-1]
   rates = metrics_file.rates(rows)
@@ -156,7 +155,7 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
     'bytes': (
       subset_file.stat().length if subset_file.exists() else 4 * parameters
     ),
-    # The first report holds the compilation.
+    # The first report includes the time of compilation.
     'seconds_per_step': float(1 / np.median(rates[1:] or rates)),
     'folder': str(folder),
   }
@@ -181,7 +180,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws score against budget (as the paper's Fig. 1) to a PNG."""
+  """Draws score against budget, like the paper's Fig. 1, to a PNG file."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -227,17 +226,17 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   """Runs the whole demonstration.
 
   Args:
-    output: folder for the runs, `results.json` and `score_vs_budget.png`.
+    output: the folder for the runs, `results.json` and `score_vs_budget.png`.
 
   Returns:
-    A flat row for each line of the table.
+    The rows of the table.
 
   Raises:
     UserError: the folder cannot be written to.
   """
   started = time.time()
   object_stores.check_writable('--output', epath.Path(output))
-  # Runs of one shape share what is compiled for evaluation.
+  # Runs of the same shapes share compiled programs.
   jax.config.update('jax_compilation_cache_dir', str(output / '.compiled'))
   seed = output / 'seed'
   pretrain(seed)
@@ -273,7 +272,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  """Parses the command line."""
+  """Runs the command."""
   parser = command_line.Parser(description=__doc__.splitlines()[0])
   parser.add_argument(
     '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')

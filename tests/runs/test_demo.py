@@ -1,4 +1,4 @@
-"""The demonstration, cut short: everything that it leaves, twice."""
+"""The demonstration with fewer steps: its files after one and two calls."""
 
 import json
 
