@@ -8,6 +8,8 @@ only their checkpoints.
 """
 
 from collections.abc import Mapping, Sequence
+import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -176,3 +178,13 @@ def write_report(
 def _devices() -> str:
   """Returns number and kind of all devices: `8 × TPU v4`."""
   return f'{jax.device_count()} × {jax.devices()[0].device_kind}'
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of a finished run's `report.json`.
+
+  Raises:
+    OSError: the run has not finished, or the folder is no run's.
+  """
+  content: dict[str, Any] = json.loads((folder / _REPORT_FILE).read_text())
+  return content
