@@ -19,6 +19,7 @@ from dst_t5x.core import object_stores
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, check_positive, writing
+from dst_t5x.data import conversations
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
 from dst_t5x.data import text_files
@@ -61,7 +62,8 @@ def infer(
     checkpoint_step: which checkpoint of a run; the last by default.
     initial_checkpoint_path: where the run's seed is; by default where it was.
     input_file: inputs as the task's preprocessing makes them, one a line; in
-      rows, by their names, if the file's name ends in `.jsonl` or `.tsv`.
+      rows, by their names, if the file's name ends in `.jsonl` or `.tsv`. A row
+      may have `messages` instead; see `conversations`.
     split: of the task.
     num_examples: how many, of all tasks together; all by default.
     batch_size: inputs that are decoded at once, or a few more: as many as
@@ -181,12 +183,19 @@ def _check_replaceable(
 def _of_file(
   path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-  length = lengths['inputs']
-  for texts in _texts(path):
-    tokens = feature.vocabulary.encode(texts['inputs'])
-    if feature.add_eos:
-      tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-    yield texts | {'tokens': tokens[:length]}
+  length, is_told = lengths['inputs'], False
+  for number, texts in enumerate(_texts(path), start=1):
+    tokens = list(feature.vocabulary.encode(texts['inputs']))
+    most = length - feature.add_eos
+    if len(tokens) > most and not is_told:
+      is_told = True
+      logging.warning(
+        'INPUT_FILE %s: input %d has %d pieces: TASK_FEATURE_LENGTHS cuts its'
+        ' end, and that of all others above %d',
+        *(path, number, len(tokens), most),
+      )
+    end = [feature.vocabulary.eos_id] if feature.add_eos else []
+    yield texts | {'tokens': [*tokens[:most], *end]}
 
 
 def _texts(path: str) -> Iterator[dict[str, Any]]:
@@ -210,6 +219,10 @@ def _parse_row(line: str) -> dict[str, Any] | None:
   row = text_files.parse_object(line)
   if row is None:
     return None
+  if conversations.KEY in row:
+    asked, answer = conversations.split(row[conversations.KEY])
+    vocabulary.check_messages(asked)
+    return {'inputs': asked} | ({} if answer is None else {'targets': answer})
   texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
   for name in ('targets', 'references'):
     if name in row:
