@@ -120,7 +120,17 @@ _sums = jax.jit(
 )
 
 
-@pytest.mark.parametrize('task', _TASKS)
+# Twelve tasks; and such as differ from others in a word or in a split.
+_SLOW = ('super_glue', 'trivia_qa_closed_book_full', 'gsm8k_notes')
+
+
+@pytest.mark.parametrize(
+  'task',
+  [
+    pytest.param(task, marks=[pytest.mark.slow] * (task in _SLOW))
+    for task in _TASKS
+  ],
+)
 def test_loss_is_on_targets_only_packed_or_not(use, task):
   """With SmolLM2's tokens: what pads is what ends."""
   # Documents and bytes have no template.

@@ -47,10 +47,8 @@ def _rows(**options):
 
 def test_documents_are_cut_and_nothing_is_lost(write):
   documents = ['\n'.join(lines()[:20]), 'Short.', '\r\n two  \n']
-  jsonl = ''.join(
-    json.dumps({'text': d, 'id': 1}) + '\n' for d in documents[1:]
-  )
-  write({'a.txt': documents[0], 'b.jsonl': jsonl})
+  rows = ''.join(json.dumps({'text': d, 'id': 1}) + '\n' for d in documents[1:])
+  write({'a.txt': documents[0], 'b.jsonl': rows})
   task_checks.check('text', _LENGTHS, 2)
   ours = vocabulary.chosen()
   expected = [[*ours.encode(d), ours.eos_id] for d in documents]
