@@ -32,6 +32,7 @@ _INSTALL = [
   'fsspec>=2026.9',
   # gs://: T5's public seeds and vocabulary; and what Orbax deletes with.
   'gcsfs>=2026.9',
+  'jinja2>=3.1.6',  # Older ones have ways out of the sandbox.
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',
   'msgpack>=1.0',
@@ -39,6 +40,7 @@ _INSTALL = [
   'pyyaml>=6.0',
   'sacrebleu>=2.6',
   'safetensors>=0.5',
+  'sentencepiece>=0.2',
   'tabulate>=0.9',
   'tensorboard>=2.20',
   'tensorstore>=0.1.80',

@@ -8,6 +8,7 @@ for any number of processes, devices and rows.
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -291,6 +292,12 @@ class Evaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
+    # Of a part of the split, the bytes are not known.
+    self._bytes = (
+      task_checks.bytes_of(task_checks.find(evaluation.task), evaluation.split)
+      if evaluation.num_examples is None
+      else None
+    )
     self._score = task_scores.TaskEvaluator(
       evaluation.task,
       evaluation.split,
@@ -302,7 +309,10 @@ class Evaluator:
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
-    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`."""
+    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`.
+
+    Documents have `eval/bits_per_byte`, too.
+    """
     forced = self._teacher_forced(params)
     return {
       f'eval/{name}': value for name, value in forced.items()
@@ -332,4 +342,7 @@ class Evaluator:
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = total.averages()
     del averages['z_loss']  # Part of the objective, not of the reported loss.
+    if self._bytes:
+      bits = total.cross_entropy / math.log(2)
+      averages['bits_per_byte'] = bits / self._bytes
     return {name: float(value) for name, value in averages.items()}

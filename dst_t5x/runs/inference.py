@@ -19,6 +19,7 @@ from dst_t5x.core import object_stores
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, check_positive, writing
+from dst_t5x.data import conversations
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
 from dst_t5x.data import text_files
@@ -62,7 +63,8 @@ def infer(
     checkpoint_step: the checkpoint of a run folder; the last by default.
     initial_checkpoint_path: the path of the run's seed, if it was moved.
     input_file: inputs as the task's preprocessing makes them, one per line. If
-      the name ends in `.jsonl` or `.tsv`, lines are rows with named fields.
+      the name ends in `.jsonl` or `.tsv`, lines are rows with named fields. A
+      row may have `messages` instead; see `conversations`.
     split: the task's split, if there is no `input_file`.
     num_examples: the number of inputs, over all tasks; all by default.
     batch_size: the number of inputs in a batch, rounded up so that the devices
@@ -182,12 +184,19 @@ def _check_replaceable(
 def _of_file(
   path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-  length = lengths['inputs']
-  for texts in _texts(path):
-    tokens = feature.vocabulary.encode(texts['inputs'])
-    if feature.add_eos:
-      tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-    yield texts | {'tokens': tokens[:length]}
+  length, is_told = lengths['inputs'], False
+  for number, texts in enumerate(_texts(path), start=1):
+    tokens = list(feature.vocabulary.encode(texts['inputs']))
+    most = length - feature.add_eos
+    if len(tokens) > most and not is_told:
+      is_told = True
+      logging.warning(
+        'INPUT_FILE %s: input %d has %d pieces: TASK_FEATURE_LENGTHS cuts its'
+        ' end, and that of all others above %d',
+        *(path, number, len(tokens), most),
+      )
+    end = [feature.vocabulary.eos_id] if feature.add_eos else []
+    yield texts | {'tokens': [*tokens[:most], *end]}
 
 
 def _texts(path: str) -> Iterator[dict[str, Any]]:
@@ -211,6 +220,10 @@ def _parse_row(line: str) -> dict[str, Any] | None:
   row = text_files.parse_object(line)
   if row is None:
     return None
+  if conversations.KEY in row:
+    asked, answer = conversations.split(row[conversations.KEY])
+    vocabulary.check_messages(asked)
+    return {'inputs': asked} | ({} if answer is None else {'targets': answer})
   texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
   for name in ('targets', 'references'):
     if name in row:

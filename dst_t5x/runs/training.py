@@ -81,7 +81,7 @@ def train(
   if only_check:
     return {}
   task = task_checks.find(train_data.task)
-  encode = task.output_features['inputs'].vocabulary.encode
+  encode = task.output_features['targets'].vocabulary.encode
   with partitioner.activate(), model_dir_lib.ModelDir(model_dir) as folder:
     claim = claim_lib.Claim(
       folder, identity.of(train), task_checks.rows_of(task, 'train')
