@@ -4,8 +4,9 @@ A `.jsonl` file has one object a line, `{"inputs": "…", "targets": "…"}`; ot
 keys are ignored. A conversation, `{"messages": […]}`, is such a row, too: its
 last message is the target; see `conversations`. A `.tsv` file has inputs, a tab
 and targets on each line, and optionally the header `inputs<TAB>targets`.
-`text_files` reads the lines; empty ones are skipped. Files may be of any size: every line is checked once, then
-rows are read as they are needed. Gin names the files (`gin/tasks/jsonl.gin`).
+`text_files` reads the lines; empty ones are skipped. Files may be of any size:
+every line is checked once, then rows are read as they are needed. Gin names the
+files (`gin/tasks/jsonl.gin`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
