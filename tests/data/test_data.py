@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+import tiny_t5
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import data_position
@@ -81,6 +82,22 @@ def _iterate(
 def _take(count, name, **options):
   with _iterate(name, **options) as items:
     return [next(items) for _ in range(count)]
+
+
+@pytest.mark.parametrize('pack', [False, True])
+@pytest.mark.parametrize('prefix', [(), (5, 6)])
+def test_rows_of_t5_are_as_announced_though_examples_are_longer(pack, prefix):
+  lengths = {'inputs': 4, 'targets': 3}
+  task, network = seqio.get_mixture_or_task('toy_data'), tiny_t5.NETWORK
+  converter = network.feature_converter(pack, prefix)
+  with pipeline.TrainIterator(
+    task, lengths, 8, converter, random_seed=1
+  ) as items:
+    batch = next(items).batch
+  announced = network.batch_shapes(
+    {**lengths, 'inputs': 4 + len(prefix)}, 8, pack
+  )
+  assert {name: x.shape for name, x in batch.items()} == announced
 
 
 def _assert_equal(items, others):

@@ -16,7 +16,9 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
 
   def __init__(self, prefix: Sequence[int] = (), **options: Any) -> None:
     """See `api.Network.feature_converter`; `options` are seqio's."""
-    super().__init__(**options)
+    # seqio cuts the examples and fills up the rows; its checks of the lengths
+    # take longer to trace than all the rest.
+    super().__init__(apply_length_check=False, **options)
     self._prefix = tuple(prefix)
 
   def _longer(self, lengths: Mapping[str, int]) -> dict[str, int]:
