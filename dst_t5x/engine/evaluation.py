@@ -7,7 +7,6 @@ for any number of processes, devices and rows.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import functools
 import math
 import time
 from typing import Any
@@ -34,6 +33,7 @@ PyTree = Any
 _FORCED = ('eval/loss', 'eval/accuracy')
 # (network, params, prompts, max_decode_length) -> tokens, scores
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
+_STATIC = ('decoder', 'network', 'max_decode_length')  # Of `_decode`.
 
 
 @dataclasses.dataclass
@@ -59,7 +59,7 @@ class Predictor:
     self.batch_size = self.partitioner.round_up(self.batch_size)
     self._decode = jax.jit(
       _decode,
-      static_argnames=('decoder', 'network', 'max_decode_length'),
+      static_argnames=_STATIC,
       # Every process scores all predictions.
       out_shardings=self.partitioner.replicated,
     )
@@ -157,11 +157,12 @@ def check_decoder(
   """
   prompt = network.prompt_of_inputs(np.zeros(length, np.int32))
   tokens = jax.ShapeDtypeStruct((batch_size, len(prompt)), np.int32)
-  decode = functools.partial(
-    _decode, decoder, network, max_decode_length=max_decode_length
-  )
+  decode = jax.jit(_decode, static_argnames=_STATIC)
   try:
-    jax.eval_shape(decode, api.shapes(network), tokens)
+    # One function for all calls: JAX remembers what it traced.
+    decode.eval_shape(
+      decoder, network, api.shapes(network), tokens, max_decode_length
+    )
   except UserError:
     raise
   except Exception as e:

@@ -48,11 +48,8 @@ class ParameterSpace:
 
   def initialize(self, random_seed: int) -> PyTree:
     """Returns random parameters, for pretraining from scratch."""
-    init = jax.jit(
-      lambda key: self._network.initialize(key)['params'],
-      out_shardings=self.shardings,
-    )
-    return init(self._partitioner.key(random_seed))
+    init = jax.jit(_initialize, static_argnums=0, out_shardings=self.shardings)
+    return init(self._network, self._partitioner.key(random_seed))
 
   def check(self, params: PyTree, base: bool = False) -> None:
     """Checks that a checkpoint fits this network.
@@ -157,21 +154,25 @@ def initialize_added(
     encode: text -> ids, for prompts that start as texts.
     partitioner: the mesh of all processes, if several initialize together.
   """
-  base = parts.flatten(api.shapes(network.base))
-
-  def added(key: jax.Array) -> dict[str, jax.Array]:
-    params = parts.flatten(network.initialize(key)['params'])
-    return {path: x for path, x in params.items() if path not in base}
-
   key, everywhere = jax.random.key(random_seed), None
   if partitioner is not None:
     key, everywhere = partitioner.key(random_seed), partitioner.replicated
-  init = jax.jit(added, out_shardings=everywhere)
-  drawn = jax.tree.map(np.asarray, init(key))
+  init = jax.jit(_added, static_argnums=0, out_shardings=everywhere)
+  drawn = jax.tree.map(np.asarray, init(network, key))
   random = np.random.default_rng(random_seed)
   return parts.unflatten(
     network.adapter.initialize(drawn, parts.flatten(seed), random, encode)
   )
+
+
+def _initialize(network: api.Network, key: jax.Array) -> PyTree:
+  return network.initialize(key)['params']
+
+
+def _added(network: api.Network, key: jax.Array) -> dict[str, jax.Array]:
+  base = parts.flatten(api.shapes(network.base))
+  params = parts.flatten(_initialize(network, key))
+  return {path: x for path, x in params.items() if path not in base}
 
 
 def _copy(tree: PyTree) -> PyTree:

@@ -24,6 +24,7 @@ compare and hash by value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -261,7 +262,13 @@ def shapes(network: Network) -> PyTree:
 
 def abstract(network: Network) -> PyTree:
   """Returns the shapes of what `initialize` returns, without allocating it."""
-  return jax.eval_shape(network.initialize, jax.random.key(0))
+  # One function for all calls: JAX remembers what it traced for a network.
+  return _initialize.eval_shape(network, jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialize(network: Network, key: Array) -> PyTree:
+  return network.initialize(key)
 
 
 def is_empty(network: Network, prompts: Array) -> Array:
