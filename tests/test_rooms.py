@@ -39,6 +39,8 @@ _T5X = {
   'encoder',
 }
 _ALSO = {
+  # Hugging Face's name of a method.
+  'dst_t5x.data.tokenizers_vocabulary': {'get_added_tokens_decoder'},
   'dst_t5x.t5x.model': _T5X,
   'dst_t5x.t5x.loop': _T5X,
 }

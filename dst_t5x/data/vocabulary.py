@@ -78,13 +78,14 @@ def check_messages(asked: str) -> None:
     asked: the conversation, by `conversations.to_text`.
 
   Raises:
-    MalformedRow: there is no chat template, or it refuses the messages.
+    MalformedRow: the chat template refuses the messages.
+    UserError: there is no chat template.
   """
   chat = chosen()
   if not isinstance(chat, chat_vocabulary.ChatVocabulary):
-    raise text_files.MalformedRow(
-      f'has {conversations.KEY!r}, which need a chat template: set'
-      ' CHAT_TEMPLATE = True'
+    raise UserError(
+      f'rows with {conversations.KEY!r} need a chat template: set CHAT_TEMPLATE'
+      ' = True, with a model that has one'
     )
   try:
     chat.check_messages(asked)

@@ -147,6 +147,9 @@ def test_tasks_have_the_parts_of_a_chat(folder):
   assert document.eos_id == chat.base.eos_id
   vocabulary.check(features['inputs'].vocabulary)
   vocabulary.check_chat('x', features)
+  vocabulary.check_fits(features, chat.vocab_size)
+  with pytest.raises(UserError, match='choose another model, or set VOCAB'):
+    vocabulary.check_fits(features, chat.vocab_size - 1)
   vocabulary.check_special(features, chat.eos_id, chat.begin_id)
   with pytest.raises(UserError, match=f'set EOS_ID = {chat.eos_id},'):
     vocabulary.check_special(features, 700, chat.begin_id)
