@@ -32,6 +32,7 @@ _INSTALL = [
   'fsspec>=2026.9',
   # gs://: T5's public seeds and vocabulary; and what Orbax deletes with.
   'gcsfs>=2026.9',
+  'gguf>=0.17',  # Reads llama.cpp's files, and undoes their quantisations.
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',
   'msgpack>=1.0',

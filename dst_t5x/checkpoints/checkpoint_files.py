@@ -1,6 +1,6 @@
 """What all checkpoint formats share: the result, exact types, folders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
@@ -26,11 +26,19 @@ class LoadedCheckpoint:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
     step: the training step; 0 where the format knows none.
     adapter: what the network needs besides, whose parameters are among these.
+    network: that the checkpoint states, an `api.Network` without the adapter;
+      None where it states none.
+    companions: name -> content of the files that belong beside the model in a
+      Hugging Face folder, such as tokenizer.json.
+    note: what was done to the values as they were read; empty for nothing.
   """
 
   params: dict[str, Any]
   step: int
   adapter: adapters.Adapter = adapters.NONE
+  network: Any = None
+  companions: Callable[[], Mapping[str, bytes]] = dict
+  note: str = ''
 
 
 def to_float32(array: np.ndarray, name: str) -> np.ndarray:

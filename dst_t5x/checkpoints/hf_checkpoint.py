@@ -6,6 +6,7 @@ model.safetensors.index.json lists. The model's family says what is in them, see
 """
 
 from collections.abc import Mapping
+import functools
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from dst_t5x.checkpoints import safetensors_files
 from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
+from dst_t5x.core import object_stores
 from dst_t5x.core import parts
 from dst_t5x.models import api
 from dst_t5x.models import families
@@ -29,6 +31,19 @@ _WEIGHTS = 'model.safetensors'
 _SHARDS = 'model.safetensors.index.json'
 _PICKLE = 'pytorch_model.bin'
 _LARGEST_SHARD_BYTES = 5 * 10**9
+# What belongs beside a model: its tokenizer, in any form, and how to sample.
+_COMPANIONS = (
+  'added_tokens.json',
+  'chat_template.jinja',
+  'generation_config.json',
+  'merges.txt',
+  'special_tokens_map.json',
+  'spiece.model',
+  'tokenizer.json',
+  'tokenizer.model',
+  'tokenizer_config.json',
+  'vocab.json',
+)
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
@@ -79,6 +94,8 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
       {tensor.path: found[name] for name, tensor in model.tensors.items()}
     ),
     step=0,
+    network=model.network,
+    companions=functools.partial(_companions, folder),
   )
 
 
@@ -87,6 +104,7 @@ def save(
   params: Mapping[str, Any],
   network: api.Network,
   largest_shard_bytes: int = _LARGEST_SHARD_BYTES,
+  companions: Mapping[str, bytes] | None = None,
 ) -> None:
   """Writes a folder for Transformers' `from_pretrained`, float32.
 
@@ -95,6 +113,8 @@ def save(
     params: unstacked nested dict of arrays.
     network: whose they are.
     largest_shard_bytes: a model above it is split into several files.
+    companions: name -> content of the files that go beside the model, such as
+      tokenizer.json.
 
   Raises:
     UserError: the folder exists already or cannot be written, the parameters do
@@ -118,9 +138,20 @@ def save(
       total = sum(tensor.num_bytes for tensor in layout.values())
       index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
       (folder / _SHARDS).write_text(json_text.dumps(index, indent=2) + '\n')
+    for name, content in (companions or {}).items():
+      (folder / name).write_bytes(content)
     # Last: without it the folder is no checkpoint.
     text = json_text.dumps(stated, indent=2) + '\n'
     (folder / _CONFIG).write_text(text)
+
+
+def _companions(folder: epath.Path) -> dict[str, bytes]:
+  """Returns the files of a folder that belong beside its model."""
+  return {
+    name: object_stores.read_bytes(folder / name)
+    for name in _COMPANIONS
+    if (folder / name).exists()
+  }
 
 
 def _files(folder: epath.Path, model: hugging_face.Model) -> list[epath.Path]:

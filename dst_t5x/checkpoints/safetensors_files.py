@@ -6,9 +6,6 @@ hand is in memory twice. One in a bucket is copied to this disk first.
 
 from collections.abc import Collection, Iterator
 import contextlib
-import os
-import pathlib
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -87,7 +84,7 @@ def opened(path: epath.Path) -> Iterator[File]:
     with _one_line(path):
       if not path.exists():
         raise UserError(f'{path} is missing')
-      here = stack.enter_context(_here(path))
+      here = stack.enter_context(object_stores.on_this_disk(path))
       file = stack.enter_context(safetensors.safe_open(here, framework='np'))
     found = File(path, file)
     odd = sorted(name for name in found.names if not name.isprintable())
@@ -118,18 +115,6 @@ def prefix_hint(found: Collection[str], known: Collection[str]) -> str:
           ' save the inner model, or take the prefix away'
         )
   return ''
-
-
-@contextlib.contextmanager
-def _here(path: epath.Path) -> Iterator[str]:
-  """Lends the path of a file on this disk, of its copy if it is in a bucket."""
-  if not object_stores.is_remote(path):
-    yield os.fspath(path)
-    return
-  with tempfile.TemporaryDirectory(prefix='dst_t5x-') as folder:
-    copy = pathlib.Path(folder) / 'tensors'
-    object_stores.download(path, copy)
-    yield os.fspath(copy)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The seed: pretrained parameters of any known format, and their identity."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import contextvars
 import dataclasses
@@ -18,6 +18,8 @@ from dst_t5x.adapters import ia3  # noqa: F401
 from dst_t5x.adapters import lora  # noqa: F401
 from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
+from dst_t5x.checkpoints import gguf_checkpoint
+from dst_t5x.checkpoints import gguf_file
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import places
@@ -27,6 +29,7 @@ from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
+from dst_t5x.models import api
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 
 # Whose seeds are being loaded, one for the other.
@@ -43,10 +46,12 @@ class Seed:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
     path: the folder that they were read from; of T5X, the one of the step.
     format: 't5x', 'hf' (Hugging Face), 'peft' (an adapter in the format of
-      Hugging Face PEFT, with its base), 'dst' (a subset file, with its seed) or
-      'run' (a run of this package).
+      Hugging Face PEFT, with its base), 'gguf' (a GGUF file, dequantised),
+      'dst' (a subset file, with its seed) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
     adapter: what the network needs besides, whose parameters are among these.
+    network: see `checkpoint_files.LoadedCheckpoint`; so are `companions` and
+      `note`.
   """
 
   params: dict[str, Any]
@@ -54,6 +59,9 @@ class Seed:
   format: str
   step: int
   adapter: adapters.Adapter = adapters.NONE
+  network: api.Network | None = None
+  companions: Callable[[], Mapping[str, bytes]] = dict
+  note: str = ''
 
   def merged(self) -> 'Seed':
     """Returns the seed of an equal network without adapter.
@@ -65,12 +73,18 @@ class Seed:
       return self
     params = parts.unflatten(self.adapter.merge(parts.flatten(self.params)))
     _check_finite(params, self.path)
-    return Seed(params, self.path, self.format, self.step)
+    return dataclasses.replace(self, params=params, adapter=adapters.NONE)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Their identity, `fingerprint.fingerprint` of them."""
     return fingerprint_lib.fingerprint(self.params)
+
+  @property
+  def described(self) -> str:
+    """Its format and step and what was done to its values, for a line."""
+    about = f'format {self.format}, step {self.step}'
+    return f'{about}, {self.note}' if self.note else about
 
   @property
   def reference(self) -> dict[str, Any]:
@@ -92,8 +106,8 @@ def load_seed(
   Args:
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
       Face model's folder, a folder with an adapter of Hugging Face PEFT, a file
-      `….dst`, or the folder of a run of this package (its last checkpoint). May
-      be in an object store (`gs://…`, `s3://…`).
+      `….gguf` or `….dst`, or the folder of a run of this package (its last
+      checkpoint). May be in an object store (`gs://…`, `s3://…`).
     step: another checkpoint of such a run.
     seed_path: where the seed of such a run or file, or the base of such an
       adapter is, if it was moved.
@@ -104,11 +118,14 @@ def load_seed(
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
-  is_subset = str(path).endswith('.dst')
+  is_subset, is_gguf = str(path).endswith('.dst'), gguf_file.is_file(path)
   with places.reached(path):
-    folder = epath.Path(path) if is_subset else places.existing_folder(path)
+    is_file = is_subset or is_gguf
+    folder = epath.Path(path) if is_file else places.existing_folder(path)
   if is_subset:
     kind, loaded = 'dst', _load_subset(folder, seed_path)
+  elif is_gguf:
+    kind, loaded = 'gguf', gguf_checkpoint.load(folder)
   elif run_folder.is_run(folder):
     kind, loaded = 'run', load_run(folder, step, seed_path)
   elif run := run_folder.run_of(folder):
@@ -133,16 +150,16 @@ def load_seed(
       f'nothing to load in {folder}: neither a T5X checkpoint (file'
       ' checkpoint, or folders checkpoint_<step>), nor a Hugging Face model'
       ' (config.json and model.safetensors), nor an adapter of PEFT'
-      ' (adapter_config.json), nor a run of this package (run.json)'
+      ' (adapter_config.json), nor a run of this package (run.json); of GGUF,'
+      ' name the file'
     )
   _check_finite(loaded.params, str(folder))
-  seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
+  seed = Seed(path=str(folder), format=kind, **vars(loaded))
   flat = parts.flatten(seed.params)
   logging.info(
-    'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',
+    'Loaded %s (%s): %d tensors, %d parameters, fingerprint %s',
     seed.path,
-    seed.format,
-    seed.step,
+    seed.described,
     len(flat),
     sum(array.size for array in flat.values()),
     seed.fingerprint,

@@ -57,6 +57,11 @@ def _make(name: str) -> seqio.Vocabulary:
   is_folder = not object_stores.is_remote(name) and epath.Path(name).is_dir()
   if is_folder or name.endswith('.json'):
     return tokenizers_vocabulary.TokenizersVocabulary(name)
+  if name.endswith('.gguf'):
+    raise UserError(
+      f'{name} cannot be the vocabulary: write its tokenizer.json with `python'
+      ' -m dst_t5x.convert FILE.gguf FOLDER --format=hf`, and name that folder'
+    )
   if object_stores.is_remote(name):
     return _InObjectStore(name, extra_ids=EXTRA_IDS)
   return seqio.SentencePieceVocabulary(name, extra_ids=EXTRA_IDS)

@@ -35,6 +35,23 @@ def of_config(stated: json_object.JsonObject) -> hugging_face.Family:
   )
 
 
+def of_gguf(metadata: json_object.JsonObject) -> hugging_face.Family:
+  """Returns the family that a GGUF file's metadata state.
+
+  Raises:
+    UserError: none.
+  """
+  name = metadata.get('general.architecture', str)
+  known = [name for family in FAMILIES for name in family.gguf_architectures]
+  for family in FAMILIES:
+    if name in family.gguf_architectures:
+      return family
+  raise UserError(
+    f'{metadata.where} has the architecture {json_object.shown(name)}; of GGUF'
+    f' files, {", ".join(known)} are read'
+  )
+
+
 def of_paths(paths: Collection[str]) -> hugging_face.Family:
   """Returns the family of parameters with these paths, layers one by one."""
   return next((f for f in FAMILIES if f.has(paths)), _OTHER)

@@ -6,11 +6,13 @@ that is true of one family alone. The base class is the family of a network that
 Hugging Face does not have.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import math
 import re
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
@@ -67,6 +69,22 @@ class Model:
   unused: re.Pattern[str] = _NEVER
 
 
+@dataclasses.dataclass(frozen=True)
+class GgufModel:
+  """A model in a GGUF file.
+
+  Attributes:
+    model: Hugging Face's.
+    restored: returns a tensor as Hugging Face's files hold it; takes Hugging
+      Face's name, and the tensor of the GGUF file.
+    unused: names of the file's tensors that are none of Hugging Face's.
+  """
+
+  model: Model
+  restored: Callable[[str, np.ndarray], np.ndarray]
+  unused: Collection[str] = ()
+
+
 class Family:
   """A family of models; this one is of those that Hugging Face does not have.
 
@@ -80,6 +98,7 @@ class Family:
     default_targets: PEFT's kind of adapter -> the linear maps that it adapts
       where adapter_config.json names none, as PEFT has it.
     head: their name of the linear map that gives the logits.
+    gguf_architectures: names of the family's architectures in GGUF files.
   """
 
   name: ClassVar[str] = 'model of a known family'
@@ -87,6 +106,7 @@ class Family:
   task_type: ClassVar[str | None] = None
   default_targets: ClassVar[Mapping[str, list[str]]] = {}
   head: ClassVar[str] = ''
+  gguf_architectures: ClassVar[Collection[str]] = ()
 
   def has(self, paths: Collection[str]) -> bool:
     """Returns whether parameters of these paths are of the family."""
@@ -98,6 +118,24 @@ class Family:
 
     Raises:
       UserError: it is damaged, or states what the network here has not.
+    """
+    raise NotImplementedError
+
+  def read_gguf(
+    self,
+    metadata: json_object.JsonObject,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensor: Callable[[str], np.ndarray],
+  ) -> GgufModel:
+    """Returns what a GGUF file of the family holds.
+
+    Args:
+      metadata: of the file.
+      shapes: of the file's tensors, by the file's names.
+      tensor: reads one of them, float32.
+
+    Raises:
+      UserError: the file states what the network here has not.
     """
     raise NotImplementedError
 
