@@ -30,6 +30,7 @@ from dst_t5x.core import object_stores
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
 from dst_t5x.models import api
+from dst_t5x.models import families
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 
 # Whose seeds are being loaded, one for the other.
@@ -191,7 +192,12 @@ def _load_subset(
   )
   seed = seed_of(reference.content, str(path), seed_path)
   params = subsets.apply(found, seed.params, seed.fingerprint)
-  return checkpoint_files.LoadedCheckpoint(params, about.get('step', int, 0))
+  return checkpoint_files.LoadedCheckpoint(
+    params,
+    about.get('step', int, 0),
+    network=seed.network,
+    companions=seed.companions,
+  )
 
 
 def _load_adapter(
@@ -223,7 +229,9 @@ def _load_adapter(
     base = load_seed(path).merged()
   adapter, added = peft_files.load(folder, base.params)
   params = parts.join(base.params, parts.unflatten(added))
-  return checkpoint_files.LoadedCheckpoint(params, about.step, adapter)
+  return checkpoint_files.LoadedCheckpoint(
+    params, about.step, adapter, base.network, base.companions
+  )
 
 
 def load_run(
@@ -260,15 +268,56 @@ def load_run(
   about = json_object.JsonObject(content, f'checkpoint {step} of {path}')
   adapter = adapters.Adapter.from_json(about.get('adapter', dict))
   trained = stacking.unstack_layers(parameters.get('dense', {}))
-  if trained and not about.get('is_partial', bool):
-    return checkpoint_files.LoadedCheckpoint(trained, step)
-  seed = about.get('seed', dict)
-  params = seed_of(seed, f'the run in {path}', seed_path).params
+  is_whole = bool(trained) and not about.get('is_partial', bool)
+  reference = about.get('seed', dict, None)
+  what = f'the run in {path}'
+  if is_whole:
+    return checkpoint_files.LoadedCheckpoint(
+      trained,
+      step,
+      network=_network_of_run(about),
+      companions=functools.partial(_companions, reference, what, seed_path),
+    )
+  seed = seed_of(about.get('seed', dict), what, seed_path)
   if trained:
-    params = parts.join(params, trained)
+    params = parts.join(seed.params, trained)
   else:
-    params = subsets.apply(subsets.from_arrays(parameters), params)
-  return checkpoint_files.LoadedCheckpoint(params, step, adapter)
+    params = subsets.apply(subsets.from_arrays(parameters), seed.params)
+  return checkpoint_files.LoadedCheckpoint(
+    params,
+    step,
+    adapter,
+    network=_network_of_run(about) or seed.network,
+    companions=seed.companions,
+  )
+
+
+def _network_of_run(about: json_object.JsonObject) -> api.Network | None:
+  """Returns the network of a run; None if it is not one of ours.
+
+  Args:
+    about: what a checkpoint says about itself.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  record = json_object.JsonObject(about.get('run', dict, {}), about.where)
+  model = record.get('model', dict, {})
+  where = f'model in {about.where}'
+  return families.recorded(json_object.JsonObject(model, where))
+
+
+def _companions(
+  reference: Mapping[str, Any] | None, what: str, seed_path: str | None
+) -> Mapping[str, bytes]:
+  """Returns the companions of a seed that was not needed so far."""
+  if reference is None:
+    return {}
+  try:
+    return seed_of(reference, what, seed_path).companions()
+  except errors.UserError as e:
+    logging.warning('The tokenizer is left out: %s', e)
+    return {}
 
 
 def seed_of(

@@ -77,5 +77,20 @@ def network_of(params: Any) -> Any:
   return family.network_of(params)
 
 
+def recorded(model: json_object.JsonObject) -> Any:
+  """Returns the `api.Network` of a run; None if the package has no such one.
+
+  Args:
+    model: `model` of the run's `run.json`.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  for family in FAMILIES:
+    if family.network_id == model.content.get('id'):
+      return family.recorded(model.inner('config'))
+  return None
+
+
 def _names() -> str:
   return ' or '.join(family.name for family in FAMILIES)

@@ -15,6 +15,7 @@ from dst_t5x.models.decoder_only import hf_config
 from dst_t5x.models.decoder_only import hf_families
 from dst_t5x.models.decoder_only import hf_names
 from dst_t5x.models.decoder_only.config import DecoderConfig
+from dst_t5x.models.decoder_only.rope import Rope
 
 PyTree = Any
 
@@ -39,6 +40,7 @@ class DecoderOnly(hugging_face.Family):
     'LORA': ['q_proj', 'v_proj']
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
+  network_id: ClassVar[str] = 'decoder_only'
   gguf_architectures: ClassVar[Collection[str]] = tuple(
     gguf_config.ARCHITECTURES
   )
@@ -86,6 +88,15 @@ class DecoderOnly(hugging_face.Family):
     raise UserError(
       'the shapes of a decoder-only model do not tell its heads and its rotary'
       ' positions: its config.json or its gin file is needed'
+    )
+
+  def recorded(self, config: json_object.JsonObject) -> Any:
+    """See `hugging_face.Family`."""
+    from dst_t5x.models.decoder_only import network
+
+    inner = {'rope': Rope, 'local_rope': Rope}
+    return network.Transformer(
+      hugging_face.from_record(DecoderConfig, config, inner)
     )
 
   def sizes(self, params: PyTree) -> dict[str, int]:

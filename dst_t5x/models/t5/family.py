@@ -34,6 +34,7 @@ class T5(hugging_face.Family):
     'IA3': ['k', 'v', 'wo'],
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
+  network_id: ClassVar[str] = 't5_1_1'
 
   def has(self, paths: Collection[str]) -> bool:
     """See `hugging_face.Family`."""
@@ -77,6 +78,10 @@ class T5(hugging_face.Family):
         f'no {self.name}: its tensors do not tell {error}'
       ) from error
     return _network(config)
+
+  def recorded(self, config: json_object.JsonObject) -> Any:
+    """See `hugging_face.Family`."""
+    return _network(hugging_face.from_record(t5_config.T5Config, config))
 
   def sizes(self, params: PyTree) -> dict[str, int]:
     """See `hugging_face.Family`."""
