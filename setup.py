@@ -25,6 +25,7 @@ _INSTALL = [
   'tensorflow>=2.21',
   'tensorflow-text>=2.21',
   'tensorflow-datasets>=4.9.10',
+  'huggingface_hub>=1.0',  # hf://: downloads, and its cache.
   'importlib_resources',  # tensorflow-datasets 4.9.10 forgets to ask for it.
   'absl-py',
   'babel>=2.14',

@@ -25,6 +25,7 @@ from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import places
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import errors
+from dst_t5x.core import hub
 from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
 from dst_t5x.core import parts
@@ -108,7 +109,8 @@ def load_seed(
     path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
       Face model's folder, a folder with an adapter of Hugging Face PEFT, a file
       `….gguf` or `….dst`, or the folder of a run of this package (its last
-      checkpoint). May be in an object store (`gs://…`, `s3://…`).
+      checkpoint). May be in an object store (`gs://…`, `s3://…`). Or a model of
+      the Hugging Face Hub, `hf://organisation/name[@revision]`.
     step: another checkpoint of such a run.
     seed_path: where the seed of such a run or file, or the base of such an
       adapter is, if it was moved.
@@ -119,6 +121,8 @@ def load_seed(
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
+  if hub.is_model(path):
+    return _from_hub(path)
   is_subset, is_gguf = str(path).endswith('.dst'), gguf_file.is_file(path)
   with places.reached(path):
     is_file = is_subset or is_gguf
@@ -154,8 +158,19 @@ def load_seed(
       ' (adapter_config.json), nor a run of this package (run.json); of GGUF,'
       ' name the file'
     )
-  _check_finite(loaded.params, str(folder))
-  seed = Seed(path=str(folder), format=kind, **vars(loaded))
+  return _checked(Seed(path=str(folder), format=kind, **vars(loaded)))
+
+
+def _from_hub(path: epath.PathLike) -> Seed:
+  """Returns a model of the Hugging Face Hub, under its commit's name."""
+  folder, name = hub.snapshot(path)
+  loaded = hf_checkpoint.load(folder)
+  return _checked(Seed(path=name, format='hf', **vars(loaded)))
+
+
+def _checked(seed: Seed) -> Seed:
+  """Returns the seed; refuses what is not finite, logs what was loaded."""
+  _check_finite(seed.params, seed.path)
   flat = parts.flatten(seed.params)
   logging.info(
     'Loaded %s (%s): %d tensors, %d parameters, fingerprint %s',

@@ -23,6 +23,7 @@ import gin
 import seqio
 import tensorflow as tf
 
+from dst_t5x.core import hub
 from dst_t5x.core import object_stores
 from dst_t5x.core import stable_ids
 from dst_t5x.core import values
@@ -44,8 +45,8 @@ def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
 
   Args:
     name: path of a SentencePiece model, of a folder with `tokenizer.json` or of
-      that file, or `bytes`; by default the value of `DST_VOCABULARY`, or the
-      public path.
+      that file, `hf://organisation/name[@revision]`, or `bytes`; by default the
+      value of `DST_VOCABULARY`, or the public path.
   """
   return _make(name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH)
 
@@ -54,6 +55,8 @@ def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
 def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
+  if hub.is_model(name):
+    name = str(hub.snapshot(name)[0])
   is_folder = not object_stores.is_remote(name) and epath.Path(name).is_dir()
   if is_folder or name.endswith('.json'):
     return tokenizers_vocabulary.TokenizersVocabulary(name)
