@@ -30,6 +30,7 @@ class LoadedCheckpoint:
       None where it states none.
     companions: name -> content of the files that belong beside the model in a
       Hugging Face folder, such as tokenizer.json.
+    is_bfloat16: whether all values were stored as bfloat16.
     note: what was done to the values as they were read; empty for nothing.
   """
 
@@ -38,6 +39,7 @@ class LoadedCheckpoint:
   adapter: adapters.Adapter = adapters.NONE
   network: Any = None
   companions: Callable[[], Mapping[str, bytes]] = dict
+  is_bfloat16: bool = False
   note: str = ''
 
 

@@ -7,10 +7,11 @@
 
 SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
 folder, an adapter of Hugging Face PEFT, a GGUF file, or a run of this package.
-Values are the same bit for bit, in float32, to which those of a GGUF file are
-dequantised; an adapter is merged into the weights. A Hugging Face folder gets
-the source's tokenizer, too. The last command takes the adapter alone out of a
-run that trained one.
+Values are the same bit for bit, in float32 (to which those of a GGUF file are
+dequantised), or in bfloat16 if SOURCE is a Hugging Face folder in bfloat16. An
+adapter is merged into the weights. A Hugging Face folder gets the tokenizer of
+SOURCE, too. The last command takes the adapter alone out of a run that trained
+one.
 """
 
 import sys
@@ -68,8 +69,13 @@ def write(target: epath.PathLike, model: seeds.Seed, kind: str) -> epath.Path:
   """
   if kind == 'hf':
     network = model.network or families.network_of(model.params)
-    companions = model.companions()
-    hf_checkpoint.save(target, model.params, network, companions=companions)
+    hf_checkpoint.save(
+      target,
+      model.params,
+      network,
+      companions=model.companions(),
+      as_bfloat16=model.is_bfloat16,
+    )
     return epath.Path(target)
   return t5x_checkpoint.save(target, model.params, model.step)
 

@@ -41,6 +41,10 @@ class File:
     """Returns a tensor's shape, by the file's header."""
     return tuple(self._opened.get_slice(name).get_shape())
 
+  def is_bfloat16(self, name: str) -> bool:
+    """Returns whether a tensor is stored as bfloat16, by the file's header."""
+    return self._opened.get_slice(name).get_dtype() == 'BF16'
+
   def check(self, name: str, shape: tuple[int, ...], asks: str) -> None:
     """Checks a tensor by the file's header, before it is read.
 

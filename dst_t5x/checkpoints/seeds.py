@@ -52,8 +52,8 @@ class Seed:
       'dst' (a subset file, with its seed) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
     adapter: what the network needs besides, whose parameters are among these.
-    network: see `checkpoint_files.LoadedCheckpoint`; so are `companions` and
-      `note`.
+    network: see `checkpoint_files.LoadedCheckpoint`; so are `companions`,
+      `is_bfloat16` and `note`.
   """
 
   params: dict[str, Any]
@@ -63,6 +63,7 @@ class Seed:
   adapter: adapters.Adapter = adapters.NONE
   network: api.Network | None = None
   companions: Callable[[], Mapping[str, bytes]] = dict
+  is_bfloat16: bool = False
   note: str = ''
 
   def merged(self) -> 'Seed':

@@ -1,6 +1,7 @@
 """T5 1.1 as Hugging Face has it."""
 
 from collections.abc import Collection, Mapping
+import dataclasses
 from typing import Any, ClassVar
 
 from dst_t5x.core import json_object
@@ -27,7 +28,8 @@ class T5(hugging_face.Family):
   """T5 1.1; see `hugging_face.Family`."""
 
   name: ClassVar[str] = 'T5 1.1'
-  model_types: ClassVar[Collection[str]] = ('t5',)
+  # mT5's models are T5 1.1 with another vocabulary.
+  model_types: ClassVar[Collection[str]] = ('t5', 'mt5')
   task_type: ClassVar[str | None] = 'SEQ_2_SEQ_LM'
   default_targets: ClassVar[Mapping[str, list[str]]] = {
     'LORA': ['q', 'v'],
@@ -48,7 +50,10 @@ class T5(hugging_face.Family):
       # Transformers 5 states this for every T5 and leaves the head out where it
       # is the embedding itself.
       substitutes[hf_names.HEAD] = hf_names.EMBEDDING
-    return _model(config.network, config.num_buckets, substitutes)
+    model = _model(config.network, config.num_buckets, substitutes)
+    if stated.content.get('model_type') == 'mt5':
+      return dataclasses.replace(model, architecture=f'M{model.architecture}')
+    return model
 
   def written(
     self, network: Any, params: PyTree
