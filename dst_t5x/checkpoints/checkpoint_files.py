@@ -1,4 +1,4 @@
-"""What all checkpoint formats share: the result, exact types, folders."""
+"""Shared by all checkpoint formats: result, exact types, new folders."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -20,12 +20,13 @@ _EXACT_IN_FLOAT32 = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCheckpoint:
-  """Parameters as a checkpoint holds them.
+  """The parameters of a checkpoint.
 
   Attributes:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
-    step: the training step; 0 where the format knows none.
-    adapter: what the network needs besides, whose parameters are among these.
+    step: the training step; 0 if unknown.
+    adapter: the adapter to apply to the network; `params` includes its
+      parameters.
     network: that the checkpoint states, an `api.Network` without the adapter;
       None where it states none.
     companions: name -> content of the files that belong beside the model in a
@@ -44,14 +45,14 @@ class LoadedCheckpoint:
 
 
 def to_float32(array: np.ndarray, name: str) -> np.ndarray:
-  """Returns the array as float32 of the same shape, without any rounding.
+  """Returns the array as float32 of the same shape, without rounding.
 
   Args:
     array: float32, float16 or bfloat16 of any shape.
-    name: of the tensor, for the error.
+    name: the tensor's name, for the error.
 
   Raises:
-    UserError: the array has a type that float32 does not hold exactly.
+    UserError: the array has another type.
   """
   if array.dtype.newbyteorder('=') not in _EXACT_IN_FLOAT32:
     raise errors.UserError(
@@ -61,14 +62,14 @@ def to_float32(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_fits(num_bytes: int, path: epath.PathLike) -> None:
-  """Refuses, before it is read, what this machine cannot hold.
+  """Checks, before a checkpoint is read, that it fits into memory.
 
   Args:
-    num_bytes: of all parameters in float32.
+    num_bytes: the bytes of all parameters in float32.
     path: the checkpoint, for the message.
 
   Raises:
-    UserError: that is more than the machine's memory.
+    UserError: it is larger than the machine's memory.
   """
   memory = machine.host_memory()
   if num_bytes > memory:
@@ -79,7 +80,7 @@ def check_fits(num_bytes: int, path: epath.PathLike) -> None:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Returns a path that means the same from any working directory."""
+  """Returns the path as an absolute path; one in an object store unchanged."""
   text = os.fspath(path)
   return epath.Path(
     text if object_stores.is_remote(text) else os.path.abspath(text)
@@ -90,18 +91,18 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def new_folder(
   target: epath.Path, replace: bool = False
 ) -> Iterator[epath.Path]:
-  """Lends a temporary folder that becomes `target` when all went well.
+  """Yields a temporary folder that is renamed to `target` on success.
 
-  Nothing is left behind when the writing fails; `target` never holds half a
-  checkpoint. In an object store, which cannot rename, it is `target` itself:
-  who writes there writes last what makes it a checkpoint.
+  On failure nothing remains, and `target` never holds half a checkpoint. An
+  object store cannot rename, so there the folder is `target` itself. The caller
+  must then write the file that marks a whole checkpoint last.
 
   Args:
-    target: the folder.
-    replace: whether it takes the place of one that is there.
+    target: the folder to make.
+    replace: whether it may replace an existing one.
 
   Raises:
-    UserError: `target` exists and must not, or the files cannot be written.
+    UserError: `target` exists and may not be replaced, or cannot be written.
   """
   if target.exists() and not replace:
     raise errors.UserError(
@@ -132,7 +133,7 @@ def new_folder(
 
 @contextlib.contextmanager
 def _folder_in_store(target: epath.Path) -> Iterator[None]:
-  """Removes what is there before the writing, and what is left if it fails."""
+  """Empties `target` before the block, and again if the block fails."""
   with object_stores.explained(target, f'cannot write {target}: '):
     try:
       target.rmtree(missing_ok=True)

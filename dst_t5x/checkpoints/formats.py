@@ -1,20 +1,20 @@
-"""The number of the format in which run folders and checkpoints are written."""
+"""The format number of run folders and checkpoints."""
 
 import dst_t5x
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 
-# Of `run.json` and of checkpoints. It goes up whenever a reader of the last one
-# would misread what is written now.
+# For `run.json` and checkpoints. Increase it when a reader of the last format
+# would misread the new one.
 FORMAT = 1
 
 
 def check(said: json_object.JsonObject) -> None:
-  """Checks that what was written has a format that is known here.
+  """Checks that this version can read a format.
 
   Args:
-    said: `run.json`, or what a checkpoint says about itself. Without `format`,
-      it has the first one.
+    said: the content of `run.json`, or a checkpoint's `about`. If it has no
+      `format`, the format is 1.
 
   Raises:
     UserError: a newer version of the package wrote it.

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of the configured model."""
+"""Checks that a checkpoint fits the configured model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,15 @@ from dst_t5x.models import families
 def check_matches(
   params: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
-  """Checks that a checkpoint is one of the configured model.
+  """Checks that a checkpoint fits the configured model.
 
   Args:
-    params: unstacked nested dict of arrays.
-    expected: the same of `jax.ShapeDtypeStruct`.
+    params: the checkpoint's parameters, an unstacked nested dict of arrays.
+    expected: the model's, an unstacked nested dict of `jax.ShapeDtypeStruct`.
 
   Raises:
-    UserError: it has another vocabulary or size, or a tensor is missing,
-      superfluous or misshapen; the first is named.
+    UserError: the vocabulary or a size differs, or a tensor is missing,
+      superfluous or of another shape. The message names the first such tensor.
   """
   found = _shapes(params)
   wanted = _shapes(expected)
@@ -48,7 +48,7 @@ def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_sizes(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
-  """Refuses a model of another vocabulary or size, in the config's terms."""
+  """Raises UserError if sizes differ; the message uses the config's names."""
   different = {
     name: f'{name} is {found[name]} in the checkpoint, {wanted[name]} in the'
     ' model'

@@ -1,11 +1,13 @@
-"""Lets Orbax keep checkpoints on s3://, as it does on gs://.
+"""Makes Orbax store checkpoints on s3:// as it does on gs://.
 
-TensorStore reads and writes S3, and Orbax counts it among the remote stores,
-but builds specs for gs:// only (`tensorstore_utils._use_gcs_driver`; of others
-it says "Checkpoint path should be absolute"), and elsewhere commits by renaming
-a folder, which S3 cannot. Where a run is on S3, these few functions of Orbax
-0.12 take s3:// as gs://: arrays go to TensorStore's driver for S3, and a
-checkpoint counts once its file `commit_success.txt` is there.
+TensorStore supports S3, but Orbax 0.12 builds TensorStore specs for gs:// only
+(`tensorstore_utils._use_gcs_driver`; other stores fail with "Checkpoint path
+should be absolute"). Outside of gs://, it commits a checkpoint by renaming its
+folder, which S3 cannot do.
+
+`enable` replaces a few functions of Orbax so that they treat s3:// like gs://.
+Arrays then go to TensorStore's S3 driver, and the file `commit_success.txt`
+commits a checkpoint.
 """
 
 import functools
@@ -31,7 +33,7 @@ def _normalized(path: str) -> str:
   return f'{scheme}://{os.path.normpath(inside)}'
 
 
-# (module, name) -> what stands there instead.
+# (module, name) -> replacement.
 _INSTEAD = {
   (gcs_utils, '_GCS_PATH_PREFIX'): _STORES,
   (gcs_utils, 'get_kvstore_for_gcs'): object_stores.key_value_store,
@@ -42,10 +44,10 @@ _INSTEAD = {
 
 @functools.cache
 def enable() -> None:
-  """Makes Orbax take s3:// for the rest of this process.
+  """Makes Orbax accept s3:// for the rest of this process.
 
   Raises:
-    UserError: this version of Orbax is another inside.
+    UserError: this version of Orbax lacks a function to replace.
   """
   for module, name in _INSTEAD:
     if not hasattr(module, name):

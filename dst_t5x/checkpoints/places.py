@@ -1,4 +1,4 @@
-"""The folder that a path means, in a store or on a disk."""
+"""Finds the folder of a path, on a disk or in an object store."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,7 +11,7 @@ from dst_t5x.core import object_stores
 
 @contextlib.contextmanager
 def reached(path: epath.PathLike) -> Iterator[None]:
-  """Raises UserError where a bucket cannot be reached, whatever the client."""
+  """Turns any failure to reach a bucket in the block into a UserError."""
   object_stores.check(path)
   try:
     yield
@@ -26,7 +26,11 @@ def reached(path: epath.PathLike) -> Iterator[None]:
 
 
 def existing_folder(path: epath.PathLike) -> epath.Path:
-  """Returns the path of a folder; names the nearest if it is misspelt."""
+  """Returns the path of an existing folder.
+
+  Raises:
+    UserError: there is none; the message suggests a similar name.
+  """
   folder = epath.Path(path).expanduser()
   if folder.is_dir():
     return folder
@@ -51,7 +55,7 @@ def existing_folder(path: epath.PathLike) -> epath.Path:
 def _nearest_beside(folder: epath.Path) -> str:
   """Returns `; did you mean 'x'?` for what is beside a folder in a store."""
   if not object_stores.split(folder)[1]:
-    return ''  # A bucket; others' are not ours to list.
+    return ''  # A bucket itself: listing all buckets needs other permissions.
   try:
     known = [child.name for child in folder.parent.iterdir()]
   except FileNotFoundError:

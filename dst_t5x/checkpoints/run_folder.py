@@ -1,15 +1,15 @@
-"""Checkpoints of our own runs: the subset, not the model.
+"""Run folders, and their checkpoints: the subset, not the model.
 
-A run folder holds `run.json` (what the run is, so that nothing else continues
-it by mistake) and `checkpoints/STEP/`, written by Orbax in the background. A
-checkpoint holds what training changed, the optimizer's state, the position in
-the data, and the seed by path and fingerprint: no second copy of the model.
+A run folder holds `run.json` and `checkpoints/STEP/`. `run.json` identifies the
+run, so that no other run continues it by mistake. Orbax writes checkpoints in
+the background. A checkpoint refers to its seed by path and fingerprint, and has
+no copy of it. Its items:
 
-    about        JSON: the format, what the run is, the step, the metadata of
+    about        JSON: the format, the run's identity, the step, the metadata of
                  docs/subset_format.md
-    parameters   the subset, or `dense`: what is trained
-    state        see `state_keys`
-    data         `position`
+    parameters   the subset, or `dense`: all trained parameters
+    state        the states of optimizer and projection, see `state_keys`
+    data         `position`, the position in the data
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -39,12 +39,15 @@ _ITEMS = ('about', 'parameters', 'state', 'data')
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-  """Whether a folder is that of a run of our own."""
+  """Returns whether a folder is a run folder."""
   return (epath.Path(path) / _RUN_FILE).exists()
 
 
 def run_of(path: str | os.PathLike[str]) -> epath.Path | None:
-  """Returns the run whose checkpoints, or one of them, a folder holds."""
+  """Returns the run folder that a folder inside `checkpoints` belongs to.
+
+  `checkpoints` itself counts too. Returns None for any other folder.
+  """
   folder = epath.Path(path)
   for part in (folder, *folder.parents):
     if part.name == _FOLDER and is_run(part.parent):
@@ -62,13 +65,13 @@ class RunFolder:
     best_of: Callable[[Collection[int]], int | None] = lambda steps: None,
     read_only: bool = False,
   ) -> None:
-    """Opens a run folder; what is in it stays.
+    """Opens a run folder, and keeps its checkpoints.
 
     Args:
       path: MODEL_DIR.
       keep: how many of the latest checkpoints to keep.
-      best_of: steps of checkpoints -> the one that is kept besides, if any.
-      read_only: whether nothing shall be written or cleaned up.
+      best_of: maps the steps of checkpoints to the best one, which is kept too.
+      read_only: whether to write and delete nothing.
     """
     self.path = epath.Path(path)
     if object_stores.scheme(path) == 's3':
@@ -79,7 +82,7 @@ class RunFolder:
     self._manager = ocp.CheckpointManager(
       checkpoint_files.absolute(self.path) / _FOLDER,
       item_names=_ITEMS,
-      # Else their metadata, which `_restore_arrays` needs, is not to be had.
+      # `_restore_arrays` needs metadata, which Orbax has only with handlers.
       item_handlers={
         name: ocp.StandardCheckpointHandler() for name in ('parameters', 'data')
       },
@@ -94,7 +97,7 @@ class RunFolder:
   def should_preserve(
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> list[bool]:
-    """Tells Orbax which checkpoints stay when another one is whole."""
+    """Returns which checkpoints Orbax keeps after a save, one bool for each."""
     del context
     kept = self._kept([checkpoint.step for checkpoint in checkpoints])
     return [checkpoint.step in kept for checkpoint in checkpoints]
@@ -103,10 +106,12 @@ class RunFolder:
     return {*sorted(steps)[-self._keep :], self._best_of(steps)}
 
   def tidy(self) -> None:
-    """Waits, and deletes what is no more the best; only if anything was saved.
+    """Waits for writes, then deletes checkpoints that are no longer kept.
+
+    Deletes nothing if this object has saved nothing.
 
     Raises:
-      UserError: something could not be written.
+      UserError: a checkpoint could not be written or deleted.
     """
     self.wait()
     others = set(self.steps) - self._kept(self.steps)
@@ -116,7 +121,7 @@ class RunFolder:
 
   @property
   def latest_step(self) -> int | None:
-    """The step of the last whole checkpoint, None if there is none."""
+    """The step of the last whole checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   @property
@@ -132,14 +137,15 @@ class RunFolder:
     position: bytes,
     about: Mapping[str, Any],
   ) -> None:
-    """Begins to write a checkpoint; returns once its content is copied.
+    """Starts to write a checkpoint; returns when its content is copied.
 
     Args:
-      step: steps done.
-      parameters: `subset.to_arrays`, or {'dense': what is trained}.
-      state: `state_keys.flatten` of optimizer and projection state.
-      position: the data's.
-      about: what else a reader needs; JSON.
+      step: the number of steps done.
+      parameters: `subsets.to_arrays` of the subset, or
+        {'dense': trained parameters}.
+      state: `state_keys.flatten` of the states of optimizer and projection.
+      position: the position in the data.
+      about: JSON, see the module.
 
     Raises:
       UserError: this or an earlier checkpoint could not be written.
@@ -157,33 +163,33 @@ class RunFolder:
       self._manager.save(step, args=args, force=True)
 
   def wait(self) -> None:
-    """Waits until everything is written.
+    """Waits until all checkpoints are written.
 
     Raises:
-      UserError: something could not be.
+      UserError: one could not be written.
     """
     with self._one_line():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Waits until everything is written, and ends the background threads.
+    """Waits until all checkpoints are written, and ends the background threads.
 
     Raises:
-      UserError: something could not be written.
+      UserError: one could not be written.
     """
     with self._one_line():
       self._manager.close()
 
   @property
   def what_is_whole(self) -> str:
-    """Which checkpoint there is, for messages."""
-    # The manager loses count when a save fails.
+    """A clause for messages: which checkpoint is whole."""
+    # Read from the folder: after a failed save, the manager's list is wrong.
     return what_is_whole(self.path)
 
   @contextlib.contextmanager
   def _one_line(self) -> Iterator[None]:
-    """Turns what goes wrong while writing into one line."""
+    """Turns errors of writing into UserErrors of one line."""
     try:
       yield
     except (OSError, ValueError, RuntimeError) as e:
@@ -193,7 +199,7 @@ class RunFolder:
       ) from e
 
   def about(self, step: int) -> dict[str, Any]:
-    """Returns what `save` was told about a checkpoint, and its format.
+    """Returns the `about` of a checkpoint, with its format.
 
     Raises:
       UserError: it cannot be read, or a newer version wrote it.
@@ -204,7 +210,7 @@ class RunFolder:
     return found
 
   def parameters(self, step: int) -> dict[str, Any]:
-    """Returns a checkpoint's `parameters`, as NumPy arrays."""
+    """Returns a checkpoint's parameters, as NumPy arrays."""
     return self._restore_arrays(step, 'parameters')
 
   def state(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,14 +219,14 @@ class RunFolder:
     return self._restore(step, state=args)['state']
 
   def position(self, step: int) -> bytes:
-    """Returns the position in the data."""
+    """Returns a checkpoint's position in the data."""
     return self._restore_arrays(step, 'data')['position'].tobytes()
 
   def _restore_arrays(self, step: int, item: str) -> dict[str, Any]:
-    """Returns an item as NumPy arrays, whole in each process.
+    """Returns an item as NumPy arrays, complete in each process.
 
-    Without being told so, Orbax puts arrays where they were, on devices that
-    may be another process's now.
+    By default, Orbax restores arrays to the devices that they were saved from,
+    which may now belong to another process.
     """
     with self._reading(step):
       found = self._manager.item_metadata(step)[item]
@@ -234,7 +240,7 @@ class RunFolder:
 
   @contextlib.contextmanager
   def _reading(self, step: int) -> Iterator[None]:
-    """Turns what goes wrong while reading into one line."""
+    """Turns errors of reading into UserErrors of one line."""
     try:
       yield
     except (OSError, ValueError, KeyError, AttributeError) as e:
@@ -244,7 +250,7 @@ class RunFolder:
       ) from e
 
   def _remedy(self, step: int) -> str:
-    """Returns which checkpoint there is besides one that cannot be read."""
+    """Returns advice for a checkpoint that cannot be read: use another one."""
     folder = self.path / _FOLDER
     others = [
       other
@@ -261,7 +267,7 @@ class RunFolder:
 
 
 def _root(error: BaseException) -> str:
-  """Returns the first line of what caused an error."""
+  """Returns the first line of an error's first cause."""
   while error.__cause__ is not None:
     error = error.__cause__
   return (str(error).splitlines() or [type(error).__name__])[0]
@@ -280,7 +286,7 @@ def _whole_steps(path: epath.Path) -> list[int]:
 
 
 def what_is_whole(path: epath.Path) -> str:
-  """Returns which checkpoint a run has, for messages."""
+  """Returns a clause for messages: which checkpoint is whole."""
   steps = _whole_steps(path)
   if not steps:
     return 'there is no checkpoint yet'
@@ -288,16 +294,16 @@ def what_is_whole(path: epath.Path) -> str:
 
 
 def _is_whole(checkpoint: epath.Path) -> bool:
-  """Whether a folder with the name of a step is a checkpoint's."""
+  """Returns whether a folder named after a step holds a whole checkpoint."""
   if not object_stores.is_remote(checkpoint):
-    return True  # It was renamed when it was.
+    return True  # It gets this name when it is whole.
   return (checkpoint / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
 
 
 def last_about(path: epath.Path) -> dict[str, Any] | None:
-  """Returns `RunFolder.about` of the last whole checkpoint, if there is one.
+  """Returns `RunFolder.about` of the last whole checkpoint; None if none.
 
-  Not by Orbax, which would wait for the other processes.
+  Reads the file without Orbax, which would wait for the other processes.
 
   Raises:
     UserError: it is damaged, or a newer version wrote it.
@@ -312,7 +318,7 @@ def last_about(path: epath.Path) -> dict[str, Any] | None:
 
 
 def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
-  """Writes what a run is, whole or not at all."""
+  """Writes `run.json` atomically, with the format number."""
   object_stores.make_folder(path)
   content = {'format': formats.FORMAT, **content}
   text = json_text.dumps(content, indent=2, sort_keys=True) + '\n'
@@ -320,7 +326,7 @@ def write_run_file(path: epath.Path, content: Mapping[str, Any]) -> None:
 
 
 def read_run_file(path: epath.Path) -> dict[str, Any]:
-  """Returns what `write_run_file` wrote.
+  """Returns the content of `run.json`.
 
   Raises:
     UserError: the file is damaged, or a newer version wrote it.

@@ -1,7 +1,7 @@
-"""Reads safetensors files tensor by tensor, through the library's own reader.
+"""Reads safetensors files tensor by tensor, with the `safetensors` library.
 
-A file on this disk is mapped into memory, so that no more than the tensor at
-hand is in memory twice. One in a bucket is copied to this disk first.
+A file on this disk is mapped into memory, so only one tensor at a time is in
+memory twice. A file in a bucket is copied to this disk first.
 """
 
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-# Else the library, which asks NumPy for the type, would not find bfloat16.
+# Registers bfloat16 with NumPy, where the library looks it up.
 import ml_dtypes  # noqa: F401
 import numpy as np
 import safetensors
@@ -18,17 +18,17 @@ import safetensors
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError, first_line
 
-# What float32 holds exactly.
+# The types whose values are exact in float32.
 _DTYPES = ('F32', 'F16', 'BF16')
 
 
 class File:
-  """An open file.
+  """An open safetensors file.
 
   Attributes:
-    path: where it came from.
-    names: of its tensors.
-    metadata: what its writer said besides.
+    path: the file's path.
+    names: the names of its tensors.
+    metadata: the metadata in its header.
   """
 
   def __init__(self, path: epath.Path, opened: Any) -> None:
@@ -38,7 +38,7 @@ class File:
     self.metadata: dict[str, str] = opened.metadata() or {}
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Returns a tensor's shape, by the file's header."""
+    """Returns a tensor's shape, from the file's header."""
     return tuple(self._opened.get_slice(name).get_shape())
 
   def is_bfloat16(self, name: str) -> bool:
@@ -46,12 +46,12 @@ class File:
     return self._opened.get_slice(name).get_dtype() == 'BF16'
 
   def check(self, name: str, shape: tuple[int, ...], asks: str) -> None:
-    """Checks a tensor by the file's header, before it is read.
+    """Checks a tensor's shape and type in the file's header.
 
     Args:
-      name: of the tensor.
-      shape: that it must have.
-      asks: who wants that shape, and a verb.
+      name: the tensor's name.
+      shape: the expected shape.
+      asks: subject and verb for the message, such as `the config asks`.
 
     Raises:
       UserError: it has another shape, or is not float32, float16 or bfloat16.
@@ -68,7 +68,7 @@ class File:
       )
 
   def tensor(self, name: str) -> np.ndarray:
-    """Returns a tensor that was checked, a copy of its own.
+    """Returns a copy of a tensor. Call `check` first.
 
     Raises:
       UserError: it cannot be read.
@@ -79,10 +79,10 @@ class File:
 
 @contextlib.contextmanager
 def opened(path: epath.Path) -> Iterator[File]:
-  """Opens a file, on this disk or in a bucket.
+  """Opens a file on this disk or in a bucket.
 
   Raises:
-    UserError: it is missing, truncated, damaged or no safetensors file.
+    UserError: it is missing, truncated, damaged, or not a safetensors file.
   """
   with contextlib.ExitStack() as stack:
     with _one_line(path):
@@ -92,20 +92,20 @@ def opened(path: epath.Path) -> Iterator[File]:
       file = stack.enter_context(safetensors.safe_open(here, framework='np'))
     found = File(path, file)
     odd = sorted(name for name in found.names if not name.isprintable())
-    if odd:  # It would be part of messages.
+    if odd:  # Messages quote names, so a name must be printable.
       raise UserError(f'{path} has a tensor with the name {odd[0][:60]!a}')
     yield found
 
 
 def prefix_hint(found: Collection[str], known: Collection[str]) -> str:
-  """Returns what to do where all names differ from the known by a prefix.
+  """Returns advice if all names have the same extra prefix.
 
   Args:
-    found: names in a file.
-    known: names that it might have.
+    found: the names in a file.
+    known: the names that the model has.
 
   Returns:
-    Something to add to a message, or nothing.
+    Text to append to a message; '' if there is no such prefix.
   """
   for name in found:
     parts = name.split('.')
@@ -123,7 +123,7 @@ def prefix_hint(found: Collection[str], known: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def _one_line(path: epath.Path) -> Iterator[None]:
-  """Raises UserError where a file cannot be read, or is none."""
+  """Turns errors of reading a file into UserErrors of one line."""
   try:
     with object_stores.explained(path, f'cannot read {path}: '):
       yield

@@ -1,4 +1,4 @@
-"""The seed: pretrained parameters of any known format, and their identity."""
+"""Loads the seed: pretrained parameters in any known format."""
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -34,7 +34,7 @@ from dst_t5x.models import api
 from dst_t5x.models import families
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 
-# Whose seeds are being loaded, one for the other.
+# The checkpoints whose seeds are being loaded, to detect cycles.
 _seeds_of: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
   'seeds_of', default=()
 )
@@ -46,12 +46,14 @@ class Seed:
 
   Attributes:
     params: unstacked nested dict of float32 NumPy arrays under T5X's names.
-    path: the folder that they were read from; of T5X, the one of the step.
+    path: the folder or file that they were read from; for T5X, the folder
+      `checkpoint_<step>`.
     format: 't5x', 'hf' (Hugging Face), 'peft' (an adapter in the format of
       Hugging Face PEFT, with its base), 'gguf' (a GGUF file, dequantised),
       'dst' (a subset file, with its seed) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
-    adapter: what the network needs besides, whose parameters are among these.
+    adapter: the adapter to apply to the network; `params` includes its
+      parameters.
     network: see `checkpoint_files.LoadedCheckpoint`; so are `companions`,
       `is_bfloat16` and `note`.
   """
@@ -67,10 +69,10 @@ class Seed:
   note: str = ''
 
   def merged(self) -> 'Seed':
-    """Returns the seed of an equal network without adapter.
+    """Returns the seed with the adapter merged into the network's parameters.
 
     Raises:
-      UserError: there is none.
+      UserError: the adapter cannot be merged, or the result is not finite.
     """
     if not self.adapter.added:
       return self
@@ -80,7 +82,7 @@ class Seed:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Their identity, `fingerprint.fingerprint` of them."""
+    """The identity of the parameters: `fingerprint.fingerprint`."""
     return fingerprint_lib.fingerprint(self.params)
 
   @property
@@ -91,7 +93,7 @@ class Seed:
 
   @property
   def reference(self) -> dict[str, Any]:
-    """What a checkpoint or a subset file says of its seed; JSON."""
+    """The record of this seed in checkpoints and subset files; JSON."""
     return {
       'name': '/'.join(epath.Path(self.path).parts[-2:]),
       'path': os.fspath(checkpoint_files.absolute(self.path)),
@@ -104,21 +106,21 @@ class Seed:
 def load_seed(
   path: epath.PathLike, step: int | None = None, seed_path: str | None = None
 ) -> Seed:
-  """Loads parameters and logs what was loaded.
+  """Loads parameters, and logs their source and fingerprint.
 
   Args:
-    path: a T5X checkpoint or a folder of them (the newest is taken), a Hugging
-      Face model's folder, a folder with an adapter of Hugging Face PEFT, a file
-      `….gguf` or `….dst`, or the folder of a run of this package (its last
-      checkpoint). May be in an object store (`gs://…`, `s3://…`). Or a model of
-      the Hugging Face Hub, `hf://organisation/name[@revision]`.
-    step: another checkpoint of such a run.
-    seed_path: where the seed of such a run or file, or the base of such an
-      adapter is, if it was moved.
+    path: one of the following, on a disk or in an object store (`gs://…`,
+      `s3://…`): a T5X checkpoint, or a folder of them (the newest is taken); a
+      Hugging Face model's folder; a folder with an adapter of Hugging Face
+      PEFT; a file `….gguf` or `….dst`; a run folder of this package. Or a model
+      of the Hugging Face Hub, `hf://organisation/name[@revision]`.
+    step: the checkpoint of a run folder; the last if None.
+    seed_path: the new path of a moved seed of a run or `.dst` file, or of a
+      moved base of an adapter.
 
   Raises:
-    UserError: there is nothing at the path, or nothing of a known format, or
-      what is there is damaged, or of no known family, or not all finite.
+    UserError: the path has nothing of a known format, or it is damaged, of no
+      known family, or has values that are not finite.
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
@@ -187,10 +189,10 @@ def _checked(seed: Seed) -> Seed:
 def _load_subset(
   path: epath.Path, seed_path: str | None
 ) -> checkpoint_files.LoadedCheckpoint:
-  """Returns the parameters of a seed with the values of a subset file.
+  """Returns the parameters of a subset file applied to its seed.
 
   Raises:
-    UserError: the file is damaged, or its seed is not to be had.
+    UserError: the file is damaged, or its seed cannot be loaded.
   """
   found, content = subsets.load(path)
   about = json_object.JsonObject(content, f'what {path} says')
@@ -222,8 +224,8 @@ def _load_adapter(
   """Returns the parameters of an adapter and of its base.
 
   Raises:
-    UserError: the base is not there or is another one, or the adapter is of no
-      known kind.
+    UserError: the base cannot be found or is another one, or the adapter's kind
+      is unknown.
   """
   about = peft_files.about(folder)
   path = seed_path or about.base
@@ -255,17 +257,17 @@ def load_run(
   step: int | None = None,
   seed_path: str | None = None,
 ) -> checkpoint_files.LoadedCheckpoint:
-  """Returns the parameters of a run's checkpoint, whole, on the host.
+  """Returns all parameters of a run's checkpoint, on the host.
 
-  If the run has an adapter, the adapter's are among them.
+  They include those of the run's adapter, if it has one.
 
   Args:
-    path: a run folder of our own.
-    step: which checkpoint; the last by default.
-    seed_path: where its seed is; by default where it was.
+    path: a run folder of this package.
+    step: the checkpoint; the last if None.
+    seed_path: the path of its seed; by default the recorded one.
 
   Raises:
-    UserError: there is no such checkpoint, or its seed is not to be had.
+    UserError: there is no such checkpoint, or its seed cannot be loaded.
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
@@ -342,18 +344,18 @@ def seed_of(
   """Loads the seed that a checkpoint refers to.
 
   Args:
-    reference: its `fingerprint`, and as far as they are known its `path`,
-      `format` and `step`.
+    reference: the seed's `fingerprint`, and if known its `path`, `format` and
+      `step`; see `Seed.reference`.
     what: the checkpoint, for messages.
-    seed_path: where it is; by default where it was.
+    seed_path: the seed's path; by default the one in `reference`.
 
   Raises:
-    UserError: it is not there, or is another one.
+    UserError: it cannot be loaded, or has another fingerprint.
   """
   said = json_object.JsonObject(dict(reference), f'the seed of {what}')
   fingerprint = said.get('fingerprint', str)
   path = seed_path or said.get('path', str)
-  # A run that became a seed may have been trained on since.
+  # A run that is a seed may have been trained further since.
   was_run = said.get('format', str, '') == 'run'
   step = said.get('step', int, None) if was_run and _is_run(path) else None
   if what in _seeds_of.get():
@@ -386,11 +388,11 @@ def _is_run(path: epath.PathLike) -> bool:
 
 
 def _check_finite(params: Mapping[str, Any], path: str) -> None:
-  """Refuses NaN and infinity, which would make any loss NaN much later."""
+  """Raises UserError for NaN or infinity, which would make losses NaN later."""
   flat = parts.flatten(params)
 
   def is_finite(array: np.ndarray) -> bool:
-    # Both are NaN if one value is. No array of as many bools is made.
+    # Minimum and maximum are NaN if any value is. They need no array of bools.
     return not array.size or bool(np.isfinite([array.max(), array.min()]).all())
 
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:

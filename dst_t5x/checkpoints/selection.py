@@ -1,13 +1,14 @@
-"""Which trial of a setting counts: the one rule of all that chooses.
+"""Chooses the best trial of a setting; all choices use this one rule.
 
-A trial is a value that was tried, a learning rate say, with a run for each
-random seed. Of a setting's trials the one counts
+A trial is one value that was tried, such as a learning rate, with a run for
+each random seed. The rule:
 
-- of which no run failed, as those do that diverge, unless one of each did;
-- whose mean score is the best: the highest, or the lowest of a metric that is a
-  loss (see `best.is_lower_better`). Means are taken over the random seeds that
-  all of these trials have, so that none wins by a lucky seed alone;
-- of equal ones that with more random seeds, and then the first.
+1. Trials with a failed run, such as one that diverged, are excluded, unless
+   every trial has one.
+2. The best mean score wins: the highest, or the lowest if the metric is a loss
+   (see `best.is_lower_better`). Means are taken over the random seeds that all
+   remaining trials share, so that no trial wins by a lucky seed.
+3. Among equal means, the trial with more random seeds wins, then the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,12 @@ from dst_t5x.checkpoints import best
 
 
 class Trial(NamedTuple):
-  """What was tried.
+  """The runs of one value.
 
   Attributes:
-    scores: random seed -> score of its finished run; None or NaN if that has
-      none.
-    is_failed: whether a run of it failed.
+    scores: random seed -> score of its finished run; None or NaN if the run has
+      no score.
+    is_failed: whether one of the runs failed.
   """
 
   scores: Mapping[Any, float | None]
@@ -33,11 +34,11 @@ class Trial(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """What was chosen.
+  """The result of `choose`.
 
   Attributes:
-    chosen: index of the trial that counts; None if there is no finished run.
-    means: of all trials; NaN without a score.
+    chosen: index of the best trial; None if no trial has a finished run.
+    means: [trials], mean scores; NaN for a trial without one.
   """
 
   chosen: int | None
@@ -45,11 +46,11 @@ class Choice(NamedTuple):
 
 
 def choose(trials: Sequence[Trial], metric: str) -> Choice:
-  """Chooses among the trials of a setting.
+  """Returns the best trial of a setting, and the mean scores.
 
   Args:
-    trials: in the order in which they were tried.
-    metric: what the scores are.
+    trials: the trials, in the order in which they were tried.
+    metric: the name of the scores' metric.
   """
   finished = [i for i, trial in enumerate(trials) if trial.scores]
   sound = [i for i in finished if not trials[i].is_failed]
@@ -70,7 +71,7 @@ def choose(trials: Sequence[Trial], metric: str) -> Choice:
 
 
 def _mean(trial: Trial, common: set[Any]) -> float:
-  """Returns the mean over the common random seeds, or else over its own."""
+  """Returns the mean over the common random seeds, or over all if none is."""
   values = [v for s, v in trial.scores.items() if s in common or not common]
   known = [v for v in values if v is not None and not math.isnan(v)]
   return float(np.mean(known)) if known else math.nan

@@ -1,15 +1,15 @@
-"""What the arrays of a training state are called in a checkpoint.
+"""The keys of a training state's arrays in a checkpoint.
 
-    optimizer.PATH.K   the K-th array that the optimizer keeps of a parameter;
-                       PATH has dots: `decoder.logits_dense.kernel`
-    optimizer.K        its K-th array that is no parameter's, such as a count
-    projection.PATH    of the projection's state, by its own names
-    NAME               anything else, by the name of its field
+    optimizer.PATH.K   the optimizer's K-th array for a parameter; PATH has
+                       dots: `decoder.logits_dense.kernel`
+    optimizer.K        the optimizer's K-th other array, such as a count
+    projection.PATH    an array of the projection's state, by its field names
+    NAME               any other array, by its field name
 
-K counts from 0, in the order of the tree. Optax's names of fields, and how it
-nests its states, are not part of a key: another release of Optax may rename a
-field, or put one transformation more around another. It may not change which
-arrays there are, or the order of a parameter's.
+K counts from 0, in the order of the tree. Keys contain neither the field names
+nor the nesting of Optax's states. A release of Optax may therefore rename a
+field or wrap a transformation in another, but not add, remove or reorder a
+parameter's arrays.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ def flatten(state: Mapping[str, PyTree], params: PyTree) -> dict[str, Any]:
   """Returns key -> array of a training state.
 
   Args:
-    state: name -> tree of any containers; `optimizer` is the optimizer's.
-    params: what is trained, or its shapes.
+    state: name -> tree; `optimizer` is the optimizer's state.
+    params: the trained parameters, or their shapes.
   """
   flat: dict[str, Any] = {}
   for name, tree in sorted(state.items()):  # As JAX orders leaves.
@@ -44,7 +44,7 @@ def flatten(state: Mapping[str, PyTree], params: PyTree) -> dict[str, Any]:
 def unflatten(
   like: Mapping[str, PyTree], params: PyTree, flat: Mapping[str, Any]
 ) -> dict[str, PyTree]:
-  """Inverse of `flatten`, for a state of the structure of `like`."""
+  """Inverts `flatten`; returns a state with the structure of `like`."""
   leaves = [flat[key] for key in flatten(like, params)]
   return jax.tree.unflatten(jax.tree.structure(dict(like)), leaves)
 
@@ -59,7 +59,7 @@ def _optimizer_keys(state: PyTree, params: PyTree) -> list[str]:
   for key_path, _ in jax.tree_util.tree_leaves_with_path(state):
     names = _names(key_path)
     ends = (names[start:] for start in range(len(names)))
-    # The longest: one parameter's path may end as another's.
+    # The longest match: one parameter's path can be the end of another's.
     path = next((end for end in ends if end in paths), ())
     number = next(counts.setdefault(path, itertools.count()))
     keys.append(_key((OPTIMIZER, *path, str(number))))

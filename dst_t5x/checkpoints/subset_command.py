@@ -1,4 +1,4 @@
-"""Looks at subset files, checks, applies, exports, compares, combines them.
+"""Inspects, checks, applies, exports, compares and combines subset files.
 
     python -m dst_t5x.subset extract TUNED --seed SEED --output a.dst
     python -m dst_t5x.subset info a.dst
@@ -8,8 +8,8 @@
     python -m dst_t5x.subset overlap a.dst b.dst
     python -m dst_t5x.subset combine a.dst b.dst --rule=mean --output ab.dst
 
-SEED and TUNED are what `python -m dst_t5x.convert` reads: a T5X checkpoint in
-either of its formats, a Hugging Face folder, a GGUF file, or a run.
+SEED and TUNED are anything that `python -m dst_t5x.convert` reads: a T5X
+checkpoint, a Hugging Face folder, a GGUF file, or a run.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from dst_t5x.subsets import extraction
 from dst_t5x.subsets import file
 
 _BAR = 30
-# From this share of the parameters on, a subset is larger than the model.
+# Above this share of the parameters, a subset file is larger than the model.
 _MOST = 0.8
 
 Rows = list[tuple[str, ...]]
 
 
 def extract(options: argparse.Namespace) -> None:
-  """Writes what a tuned model has that its seed has not."""
+  """Writes the subset in which a tuned model differs from its seed."""
   (path,) = options.files
   tuned, seed = _load_seed(path).merged(), _load_seed(options.seed).merged()
   subset = extraction.extract(tuned.params, seed.params, seed.fingerprint)
@@ -65,20 +65,20 @@ def extract(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-  """Prints what files hold: their metadata, and what is free by module."""
+  """Prints the metadata of files, and the free parameters by module."""
   for i, path in enumerate(options.files):
     subset, about = file.load(path)
     size = epath.Path(path).stat().length
     print('\n' * bool(i), end='')
     print(f'{path}: {size:,} bytes, {subset.size:,} values, {file.FORMAT}')
-    # As JSON, which cannot hold what a terminal would obey.
+    # JSON escapes control characters, which a terminal would obey.
     for key in sorted(about):
       print(f'{json_text.dumps(key)[1:-1]}: {json_text.dumps(about[key])}')
     _show(_modules(subset))
 
 
 def _modules(subset: extraction.Subset) -> Rows:
-  """Returns the table by module: parameters, free ones, their share, a bar."""
+  """Returns a table by module: parameters, free ones, their share, a bar."""
   sizes: dict[str, int] = {}
   free: dict[str, int] = {}
   for path, tensor in subset.tensors.items():
@@ -102,7 +102,7 @@ def _counts(parameters: int, free: int) -> tuple[str, str, str]:
 
 
 def _show(rows: Rows) -> None:
-  """Prints rows: names to the left, numbers to the right, bars as they are."""
+  """Prints rows: names flush left, numbers flush right, the last column raw."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   for name, *numbers, last in rows:
     cells = [f'{n:>{w}}' for n, w in zip(numbers, widths[1:-1], strict=True)]
@@ -110,7 +110,7 @@ def _show(rows: Rows) -> None:
 
 
 def verify(options: argparse.Namespace) -> None:
-  """Checks that files are whole, and that a seed is theirs."""
+  """Checks that files are whole, and that they belong to a seed."""
   subsets = {path: file.load(path)[0] for path in options.files}
   seed = _load_seed(options.seed) if options.seed else None
   for path, subset in subsets.items():
@@ -125,7 +125,7 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def _for_file(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls a function; what it says against a subset is said of its file."""
+  """Calls a function; its UserErrors get the file's path."""
   try:
     return function(*arguments)
   except UserError as e:
@@ -133,7 +133,7 @@ def _for_file(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _load_seed(path: str) -> Any:
-  # Reading models takes many libraries, reading subsets none of them.
+  # Reading models imports many libraries that reading subsets does not need.
   from dst_t5x.checkpoints import seeds
 
   return seeds.load_seed(path)
@@ -150,7 +150,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
-  """Writes the tuned model; a run, as which none can be written, as T5X's."""
+  """Writes the tuned model, by default as T5X unless the seed is `hf`."""
   from dst_t5x.checkpoints import conversion
   from dst_t5x.subsets import fingerprint
 
@@ -173,7 +173,7 @@ def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
 
 
 def overlap(options: argparse.Namespace) -> None:
-  """Prints how much every two files share (Eq. 9), two of them by module."""
+  """Prints the overlap of each pair of files (Eq. 9); of two, by module too."""
   subsets = [subset for subset, _ in _load_several(options.files)]
   overlaps = {
     (i, j): algebra.overlap(subsets[i], subsets[j])
@@ -198,7 +198,7 @@ def _show_overlaps(
   overlaps: Mapping[tuple[int, int], algebra.Overlap],
   modules: Mapping[str, algebra.Overlap],
 ) -> None:
-  """Prints the overlaps of pairs of files, under their numbers from 1 on."""
+  """Prints the overlaps of pairs of files; files are numbered from 1."""
   for i, path in enumerate(files, start=1):
     print(f'{i}: {path}')
   rows: Rows = [('', 'first', 'second', 'shared', 'of first', 'Jaccard', '')]
@@ -220,7 +220,7 @@ def _overlap_row(name: str, found: algebra.Overlap) -> tuple[str, ...]:
 
 
 def combine(options: argparse.Namespace) -> None:
-  """Writes one file of the values of several."""
+  """Combines the values of several files into one file."""
   loaded = _load_several(options.files)
   combined, overlaps = algebra.combine(
     [subset for subset, _ in loaded], options.rule
@@ -264,7 +264,7 @@ def _parser() -> command_line.Parser:
     '--output', metavar='FILE', required=True, help='*.dst to write'
   )
   add(info, '+')
-  add(verify, '+').add_argument('--seed', metavar='DIR', help='is this theirs?')
+  add(verify, '+').add_argument('--seed', metavar='DIR', help='their seed')
   for run in (apply, export):
     command = add(run, 1)
     command.add_argument('--seed', metavar='DIR', required=True)
@@ -282,13 +282,13 @@ def _parser() -> command_line.Parser:
     'first counts, or their mean',
   )
   command.add_argument(
-    '--output', metavar='FILE', required=True, help='where to'
+    '--output', metavar='FILE', required=True, help='*.dst to write'
   )
   return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-  """The command line; returns the exit status."""
+  """Runs the command and returns its exit status."""
   options = _parser().parse_args(arguments)
   try:
     options.run(options)

@@ -1,12 +1,13 @@
-"""The format of the public T5X checkpoints, read and written without T5X.
+"""Reads and writes the format of the public T5X checkpoints, without T5X.
 
-A checkpoint is a folder `checkpoint_<step>`. Its file `checkpoint` is Flax's
-msgpack of `{'version': 3, 'optimizer': {'target': …, 'state': {'step': …}}}`.
-A leaf of `target` is an array, or the TensorStore spec of a zarr folder beside
-the file, `target.stack.layers_0.…`. Specs remember the disk they were written
-to; only the folder's own name is used here, so checkpoints may be moved.
+A checkpoint is a folder `checkpoint_<step>`. Its file `checkpoint`, the index,
+is Flax's msgpack of
+`{'version': 3, 'optimizer': {'target': …, 'state': {'step': …}}}`. A leaf of
+`target` is an array, or the TensorStore spec of a zarr folder beside the index,
+`target.stack.layers_0.…`. A spec has an absolute path, of which only the
+folder's name is used here, so that checkpoints can be moved.
 
-Where T5X has written through Orbax instead, `t5x_orbax` reads.
+`t5x_orbax` reads T5X's Orbax format.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,11 +36,11 @@ from dst_t5x.core import stacking
 
 _INDEX = 'checkpoint'
 _VERSION = 3
-# T5X's own choice, small enough to be read by many hosts in slices.
+# As in T5X: small enough for many hosts to read slices.
 _CHUNK_BYTES = 64 * 2**20
 # Enough to hide the latency of a bucket.
 _CONCURRENT_READS = 32
-# What decoding damaged bytes raises, in msgpack and in Flax on top of it.
+# The errors that msgpack and Flax raise for damaged bytes.
 _DAMAGED = (
   OSError,
   RecursionError,
@@ -57,7 +58,7 @@ _DAMAGED = (
 def steps(folder: epath.PathLike) -> list[int]:
   """Returns the steps of folders `checkpoint_<step>`, ascending.
 
-  Not all need be whole: T5X writes the index last.
+  Some may be incomplete: T5X writes the index last.
   """
   names = (child.name for child in epath.Path(folder).iterdir())
   matches = (re.fullmatch(r'checkpoint_([0-9]{1,18})', name) for name in names)
@@ -65,17 +66,17 @@ def steps(folder: epath.PathLike) -> list[int]:
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
-  """Whether a folder is a checkpoint, or holds folders `checkpoint_<step>`."""
+  """Returns whether a folder is a checkpoint or holds `checkpoint_<step>`."""
   path = epath.Path(path)
   return path.is_dir() and (_is_whole(path) or bool(steps(path)))
 
 
 def find(path: epath.PathLike) -> epath.Path:
-  """Returns the folder of the one checkpoint that `path` stands for.
+  """Returns the folder of one whole checkpoint.
 
   Args:
-    path: a folder `checkpoint_<step>`, or one that holds such folders: the
-      newest that is whole is taken, and the log says so.
+    path: a folder `checkpoint_<step>`, or one that holds such folders. Of
+      several, the newest whole one is taken and logged.
 
   Raises:
     UserError: there is no whole checkpoint.
@@ -98,7 +99,7 @@ def _is_whole(folder: epath.Path) -> bool:
 
 
 def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
-  """Reads the parameters, and only those, of a T5X checkpoint.
+  """Reads the parameters of a T5X checkpoint, without the optimizer's state.
 
   Args:
     path: a folder `checkpoint_<step>`, or one that holds such folders: the
@@ -125,7 +126,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
 
 
 def _load_native(folder: epath.Path) -> tuple[dict[str, Any], int]:
-  """Returns path -> array, and the step."""
+  """Returns path -> array, and the step, from T5X's own format."""
   optimizer = _read_index(folder / _INDEX)
   leaves = _flatten(optimizer['target'], folder)
   arrays = {**leaves, **_read_tensors(folder, leaves)}
@@ -137,13 +138,14 @@ def save(
 ) -> epath.Path:
   """Writes float32 parameters so that T5X and `load` can read them.
 
-  Matrices become zarr folders, vectors stay in the index, as T5X does it. There
-  is no optimizer state: T5X evaluates, infers and starts fine-tuning from it.
+  As in T5X, matrices become zarr folders and vectors stay in the index. The
+  optimizer's state is not written. T5X can evaluate, infer and start
+  fine-tuning from the checkpoint.
 
   Args:
-    path: the new folder `checkpoint_<step>`, or the one to make it in.
+    path: the new folder `checkpoint_<step>`, or the folder to make it in.
     params: unstacked nested dict of arrays.
-    step: of the training.
+    step: the training step.
 
   Returns:
     The checkpoint's folder.
@@ -167,13 +169,13 @@ def save(
         'state': {'step': np.asarray(step, np.int32)},
       },
     }
-    # The index comes last: without it the folder is no checkpoint.
+    # The index is written last: a folder without it is not a checkpoint.
     (temporary / _INDEX).write_bytes(serialization.msgpack_serialize(content))
   return folder
 
 
 def _read_index(file: epath.Path) -> dict[str, Any]:
-  """Decodes the msgpack file; returns the optimizer, with its target."""
+  """Returns the index's `optimizer`, which has a `target`."""
   try:
     content = serialization.msgpack_restore(file.read_bytes())
   except _DAMAGED as error:
@@ -191,10 +193,10 @@ def _read_index(file: epath.Path) -> dict[str, Any]:
 
 
 def _flatten(target: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
-  """Returns path -> array, or the spec of one.
+  """Returns path -> array or TensorStore spec.
 
   Raises:
-    UserError: there is something else.
+    UserError: a leaf is something else.
   """
   leaves = traverse_util.flatten_dict(
     target, is_leaf=lambda _, node: _is_spec(node)
@@ -217,7 +219,7 @@ def _flatten(target: dict[str, Any], folder: epath.Path) -> dict[str, Any]:
 
 
 def _step(optimizer: Mapping[str, Any], folder: epath.Path) -> int:
-  """Returns the step: as stored, else from the folder's name."""
+  """Returns the stored step, or else the one in the folder's name."""
   state = optimizer.get('state')
   stored = state.get('step') if isinstance(state, dict) else None
   if stored is not None:
@@ -238,7 +240,7 @@ def _key_value_store(folder: epath.Path) -> dict[str, Any]:
 
 
 def _folder_name(spec: Mapping[str, Any], name: str) -> str:
-  """Returns the tensor's folder; old specs keep the path at the top."""
+  """Returns the name of a tensor's folder; old specs have no `kvstore`."""
   store = spec.get('kvstore')
   path = store.get('path') if isinstance(store, Mapping) else None
   path = path or spec.get('path')
@@ -254,7 +256,7 @@ def _folder_name(spec: Mapping[str, Any], name: str) -> str:
 def _read_tensors(
   folder: epath.Path, leaves: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """Reads all zarr folders at once, each whole."""
+  """Returns path -> array, for all zarr folders, read concurrently."""
   folders = {
     name: folder / _folder_name(leaf, name)
     for name, leaf in leaves.items()
@@ -270,7 +272,7 @@ def _read_tensors(
 
 
 def _open_tensor(folder: epath.Path) -> Any:
-  """Opens one zarr folder, whose chunks are all there."""
+  """Opens a zarr folder, and checks that it has all chunks."""
   with _one_line(folder):
     spec = {'driver': 'zarr', 'kvstore': _key_value_store(folder)}
     store = tensorstore.open(spec, open=True).result()
@@ -279,14 +281,14 @@ def _open_tensor(folder: epath.Path) -> Any:
 
 
 def _read_tensor(store: Any, folder: epath.Path) -> np.ndarray:
-  """Reads one zarr folder whole."""
+  """Returns the array of a zarr folder."""
   with _one_line(folder):
     return store.read().result()
 
 
 @contextlib.contextmanager
 def _one_line(folder: epath.Path) -> Iterator[None]:
-  """Raises UserError where a tensor cannot be read."""
+  """Turns errors of reading a tensor into UserErrors of one line."""
   try:
     yield
   except (ValueError, OSError) as error:
@@ -296,9 +298,9 @@ def _one_line(folder: epath.Path) -> Iterator[None]:
 
 
 def _check_chunks(store: Any, folder: epath.Path) -> None:
-  """Refuses a tensor with a lost chunk, which zarr would read as zeros."""
+  """Raises UserError for a missing chunk, which zarr would read as zeros."""
   if store.fill_value is not None:
-    return  # Zarr leaves chunks of nothing but this value out on purpose.
+    return  # Zarr omits chunks that contain only this value.
   chunks = store.chunk_layout.read_chunk.shape
   grid = [
     range(math.ceil(size / chunk))
@@ -315,7 +317,7 @@ def _check_chunks(store: Any, folder: epath.Path) -> None:
 def _write_tensors(
   folder: epath.Path, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-  """Writes one zarr folder an array; returns the specs for the index."""
+  """Writes one zarr folder per array; returns the specs for the index."""
   writing = []
   specs = {}
   for name, array in arrays.items():
@@ -345,18 +347,18 @@ def _write_tensors(
   try:
     for write in writing:
       write.result()
-  except ValueError as error:  # TensorStore's name for a full disk.
+  except ValueError as error:  # TensorStore raises it if the disk is full.
     raise OSError(_reason(error)) from error
   return specs
 
 
 def _reason(error: Exception) -> str:
-  """Returns what TensorStore says, without the spec that it appends."""
+  """Returns TensorStore's message without the spec that it appends."""
   return str(error).splitlines()[0].partition(' [tensorstore_spec')[0]
 
 
 def _new_path(path: epath.Path, step: int) -> epath.Path:
-  """Returns `path`, or the folder of this step in it."""
+  """Returns `path` if it is named after the step, else its subfolder."""
   name = f'checkpoint_{step}'
   if path.name == name:
     return path

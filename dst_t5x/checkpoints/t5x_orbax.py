@@ -1,7 +1,8 @@
-"""The parameters of a checkpoint that T5X wrote through Orbax, its default now.
+"""Reads the parameters of T5X checkpoints in Orbax format, T5X's default now.
 
-A folder `checkpoint_<step>` holds `state`, an Orbax tree of `target` and of the
-optimizer's `state`, and `dataset`, the position in the data.
+A folder `checkpoint_<step>` holds `state` and `dataset`. `state` is an Orbax
+tree with the parameters, `target`, and the optimizer's `state`. `dataset` is
+the position in the data.
 """
 
 import math
@@ -22,12 +23,12 @@ STATE = 'state'
 
 
 def is_checkpoint(folder: epath.Path) -> bool:
-  """Whether a folder `checkpoint_<step>` is in this format."""
+  """Returns whether a folder `checkpoint_<step>` is in this format."""
   return (folder / STATE / '_METADATA').exists()
 
 
 def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
-  """Reads the parameters, and only those; returns them and the step.
+  """Returns the parameters and the step, without reading anything else.
 
   Raises:
     UserError: a part is missing or damaged, or there are no parameters.
@@ -58,7 +59,7 @@ def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
     raise
   except KeyError as error:
     raise errors.UserError(f'{path} holds no {error}') from error
-  except Exception as error:  # TensorStore's, Orbax's, JSON's.
+  except Exception as error:  # From TensorStore, Orbax or JSON.
     raise errors.UserError(
       f'{path} is damaged: {errors.first_line(error)}'
     ) from error
@@ -66,10 +67,10 @@ def load(folder: epath.Path) -> tuple[dict[str, Any], int]:
 
 
 def as_step(stored: Any, folder: epath.Path) -> int:
-  """Returns the step that a checkpoint stores.
+  """Returns the step that a checkpoint stores, as an int.
 
   Raises:
-    UserError: it is no whole number.
+    UserError: it is not a non-negative integer.
   """
   array = np.asarray(stored)
   if array.size != 1 or array.dtype.kind not in 'iu' or array.item() < 0:

@@ -7,6 +7,7 @@ from typing import Any
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
 # isort: split
+from absl import logging
 from etils import epath
 import seqio
 import tensorflow_datasets as tfds
@@ -14,6 +15,8 @@ import tensorflow_datasets as tfds
 from dst_t5x.core.errors import UserError, check_positive, first_line, nearest
 from dst_t5x.data import task_examples
 from dst_t5x.data import vocabulary
+
+_FIRST = 64  # Examples that are measured before a run.
 
 
 def check(
@@ -24,8 +27,8 @@ def check(
 ) -> task_examples.Task:
   """Returns the task or mixture called `name` after checking it.
 
-  Reads the vocabulary and one example, so that missing data is reported before
-  the model is built.
+  Reads the vocabulary and the first examples, so that missing data is reported
+  before the model is built, and that the log says whether rows will be cut.
 
   Args:
     name: the name of a registered seqio task or mixture.
@@ -50,7 +53,7 @@ def check(
   for member in members:
     check_prepared(member)
     check_source(member, split)
-    _check_first_example(member, feature_lengths, split)
+    _check_first_examples(member, feature_lengths, split)
   return task
 
 
@@ -74,6 +77,7 @@ def check_features(
         f' it is {dict(feature_lengths)}'
       )
     vocabulary.check(task.output_features[feature].vocabulary)
+  vocabulary.check_chat(task.name, task.output_features)
 
 
 def find(name: str) -> task_examples.Task:
@@ -171,13 +175,40 @@ def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
   return identities
 
 
-def _check_first_example(
+def bytes_of(task: task_examples.Task, split: str) -> int | None:
+  """Returns the bytes of the texts that a split is made of.
+
+  Args:
+    task: a checked task or mixture.
+    split: one of its splits.
+
+  Returns:
+    What the sources' `bytes_of` return; None if one has no such method.
+  """
+  sources = [
+    member.source
+    for member in task_examples.tasks_of(task)
+    if split in member.splits
+  ]
+  if not all(hasattr(source, 'bytes_of') for source in sources):
+    return None
+  return sum(source.bytes_of(split) for source in sources)
+
+
+def _check_first_examples(
   task: seqio.Task, feature_lengths: Mapping[str, int], split: str
 ) -> None:
-  """Raises UserError if no example of the split can be read."""
+  """Reads the first examples of a split, and warns if some will be cut.
+
+  Raises:
+    UserError: no example can be read.
+  """
   try:
-    dataset = task_examples.read(task, feature_lengths, split)
-    first = next(dataset.take(1).as_numpy_iterator(), None)
+    first = list(
+      task_examples.read_whole(task, feature_lengths, split)
+      .take(_FIRST)
+      .as_numpy_iterator()
+    )
   except UserError:
     raise
   except Exception as error:
@@ -185,5 +216,14 @@ def _check_first_example(
       f'cannot read the {split} split of task {task.name!r}:'
       f' {first_line(error)}'
     ) from error
-  if first is None:
+  if not first:
     raise UserError(f'the {split} split of task {task.name!r} has no example')
+  for name in task_examples.FEATURES:
+    lengths = [len(example[name]) for example in first]
+    if cut := sum(length > feature_lengths[name] for length in lengths):
+      logging.warning(
+        'task %s, %s: TASK_FEATURE_LENGTHS = %d cuts the end of the %s of %d of'
+        ' the first %d examples; the longest has %d pieces',
+        *(task.name, split, feature_lengths[name], name, cut, len(first)),
+        max(lengths),
+      )

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 import functools
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
 # isort: split
+import gin
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -44,11 +45,34 @@ def read(
     shard: the part of the data to read; all of it by default.
   """
   lengths = {feature: feature_lengths[feature] for feature in FEATURES}
-  make = _remembered if random_seed is None else _dataset
-  dataset = make(task, tuple(lengths.items()), split, random_seed, shard)
+  arguments = task, tuple(lengths.items()), split, random_seed, shard
+  if random_seed is None:
+    # Another vocabulary or file makes other examples of the same task.
+    dataset = _remembered(gin.config_str(), *arguments)
+  else:
+    dataset = _dataset(*arguments)
   if converter is None:
     return dataset
   return converter(dataset, task_feature_lengths=lengths)
+
+
+def read_whole(
+  task: seqio.Task, feature_lengths: Mapping[str, int], split: str
+) -> tf.data.Dataset:
+  """Returns the examples of a task, in order, with all features and not cut.
+
+  Args:
+    task: the task.
+    feature_lengths: feature of the task -> the length to which others cut it.
+    split: the split.
+  """
+  return task.get_dataset(
+    dict(feature_lengths),
+    split=split,
+    shuffle=False,
+    try_in_mem_cache=False,
+    trim_output_features=False,
+  )
 
 
 def _dataset(
@@ -70,8 +94,11 @@ def _dataset(
   )
 
 
-# Evaluations read the same datasets many times; TensorFlow builds them slowly.
-_remembered = functools.lru_cache(maxsize=8)(_dataset)
+@functools.lru_cache(maxsize=8)
+def _remembered(bindings: str, *arguments: Any) -> tf.data.Dataset:
+  """Returns `_dataset` with gin's bindings; TensorFlow builds it slowly."""
+  del bindings
+  return _dataset(*arguments)
 
 
 def _without_texts(task: Task) -> Task:

@@ -16,8 +16,10 @@ import tqdm
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import chat_vocabulary
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
+from dst_t5x.data import tokenizers_vocabulary
 from dst_t5x.data import vocabulary
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -43,7 +45,7 @@ class FeatureReport:
   changed: int = 0
 
   def add(self, text: str | None, ids: list[int], vocab: Any) -> None:
-    """Counts an example; `text` is None if only the ids are known."""
+    """Counts an example; `text` is None if ids are not those of a text."""
     self.lengths.append(len(ids))
     self.unknown += vocab.unk_id in ids
     self.changed += text is not None and vocab.decode(ids) != text
@@ -73,12 +75,14 @@ class SplitReport:
     split: the split's name.
     features: name -> statistics of the feature.
     first: the first examples as the task makes them, not cut.
+    rows: lines that show them as the network reads them.
   """
 
   task: str
   split: str
   features: dict[str, FeatureReport]
   first: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+  rows: list[list[str]] = dataclasses.field(default_factory=list)
 
   @property
   def examples(self) -> int:
@@ -124,19 +128,15 @@ def measure(
   )
   try:
     task_checks.check_source(task, split)
-    dataset = task.get_dataset(
-      None, split=split, shuffle=False, try_in_mem_cache=False
-    )
+    dataset = task_examples.read_whole(task, feature_lengths, split)
     examples = itertools.islice(dataset.as_numpy_iterator(), measure_examples)
     for example in tqdm.tqdm(examples, f'{task.name} {split}', disable=None):
       if len(report.first) < show_examples:
         report.first.append(example)
       for name, feature in report.features.items():
-        text = example.get(f'{name}_pretokenized')
+        vocab = vocabulary.of_feature(task.output_features[name])
         feature.add(
-          None if text is None else text.decode(),
-          example[name].tolist(),
-          task.output_features[name].vocabulary,
+          _decodable(name, example, vocab), example[name].tolist(), vocab
         )
   except UserError:
     raise
@@ -151,11 +151,23 @@ def measure(
   return report
 
 
+def _decodable(
+  name: str, example: Mapping[str, Any], vocab: seqio.Vocabulary
+) -> str | None:
+  """Returns the text that decoding must give back, or None."""
+  text = example.get(f'{name}_pretokenized')
+  is_prompt = name == 'inputs' and isinstance(
+    vocab, chat_vocabulary.ChatVocabulary
+  )
+  return None if text is None or is_prompt else text.decode()
+
+
 def show_task(
   task: str,
   feature_lengths: Mapping[str, values.Positive],
   show_examples: values.Count = 3,
   measure_examples: values.Positive | None = None,
+  network: Any = None,
 ) -> list[SplitReport]:
   """Prints statistics of the splits of a task, or of the tasks of a mixture.
 
@@ -164,6 +176,7 @@ def show_task(
     feature_lengths: feature -> maximum number of pieces in training.
     show_examples: number of examples of each split to print.
     measure_examples: number of examples of each split to read; None for all.
+    network: the `models.api.Network` whose rows are shown; None for no rows.
 
   Returns:
     The printed reports.
@@ -199,6 +212,8 @@ def show_task(
       except UserError as error:
         problems.append(error)
         continue
+      if network is not None:
+        report.rows = _rows(network, member, split, feature_lengths, report)
       reports.append(report)
       print('\n'.join(['', *_lines(report, member)]), flush=True)
   if not reports:
@@ -240,7 +255,36 @@ def _lines(report: SplitReport, task: seqio.Task) -> list[str]:
     lines.append(f'  example {number}')
     for name in report.features:
       lines += _example_lines(name, example, task.output_features[name])
+    lines += report.rows[number - 1] if report.rows else []
   return lines
+
+
+def _rows(
+  network: Any,
+  task: seqio.Task,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  report: SplitReport,
+) -> list[list[str]]:
+  """Returns the lines of the first examples as a network reads them."""
+  vocab = vocabulary.of_feature(task.output_features['targets'])
+  converter = network.feature_converter(pack=False)
+  dataset = task_examples.read(task, feature_lengths, split, converter)
+  rows = []
+  for features in dataset.take(len(report.first)).as_numpy_iterator():
+    prompt, targets = network.prompt(features), network.targets(features)
+    counts = np.asarray(targets.weights) > 0
+    read = prompt[prompt != network.pad_id].tolist()
+    predicted = np.asarray(targets.tokens)[counts].tolist()
+    rows.append(
+      [
+        f'    row of {len(counts)} positions: {len(read)} pieces are read'
+        f' first, {len(predicted)} have loss',
+        *_wrapped('read', ' '.join(to_pieces(vocab, read))),
+        *_wrapped('loss', ' '.join(to_pieces(vocab, predicted))),
+      ]
+    )
+  return rows
 
 
 def _example_lines(
@@ -249,22 +293,26 @@ def _example_lines(
   """Returns the lines of a feature of an example: its text and its pieces."""
   text = example.get(f'{name}_pretokenized', b'').decode()
   pieces = ' '.join(to_pieces(feature.vocabulary, example[name].tolist()))
-  return [
-    line
-    for title, value in ((name, text), ('', pieces))
-    for line in textwrap.wrap(
-      f'{title:9}{value}',
-      _WIDTH,
-      initial_indent='    ',
-      subsequent_indent=' ' * 13,
-    )
-  ]
+  return [*_wrapped(name, text), *_wrapped('', pieces)]
+
+
+def _wrapped(title: str, value: str) -> list[str]:
+  return textwrap.wrap(
+    f'{title:9}{value}',
+    _WIDTH,
+    initial_indent='    ',
+    subsequent_indent=' ' * 13,
+  )
 
 
 def to_pieces(vocab: seqio.Vocabulary, ids: list[int]) -> list[str]:
-  """Returns the name of each id: SentencePiece's, or the decoded text."""
+  """Returns the name of each id: the vocabulary's, or the decoded text."""
   if isinstance(vocab, vocabulary.TaskVocabulary):
-    vocab = vocabulary.chosen()
+    vocab = vocab.chosen
+  if isinstance(vocab, chat_vocabulary.ChatVocabulary):
+    vocab = vocab.base
   if isinstance(vocab, seqio.SentencePieceVocabulary):
     return [vocab.tokenizer.IdToPiece(i) for i in ids]
+  if isinstance(vocab, tokenizers_vocabulary.TokenizersVocabulary):
+    return [vocab.piece(i) for i in ids]
   return [vocab.decode([i]) or f'<{i}>' for i in ids]

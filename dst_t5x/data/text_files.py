@@ -176,15 +176,12 @@ def _check_text(text: Any, name: str) -> str:
   return text
 
 
-def parse_pair(line: str) -> tuple[str, str] | None:
-  """Returns the inputs and targets of a line of a `.jsonl` file.
+def pair_of(row: Mapping[str, Any]) -> tuple[str, str]:
+  """Returns the inputs and targets of a row.
 
   Raises:
-    MalformedRow: the line is no object with the two texts.
+    MalformedRow: one is missing or no text.
   """
-  row = parse_object(line)
-  if row is None:
-    return None
   return text_of(row, HEADER[0]), text_of(row, HEADER[1])
 
 

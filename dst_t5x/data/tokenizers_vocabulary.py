@@ -4,25 +4,24 @@ seqio takes id 0 for padding; here it may be any token. Padding behind an end
 token is cut off before decoding, as seqio does it, and there is no other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 from typing import Any
 
 from etils import epath
-import numpy as np
-import seqio
-import tensorflow as tf
 import tokenizers
 
 from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import python_vocabulary
 
 FILE = 'tokenizer.json'
 _CONFIG = 'tokenizer_config.json'
+_TOKENS = frozenset(['bos_token', 'eos_token', 'unk_token'])
 
 
-class TokenizersVocabulary(seqio.Vocabulary):
+class TokenizersVocabulary(python_vocabulary.PythonVocabulary):
   """What a folder with `tokenizer.json` and `tokenizer_config.json` says.
 
   Files are read on first use.
@@ -53,23 +52,44 @@ class TokenizersVocabulary(seqio.Vocabulary):
     return tokenizer
 
   @functools.cached_property
-  def _special(self) -> dict[str, int]:
-    """Name -> id of the special tokens that are there."""
-    stated = json_object.read(self.folder / _CONFIG)
-    found = {}
-    for name in ('bos_token', 'eos_token', 'unk_token'):
-      token = stated.content.get(name)
+  def _stated(self) -> json_object.JsonObject:
+    return json_object.read(self.folder / _CONFIG)
+
+  @property
+  def special_tokens(self) -> Mapping[str, str]:
+    """Name -> text of the special tokens that are stated.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    texts = {}
+    for name in sorted(_TOKENS | {'pad_token'}):
+      token = self._stated.content.get(name)
       # Older files have all properties of the token.
       text = token.get('content') if isinstance(token, dict) else token
-      if text is None:
-        continue
+      if text is not None:
+        texts[name] = text
+    return texts
+
+  @functools.cached_property
+  def _special(self) -> dict[str, int]:
+    """Name -> id of the special tokens that are there."""
+    found = {}
+    for name in sorted(_TOKENS & self.special_tokens.keys()):
+      text = self.special_tokens[name]
       number = (
         self.tokenizer.token_to_id(text) if isinstance(text, str) else None
       )
       if number is None:
-        raise stated.refusal(name, f'must be a token of {FILE}')
+        raise self._stated.refusal(name, f'must be a token of {FILE}')
       found[name] = number
     return found
+
+  @functools.cached_property
+  def control_tokens(self) -> Mapping[str, int]:
+    """Text -> id of the tokens that are no pieces of ordinary texts."""
+    added = self.tokenizer.get_added_tokens_decoder()
+    return {token.content: number for number, token in added.items()}
 
   def load(self) -> None:
     """Reads the files.
@@ -108,35 +128,18 @@ class TokenizersVocabulary(seqio.Vocabulary):
   def _encode(self, s: str) -> Sequence[int]:
     return self.tokenizer.encode(s, add_special_tokens=False).ids
 
+  def piece(self, number: int) -> str:
+    """Returns the name of an id, with `▁` for a space as SentencePiece has."""
+    text = self.tokenizer.decode([number], skip_special_tokens=False)
+    named = text.replace(' ', '▁').replace('\n', '\\n')
+    return named or f'<{number}>'
+
+  def encode_marked(self, text: str) -> Sequence[int]:
+    """Returns the ids of a text that may have the names of control tokens."""
+    return self._encode(text)
+
   def _decode(self, ids: Iterable[int]) -> str:
     return self.tokenizer.decode(list(ids), skip_special_tokens=True)
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    """Returns int32 `[length]`, or ragged `[…, length]` of several texts."""
-
-    def encode(text: Any) -> np.ndarray:
-      return np.array(self._encode(np.asarray(text).item().decode()), np.int32)
-
-    if s.shape.rank:
-      spec = tf.RaggedTensorSpec([None] * s.shape.rank, tf.int32)
-      return tf.map_fn(self._encode_tf, s, fn_output_signature=spec)
-    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
-    return tf.ensure_shape(ids, [None])
-
-  def decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    """Returns the texts `[…]` of ids `[…, length]`; see `decode`."""
-    # Not seqio's, which fills up with id 0 behind an end token.
-    if isinstance(ids, tf.RaggedTensor) or ids.shape.rank > 1:
-      return tf.map_fn(self.decode_tf, ids, fn_output_signature=tf.string)
-
-    def decode(row: Any) -> bytes:
-      return self.decode(row.tolist()).encode()
-
-    text = tf.numpy_function(decode, [ids], tf.string, stateful=False)
-    return tf.ensure_shape(text, [])
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    return self.decode_tf(ids)
 
   def __eq__(self, other: Any) -> bool:
     return (

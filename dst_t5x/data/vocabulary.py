@@ -5,15 +5,18 @@ T5's vocabulary has 32,000 SentencePiece pieces and 100 sentinels
 cannot read Google Cloud Storage use a local copy of the model file, named by
 the environment variable `DST_VOCABULARY` or by gin (`--gin.VOCABULARY=…`). The
 name `bytes` stands for the 256 bytes of UTF-8, for small models. A folder with
-Hugging Face's `tokenizer.json` and `tokenizer_config.json` is read as well.
+Hugging Face's `tokenizer.json` and `tokenizer_config.json` is read as well, and
+so is one with a SentencePiece model, `tokenizer.model`.
+
+With a chat template, the inputs of every task become messages of a user, and
+the targets answers; see `chat_vocabulary`.
 """
 
 from collections.abc import Callable, Mapping
 import functools
 import os
-import tempfile
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
@@ -29,26 +32,65 @@ from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.data import chat_vocabulary
+from dst_t5x.data import conversations
+from dst_t5x.data import sentencepiece_vocabulary
+from dst_t5x.data import text_files
 from dst_t5x.data import tokenizers_vocabulary
 
 VOCABULARY_VARIABLE = 'DST_VOCABULARY'
 PUBLIC_PATH = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
-EXTRA_IDS = 100
 BYTES = 'bytes'
+_SENTENCEPIECE = 'tokenizer.model'
 _SECONDS_TO_LOAD = 90.0
+
+
+# What a task's text is: a feature with a part in a chat, or a document.
+Part = Literal['inputs', 'targets', 'text']
 
 
 @gin.configurable
 @stable_ids.called('vocabulary')
-def chosen(name: values.Path | None = None) -> seqio.Vocabulary:
+def chosen(
+  name: values.Path | None = None, chat_template: bool = False
+) -> seqio.Vocabulary:
   """Returns the vocabulary, which reads its file on first use; see `check`.
 
   Args:
     name: path of a SentencePiece model, of a folder with `tokenizer.json` or of
       that file, `hf://organisation/name[@revision]`, or `bytes`; by default the
       value of `DST_VOCABULARY`, or the public path.
+    chat_template: whether texts are messages in the chat template of the
+      folder; see `chat_vocabulary`.
   """
-  return _make(name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH)
+  found = name or os.environ.get(VOCABULARY_VARIABLE) or PUBLIC_PATH
+  return _make_chat(found) if chat_template else _make(found)
+
+
+def has_chat() -> bool:
+  """Returns whether texts are put into a chat template."""
+  return isinstance(chosen(), chat_vocabulary.ChatVocabulary)
+
+
+def check_messages(asked: str) -> None:
+  """Checks that the chosen vocabulary makes a prompt of a conversation.
+
+  Args:
+    asked: the conversation, by `conversations.to_text`.
+
+  Raises:
+    MalformedRow: there is no chat template, or it refuses the messages.
+  """
+  chat = chosen()
+  if not isinstance(chat, chat_vocabulary.ChatVocabulary):
+    raise text_files.MalformedRow(
+      f'has {conversations.KEY!r}, which need a chat template: set'
+      ' CHAT_TEMPLATE = True'
+    )
+  try:
+    chat.check_messages(asked)
+  except UserError as error:
+    raise text_files.MalformedRow(f'is no chat: {error}') from error
 
 
 @functools.cache
@@ -56,34 +98,26 @@ def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
   if hub.is_model(name):
-    name = str(hub.snapshot(name)[0])
-  is_folder = not object_stores.is_remote(name) and epath.Path(name).is_dir()
-  if is_folder or name.endswith('.json'):
+    return _make(os.fspath(hub.snapshot(name)[0]))
+  path = epath.Path(name)
+  if not object_stores.is_remote(name) and path.is_dir():
+    has_other = (path / tokenizers_vocabulary.FILE).exists()
+    if (path / _SENTENCEPIECE).exists() and not has_other:
+      return _make(os.fspath(path / _SENTENCEPIECE))
+    return tokenizers_vocabulary.TokenizersVocabulary(name)
+  if name.endswith('.json'):
     return tokenizers_vocabulary.TokenizersVocabulary(name)
   if name.endswith('.gguf'):
     raise UserError(
       f'{name} cannot be the vocabulary: write its tokenizer.json with `python'
       ' -m dst_t5x.convert FILE.gguf FOLDER --format=hf`, and name that folder'
     )
-  if object_stores.is_remote(name):
-    return _InObjectStore(name, extra_ids=EXTRA_IDS)
-  return seqio.SentencePieceVocabulary(name, extra_ids=EXTRA_IDS)
+  return sentencepiece_vocabulary.SentencePieceVocabulary(name)
 
 
-class _InObjectStore(seqio.SentencePieceVocabulary):
-  """A vocabulary in an object store; seqio's TensorFlow cannot read s3://."""
-
-  _model: Any
-
-  def _model_context(self) -> Any:
-    if not self._model:
-      content = object_stores.read_bytes(self.sentencepiece_model_file)
-      with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        here = seqio.SentencePieceVocabulary(file.name, extra_ids=EXTRA_IDS)
-        self._model = here._model_context()
-    return self._model
+@functools.cache
+def _make_chat(name: str) -> chat_vocabulary.ChatVocabulary:
+  return chat_vocabulary.ChatVocabulary(_make(name))
 
 
 class TaskVocabulary(seqio.Vocabulary):
@@ -91,66 +125,84 @@ class TaskVocabulary(seqio.Vocabulary):
 
   A task is registered when its module is imported, before gin reads which
   vocabulary is chosen.
+
+  Attributes:
+    part: what its texts are; a document is put into no chat template.
   """
+
+  def __init__(self, part: Part = 'text') -> None:
+    """Takes what the texts are."""
+    super().__init__()
+    self.part = part
+
+  @property
+  def chosen(self) -> seqio.Vocabulary:
+    """The chosen vocabulary."""
+    found = chosen()
+    if not isinstance(found, chat_vocabulary.ChatVocabulary):
+      return found
+    parts = {'inputs': found, 'targets': found.answers, 'text': found.base}
+    return parts[self.part]
 
   @property
   def bos_id(self) -> int | None:
     """The id of the beginning of a sequence."""
-    return chosen().bos_id
+    return self.chosen.bos_id
 
   @property
   def eos_id(self) -> int | None:
     """The id of the end of a sequence."""
-    return chosen().eos_id
+    return self.chosen.eos_id
 
   @property
   def unk_id(self) -> int | None:
     """The id of unknown pieces."""
-    return chosen().unk_id
+    return self.chosen.unk_id
 
   @property
   def extra_ids(self) -> int:
     """The number of sentinels."""
-    return chosen().extra_ids
+    return self.chosen.extra_ids
 
   @property
   def vocab_size(self) -> int:
     """The number of ids, sentinels included."""
-    return chosen().vocab_size
+    return self.chosen.vocab_size
 
   @property
   def _base_vocab_size(self) -> int:
-    return chosen()._base_vocab_size
+    return self.chosen._base_vocab_size
 
   def _encode(self, s: str) -> list[int]:
-    return chosen().encode(s)
+    return self.chosen.encode(s)
 
   def _decode(self, ids: list[int]) -> str:
-    return chosen().decode(ids)
+    return self.chosen.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    return chosen().encode_tf(s)
+    return self.chosen.encode_tf(s)
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    return chosen().decode_tf(ids)
+    return self.chosen.decode_tf(ids)
 
   def __eq__(self, other: Any) -> bool:
     if isinstance(other, TaskVocabulary):
-      return True
-    return isinstance(other, seqio.Vocabulary) and chosen() == other
-
-
-def t5_vocabulary() -> seqio.Vocabulary:
-  """Returns the vocabulary that tasks are registered with."""
-  return TaskVocabulary()
+      return self.part == other.part
+    return isinstance(other, seqio.Vocabulary) and self.chosen == other
 
 
 def output_features() -> dict[str, seqio.Feature]:
   """Returns the features `inputs` and `targets`, which end with EOS."""
   return {
-    'inputs': seqio.Feature(TaskVocabulary(), add_eos=True),
-    'targets': seqio.Feature(TaskVocabulary(), add_eos=True),
+    'inputs': seqio.Feature(TaskVocabulary('inputs'), add_eos=True),
+    'targets': seqio.Feature(TaskVocabulary('targets'), add_eos=True),
   }
+
+
+def of_feature(feature: seqio.Feature) -> seqio.Vocabulary:
+  """Returns the vocabulary that a feature has now."""
+  found = feature.vocabulary
+  return found.chosen if isinstance(found, TaskVocabulary) else found
 
 
 def check(vocabulary: seqio.Vocabulary) -> None:
@@ -163,7 +215,10 @@ def check(vocabulary: seqio.Vocabulary) -> None:
     UserError: the file is missing, unreachable, or no SentencePiece model.
   """
   if isinstance(vocabulary, TaskVocabulary):
-    vocabulary = chosen()
+    vocabulary = vocabulary.chosen
+  if isinstance(vocabulary, chat_vocabulary.ChatVocabulary):
+    check(vocabulary.base)
+    vocabulary.load()
   if isinstance(vocabulary, tokenizers_vocabulary.TokenizersVocabulary):
     vocabulary.load()
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
@@ -173,6 +228,22 @@ def check(vocabulary: seqio.Vocabulary) -> None:
       f'cannot read the vocabulary {vocabulary.sentencepiece_model_file!r}'
       f' ({reason}); set {VOCABULARY_VARIABLE} to a local SentencePiece model,'
       ' or fetch it with `python -m dst_t5x.prepare_data TASK`'
+    )
+
+
+def check_chat(task: str, features: Mapping[str, seqio.Feature]) -> None:
+  """Raises UserError if CHAT_TEMPLATE is set and has no effect on a task."""
+  own = [
+    name
+    for name, feature in features.items()
+    if not isinstance(feature.vocabulary, TaskVocabulary)
+    or feature.vocabulary.part == 'text'
+  ]
+  if own and has_chat():
+    raise UserError(
+      f'CHAT_TEMPLATE has no effect on the {" and ".join(own)} of task'
+      f' {task!r}, which are no questions and answers in the VOCABULARY: set it'
+      ' to False'
     )
 
 
@@ -208,9 +279,7 @@ def check_special(
   Raises:
     UserError: the vocabulary has others.
   """
-  vocabulary = features['targets'].vocabulary
-  if isinstance(vocabulary, TaskVocabulary):
-    vocabulary = chosen()
+  vocabulary = of_feature(features['targets'])
   remedy = "or VOCABULARY to the folder of the model's own tokenizer.json"
   if vocabulary.eos_id not in (None, eos_id):
     raise UserError(

@@ -1,1 +1,1 @@
-"""The training step, and what it is made of; evaluation."""
+"""The training step and its parts, and evaluation."""

@@ -1,4 +1,4 @@
-"""What each method trains, and how large its file is."""
+"""Budgets: how many parameters a method trains, and the size of its file."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -23,19 +23,20 @@ from dst_t5x.models import api
 
 PyTree = Any
 
-# What `gin/methods/{norms,head_only}.gin` train.
+# The parameters that `gin/methods/norms.gin` trains.
 NORMS = '.*norm/scale'
 _FLOAT32 = 4  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """How much a method trains.
+  """The budget of a method.
 
   Attributes:
-    parameters: n, of the model without what a method adds.
-    free: how many parameters the method trains: its own, or the model's.
-    file_bytes: of the file that it leaves behind, in float32, about.
+    parameters: n, the number of the model's parameters, without an adapter's.
+    free: the number of parameters that the method trains: the adapter's if it
+      has one, else the model's.
+    file_bytes: the approximate size of the result's file, in float32.
   """
 
   parameters: int
@@ -63,10 +64,10 @@ def of_run(
   """Returns the budget of a run.
 
   Args:
-    base: shapes of the model's parameters, without an adapter's.
-    trained: shapes of what is trained.
-    projection: the method's.
-    about: metadata of a subset's file, as far as they are known.
+    base: the shapes of the model's parameters, without an adapter's.
+    trained: the shapes of the trained parameters.
+    projection: the method.
+    about: the known metadata of the subset's file.
   """
   n, free = _size(base), _size(trained)
   if projection.constrains:
@@ -81,8 +82,8 @@ def of_run(
 
 
 def _adapter_bytes(free: int, tensors: int) -> int:
-  """Returns the bytes of an adapter's file, in PEFT's format."""
-  # The header has the names and places of the tensors, and of the seed.
+  """Returns the approximate bytes of an adapter's file, in PEFT's format."""
+  # The header has the tensors' names and offsets, and the seed's record.
   return _FLOAT32 * free + 130 * tensors + 400
 
 
@@ -91,7 +92,7 @@ def _size(shapes: PyTree) -> int:
 
 
 class Row(NamedTuple):
-  """A method with a setting, and what that trains."""
+  """A row of the table: a method, its setting, and its budget."""
 
   method: str
   setting: str
@@ -108,12 +109,15 @@ def own(
 
   Args:
     network: the model.
-    projection: PROJECTION; None where no method is given.
+    projection: PROJECTION; None if the gin file has no method.
     adapter: ADAPTER.
     trained: TRAINED.
 
+  Returns:
+    The row; None if there is no method.
+
   Raises:
-    UserError: these do not go together.
+    UserError: the arguments contradict each other.
   """
   if projection is None:
     return None
@@ -142,19 +146,20 @@ def rows(
   lengths: Sequence[values.Positive] = (1, 2, 5, 10, 20, 50, 100),
   targets: str = lora.LoRA.targets,
 ) -> list[Row]:
-  """Returns the budgets of all methods that find something to train.
+  """Returns the budgets of all methods that train at least one parameter.
 
   Args:
     network: the model.
-    own: the row of a method besides ours.
-    fraction: give of each method only what is nearest to it.
-    epsilons: of `dst` and `random`.
-    ranks: of `lora`.
-    lengths: of `prompt`.
+    own: a row to put first.
+    fraction: a share of the parameters. Of each method, only the setting that
+      is nearest to it is listed.
+    epsilons: EPSILON of `dst` and `random`.
+    ranks: LORA_RANK of `lora`.
+    lengths: PROMPT_LENGTH of `prompt`.
     targets: LORA_TARGETS.
 
   Raises:
-    UserError: a number that makes no sense.
+    UserError: a number is out of range, or `targets` matches no linear map.
   """
   base = api.shapes(network)
   n = _size(base)
@@ -167,7 +172,7 @@ def rows(
   if not lora_1:
     raise UserError(f'LORA_TARGETS: no linear map matches {targets!r}')
   prompt_1 = added(prompts.Prompt(length=1))
-  # Each rank has as many, and each vector of a prompt.
+  # The parameters of one rank, and of one vector of a prompt.
   a_rank, a_vector = _size(lora_1), _size(prompt_1)
   if fraction is not None:
     values.check({'FRACTION': (fraction, values.Share)})
@@ -205,7 +210,7 @@ def rows(
 
 
 def _matching(shapes: PyTree, pattern: str | None) -> dict[str, Any]:
-  """Returns path -> shape of what an expression matches; None: of nothing."""
+  """Returns path -> shape where the path matches; none if `pattern` is None."""
   return {
     path: leaf
     for path, leaf in parts.flatten(shapes).items()
@@ -216,7 +221,7 @@ def _matching(shapes: PyTree, pattern: str | None) -> dict[str, Any]:
 def show(found: Sequence[Row]) -> None:
   """Prints what `rows` returned."""
   print(f'{found[0].budget.parameters:,} parameters')
-  # A method of your own may need more room than ours.
+  # A user's own method may have longer names.
   of_name = max(10, *(len(row.method) + 1 for row in found))
   of_setting = max(20, *(len(row.setting) + 1 for row in found))
   titles = 'free', 'fraction', 'bytes'

@@ -1,13 +1,14 @@
 """Evaluation: teacher-forced loss, and metrics over decoded predictions.
 
-With several processes each reads all examples, decodes its devices' share of
-every batch, and has all predictions in the end: every example counts once,
-however many processes, devices, or rows a batch there are.
+With several processes, each reads all examples, decodes its devices' share of
+every batch, and ends with all predictions. Every example counts exactly once,
+for any number of processes, devices and rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -29,7 +30,7 @@ from dst_t5x.engine import task_scores
 from dst_t5x.models import api
 
 PyTree = Any
-# What every evaluation gives, teacher-forced.
+# The teacher-forced metrics of every evaluation.
 _FORCED = ('eval/loss', 'eval/accuracy')
 # (network, params, prompts, max_decode_length) -> tokens, scores
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
@@ -42,10 +43,10 @@ class Predictor:
   Attributes:
     network: the model.
     decoder: greedy or beam search.
-    batch_size: examples that are decoded at once, or a few more: as many as
-      devices can share evenly.
-    max_decode_length: tokens that are decoded at most.
-    partitioner: how devices share the work.
+    batch_size: the number of examples in a batch, rounded up so that the
+      devices share it evenly.
+    max_decode_length: the most tokens to decode.
+    partitioner: the mesh and its shardings.
   """
 
   network: api.Network
@@ -68,11 +69,14 @@ class Predictor:
   def __call__(
     self, params: PyTree, prompts: Iterable[tuple[int, np.ndarray]]
   ) -> list[tuple[int, np.ndarray]]:
-    """Returns (index, tokens) of every prompt, each exactly once.
+    """Returns an (index, tokens) for each prompt.
 
     Args:
-      params: the model's.
-      prompts: (index, tokens), int32 [length], all of one length.
+      params: the parameters.
+      prompts: (index, tokens int32 [length]), all of one length.
+
+    Returns:
+      Pairs (index, tokens int32 [max_decode_length]).
     """
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
@@ -94,11 +98,11 @@ class Predictor:
   def of_examples(
     self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
   ) -> list[tuple[int, np.ndarray]]:
-    """Returns (index, tokens) of every example, as seqio.Evaluator wants it.
+    """Returns an (index, tokens) for each example, for `seqio.Evaluator`.
 
     Args:
-      params: the model's.
-      examples: (index, features) of the network's feature converter.
+      params: the parameters.
+      examples: (index, features), made by the network's feature converter.
     """
     prompt = self.network.prompt
     return self(params, ((index, prompt(of)) for index, of in examples))
@@ -115,7 +119,7 @@ class Predictor:
         yield indices, np.stack(rows)
         indices, rows = [], []
     if indices:
-      # The last batch is padded to the shape that is compiled already.
+      # The last batch is padded to the compiled shape.
       missing = self.batch_size - len(indices)
       filler = np.full_like(rows[0], self.network.pad_id)
       yield indices, np.stack([*rows, *[filler] * missing])
@@ -128,7 +132,7 @@ def _decode(
   tokens: jax.Array,
   max_decode_length: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Calls a decoder; one function, so that equal ones are compiled once."""
+  """Calls a decoder. One function for all, so that equal ones compile once."""
   return decoder(network, params, tokens, max_decode_length)
 
 
@@ -139,17 +143,17 @@ def check_decoder(
   length: int,
   max_decode_length: int,
 ) -> None:
-  """Decodes in the abstract: nothing is computed.
+  """Checks a decoder by tracing it, without computing anything.
 
   Args:
     decoder: DECODER.
     network: the model.
-    batch_size: examples that are decoded at once.
-    length: of the inputs.
-    max_decode_length: tokens that are decoded at most.
+    batch_size: the number of examples in a batch.
+    length: the length of the inputs.
+    max_decode_length: the most tokens to decode.
 
   Raises:
-    UserError: it cannot decode.
+    UserError: the decoder cannot decode.
   """
   prompt = network.prompt_of_inputs(np.zeros(length, np.int32))
   tokens = jax.ShapeDtypeStruct((batch_size, len(prompt)), np.int32)
@@ -169,19 +173,19 @@ def check_decoder(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What is evaluated, and how.
+  """The settings of an evaluation.
 
   Attributes:
     task: a registered task or mixture.
-    feature_lengths: feature -> longest length; longer examples are cut.
+    feature_lengths: feature -> longest length; longer examples are truncated.
     decoder: greedy or beam search, for the task's metrics.
-    split: which split.
-    batch_size: examples that are evaluated at once, or a few more: as many as
-      devices can share evenly.
-    num_examples: how many, of each task; all by default.
-    max_decode_length: tokens decoded at most; by default as many as targets
-      may have.
-    loss: of the teacher-forced evaluation.
+    split: the name of the split.
+    batch_size: the number of examples in a batch, rounded up so that the
+      devices share it evenly.
+    num_examples: the number of examples of each task; None for all.
+    max_decode_length: the most tokens to decode; by default the length of the
+      targets.
+    loss: the loss of the teacher-forced evaluation.
   """
 
   task: str
@@ -196,14 +200,14 @@ class Evaluation:
   )
 
   def check(self, network: api.Network) -> None:
-    """Reads one example, so that what is missing is missed at once.
+    """Checks the settings and reads one example.
 
     Args:
-      network: the model, which must know the task's vocabulary.
+      network: the model; it must have an embedding for each id of the task.
 
     Raises:
-      UserError: the task, the split or the data are not there, a number makes
-        no sense, or the decoder cannot decode.
+      UserError: the task, the split or the data do not exist, a setting is out
+        of range, the vocabulary does not fit, or the decoder cannot decode.
     """
     check_positive('EVAL_BATCH_SIZE', self.batch_size)
     if self.num_examples is not None:
@@ -226,13 +230,13 @@ class Evaluation:
     )
 
   def rehearse(self, network: api.Network) -> list[str]:
-    """Scores two rows of each task, as if they were predicted right.
+    """Scores two examples of each task with their targets as predictions.
 
     Args:
       network: the model.
 
     Returns:
-      The names of all metrics that an evaluation gives.
+      The names of all metrics of an evaluation.
 
     Raises:
       UserError: a task cannot be scored.
@@ -253,13 +257,13 @@ class Evaluation:
     partitioner: partitioning.Partitioner,
     output_dir: str,
   ) -> 'Evaluator':
-    """Returns a function that evaluates parameters, again and again."""
+    """Returns a function that evaluates parameters; it reads the data once."""
     return Evaluator(self, network, partitioner, output_dir)
 
   def predictor(
     self, network: api.Network, partitioner: partitioning.Partitioner
   ) -> Predictor:
-    """Returns what decodes examples."""
+    """Returns a function that decodes examples."""
     return Predictor(
       network,
       self.decoder,
@@ -288,6 +292,12 @@ class Evaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
+    # Of a part of the split, the bytes are not known.
+    self._bytes = (
+      task_checks.bytes_of(task_checks.find(evaluation.task), evaluation.split)
+      if evaluation.num_examples is None
+      else None
+    )
     self._score = task_scores.TaskEvaluator(
       evaluation.task,
       evaluation.split,
@@ -299,7 +309,10 @@ class Evaluator:
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
-    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`."""
+    """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`.
+
+    Documents have `eval/bits_per_byte`, too.
+    """
     forced = self._teacher_forced(params)
     return {
       f'eval/{name}': value for name, value in forced.items()
@@ -307,7 +320,7 @@ class Evaluator:
 
   @property
   def texts(self) -> Mapping[str, str]:
-    """What the task's metrics said in words the last time."""
+    """The texts among the task's metrics, from the last evaluation."""
     return self._score.texts
 
   def _teacher_forced(self, params: PyTree) -> dict[str, float]:
@@ -328,5 +341,8 @@ class Evaluator:
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = total.averages()
-    del averages['z_loss']  # Part of what is minimized, not of the loss.
+    del averages['z_loss']  # Part of the objective, not of the reported loss.
+    if self._bytes:
+      bits = total.cross_entropy / math.log(2)
+      averages['bits_per_byte'] = bits / self._bytes
     return {name: float(value) for name, value in averages.items()}

@@ -1,4 +1,4 @@
-"""Whether numbers are finite, of whole trees and at the speed of memory."""
+"""Checks whole trees for NaN and infinity, at the speed of memory."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ PyTree = Any
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-  """Returns bool []: whether no floating-point number is NaN or infinite."""
+  """Returns whether all floating-point values are finite, bool []."""
   finite = [
     jnp.isfinite(_farthest(x))
     for x in jax.tree.leaves(tree)
@@ -19,8 +19,7 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def _farthest(x: jax.Array) -> jax.Array:
-  """Returns the largest magnitude, [], or NaN if there is one."""
-  # The last axis goes first: XLA:CPU runs a reduction of everything on a
-  # single thread.
+  """Returns the largest magnitude, [], or NaN if any value is NaN."""
+  # In two reductions: XLA:CPU runs one over all axes on a single thread.
   for_rows = jnp.max(jnp.abs(x), axis=-1, initial=0) if x.ndim else jnp.abs(x)
   return jnp.max(for_rows, initial=0)

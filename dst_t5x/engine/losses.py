@@ -1,4 +1,4 @@
-"""The loss of a language model, normalized as T5X does it."""
+"""The loss of a language model, normalized as in T5X."""
 
 import dataclasses
 from typing import Any, Final, Literal, NamedTuple
@@ -20,7 +20,7 @@ Normalizer = Literal[
 class Sums(NamedTuple):
   """Sums over the real target tokens of a batch; all float32 []."""
 
-  loss: jax.Array  # What is minimized, label smoothing and z-loss included.
+  loss: jax.Array  # The objective, with label smoothing and z-loss.
   z_loss: jax.Array
   cross_entropy: jax.Array
   correct: jax.Array
@@ -43,10 +43,10 @@ class Loss:
   Attributes:
     label_smoothing: probability that is spread over the other tokens.
     z_loss: weight of log² Z, which keeps logits from drifting.
-    loss_normalizing_factor: what the summed loss is divided by: a number
-      (T5X's 233472 for public T5 checkpoints), `NUM_REAL_TARGET_TOKENS`,
-      `NUM_TOTAL_TARGET_TOKENS` (padding included), `AVERAGE_PER_SEQUENCE`
-      (every sequence counts the same, however long), or None for the sum.
+    loss_normalizing_factor: the divisor of the summed loss: a number (T5X's
+      233472 for public T5 checkpoints), `NUM_REAL_TARGET_TOKENS`,
+      `NUM_TOTAL_TARGET_TOKENS` (padding included), `AVERAGE_PER_SEQUENCE` (all
+      sequences have the same weight), or None for the sum.
   """
 
   label_smoothing: values.BelowOne = 0.0
@@ -57,14 +57,14 @@ class Loss:
     values.check_fields(self)
 
   def weights(self, targets: api.Targets) -> jax.Array:
-    """Returns float32 [batch, length]: the weight of each token's loss."""
+    """Returns the weight of each token's loss, float32 [batch, length]."""
     weights = targets.weights.astype(jnp.float32)
     if self.loss_normalizing_factor != PER_SEQUENCE:
       return weights
     return weights / jnp.maximum(_lengths(targets, weights), 1.0)
 
   def normalizer(self, targets: api.Targets) -> jax.Array | float:
-    """Returns what the sum over this whole batch is divided by."""
+    """Returns the divisor of the sum over this whole batch, float32 []."""
     weights = targets.weights.astype(jnp.float32)
     factor = self.loss_normalizing_factor
     if factor is None:
@@ -78,17 +78,17 @@ class Loss:
     return float(factor)
 
   def sums(self, logits: jax.Array, targets: api.Targets) -> Sums:
-    """Sums the loss over a batch.
+    """Returns the sums over a batch.
 
     Args:
       logits: [batch, length, vocab].
-      targets: what they are compared with.
+      targets: the tokens to predict.
     """
     logits = logits.astype(jnp.float32)
     tokens = targets.tokens
     log_z = jax.nn.logsumexp(logits, axis=-1)
     vocabulary = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, 2)
-    # A masked sum: its gradient is no scatter over [batch, length, vocab].
+    # Not a gather, whose gradient is a scatter over [batch, length, vocab].
     target_logits = jnp.sum(
       jnp.where(vocabulary == tokens[..., None], logits, 0.0), axis=-1
     )
@@ -110,7 +110,7 @@ class Loss:
   def _smooth(
     self, logits: jax.Array, log_z: jax.Array, cross_entropy: jax.Array
   ) -> jax.Array:
-    """Label smoothing with T5X's constant, so that a perfect guess costs 0."""
+    """Returns the smoothed loss [batch, length]; 0 for a perfect prediction."""
     others = logits.shape[-1] - 1
     low = self.label_smoothing / others
     high = 1.0 - self.label_smoothing
@@ -126,21 +126,21 @@ def forward(
   batch: api.Batch,
   dropout_key: jax.Array | None = None,
 ) -> Sums:
-  """Returns the teacher-forced loss summed over a batch.
+  """Returns the teacher-forced sums over a batch.
 
   Args:
     network: the model.
     loss: the loss.
-    params: the model's.
-    batch: its features, each [batch, length].
-    dropout_key: None for no dropout.
+    params: the parameters.
+    batch: the network's features, each [batch, length].
+    dropout_key: a PRNG key; None for no dropout.
   """
   logits = network.logits(params, batch, dropout_key)
   return loss.sums(logits, network.targets(batch))
 
 
 def _lengths(targets: api.Targets, weights: jax.Array) -> jax.Array:
-  """Returns [batch, length]: tokens in the sequence that a token is of."""
+  """Returns the number of tokens in each token's sequence, [batch, length]."""
   if targets.segments is None:
     return jnp.sum(weights, axis=1, keepdims=True)
   segments = targets.segments

@@ -1,4 +1,4 @@
-"""The network's parameters: their shapes, shardings, and way to the devices."""
+"""The network's parameters: shapes, shardings, and placement on devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,18 +20,18 @@ PyTree = Any
 
 
 class ParameterSpace:
-  """What the parameters of a network look like on a mesh.
+  """The shapes and shardings of a network's parameters on a mesh.
 
   Attributes:
-    shapes: tree of jax.ShapeDtypeStruct, as the network has it.
+    shapes: tree of `jax.ShapeDtypeStruct`, with the network's structure.
     shardings: tree of shardings.
-    base_shapes: without what an adapter adds.
+    base_shapes: the shapes without the adapter's parameters.
   """
 
   def __init__(
     self, network: api.Network, partitioner: partitioning.Partitioner
   ) -> None:
-    """Works out shapes and shardings; allocates nothing."""
+    """Computes shapes and shardings without allocating parameters."""
     self._network = network
     self._partitioner = partitioner
     variables = api.abstract(network)
@@ -43,7 +43,7 @@ class ParameterSpace:
 
   @property
   def size(self) -> int:
-    """The number of parameters without an adapter's, n."""
+    """n, the number of parameters without the adapter's."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.base_shapes))
 
   def initialize(self, random_seed: int) -> PyTree:
@@ -55,14 +55,14 @@ class ParameterSpace:
     return init(self._partitioner.key(random_seed))
 
   def check(self, params: PyTree, base: bool = False) -> None:
-    """Checks that a checkpoint is one of this network.
+    """Checks that a checkpoint fits this network.
 
     Args:
-      params: unstacked.
-      base: whether it has to be without what an adapter adds.
+      params: the checkpoint's parameters, unstacked.
+      base: whether to expect them without the adapter's parameters.
 
     Raises:
-      UserError: it is not.
+      UserError: it does not fit.
     """
     expected = self.base_shapes if base else self.shapes
     matching.check_matches(
@@ -70,20 +70,19 @@ class ParameterSpace:
     )
 
   def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
-    """Puts parameters on the devices.
+    """Returns parameters on the devices, with their shardings.
 
     Args:
-      params: host arrays, unstacked or as the network has them.
-      like: a part of the network's parameters, if not all of `params` is
-        wanted.
+      params: host arrays, unstacked or with the network's structure.
+      like: a tree of the parameters to place; None for all of `params`.
     """
     if self._network.scan_layers:
       params = stacking.stack_layers(params)
     params = parts.select(params, params if like is None else like)
     shardings = parts.select(self.shardings, params)
     placed = jax.tree.map(partitioning.place, params, shardings)
-    # A copy of its own: XLA:CPU may share memory with a host array, and the
-    # training step gives its inputs away.
+    # A copy: XLA:CPU may share memory with a host array, and the training step
+    # donates its inputs.
     return jax.jit(_copy, out_shardings=shardings)(placed)
 
 
@@ -93,13 +92,13 @@ def choose_mesh(
   bytes_each: int,
   host: partitioning.Host | None = None,
 ) -> partitioning.Partitioner:
-  """Returns the partitioner with what it left open chosen for the network.
+  """Returns the partitioner with the sizes that it leaves open chosen.
 
   Args:
     network: the model.
-    partitioner: perhaps with open choices.
+    partitioner: a partitioner that may have sizes None.
     bytes_each: see `Partitioner.fitted`.
-    host: likewise.
+    host: see `Partitioner.fitted`.
   """
   if jax.device_count() == 1:
     return partitioner
@@ -110,11 +109,11 @@ def choose_mesh(
 
 
 class Loaded(NamedTuple):
-  """A checkpoint, ready to be used.
+  """A loaded checkpoint.
 
   Attributes:
     network: the model, with the checkpoint's adapter if it has one.
-    params: its parameters, on the devices.
+    params: the parameters, on the devices.
     step: the training step at which they were saved; 0 if unknown.
   """
 
@@ -133,7 +132,7 @@ def load(
   """Loads a checkpoint for a network; see `seeds.load_seed`.
 
   Raises:
-    UserError: it cannot be loaded, or is not one of this network.
+    UserError: it cannot be loaded, or does not fit the network.
   """
   found = seeds.load_seed(path, step, seed_path)
   network = adapted.with_adapter(network, found.adapter)
@@ -149,14 +148,14 @@ def initialize_added(
   encode: Callable[[str], list[int]],
   partitioner: partitioning.Partitioner | None = None,
 ) -> PyTree:
-  """Returns what an adapter adds, before the first step, on the host.
+  """Returns the initial values of an adapter's parameters, on the host.
 
   Args:
-    network: with the adapter.
+    network: the network with the adapter.
     seed: the pretrained parameters, unstacked.
-    random_seed: what is random is drawn from this.
-    encode: text -> pieces, for prompts that start as texts.
-    partitioner: of the processes that do this together.
+    random_seed: the seed of random initial values.
+    encode: text -> ids, for prompts that start as texts.
+    partitioner: the mesh of all processes, if several initialize together.
   """
   base = parts.flatten(api.shapes(network.base))
 

@@ -1,4 +1,4 @@
-"""The metrics of tasks over decoded predictions, through seqio."""
+"""Scores decoded predictions with the metrics of tasks, through seqio."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,9 +17,9 @@ from dst_t5x.models import api
 from dst_t5x.runtime import processes
 
 PyTree = Any
-# Name of a mixture's one number, among its metrics.
+# The name of a mixture's average among its metrics.
 AVERAGE = 'average'
-# (params, (index, features) of each example) -> (index, tokens) of each
+# (params, an (index, features) for each example) -> an (index, tokens) for each
 Predict = Callable[
   [PyTree, Iterable[tuple[int, Mapping[str, Any]]]],
   list[tuple[int, np.ndarray]],
@@ -30,8 +30,8 @@ class TaskEvaluator:
   """Scores decoded predictions with the task's own metrics, through seqio.
 
   Attributes:
-    texts: `task/name` -> what metrics said in words the last time, such as how
-      they were computed.
+    texts: `task/name` -> text of a metric, such as how it was computed, from
+      the last call.
   """
 
   def __init__(
@@ -44,17 +44,17 @@ class TaskEvaluator:
     output_dir: str | None,
     num_examples: int | None = None,
   ) -> None:
-    """Reads the split once and keeps it.
+    """Reads the split into memory.
 
     Args:
       task: a registered task or mixture.
-      split: which split.
-      lengths: feature -> longest length, longer ones are cut.
-      network: the model, which may put something before the inputs.
-      predict: decodes examples with some parameters.
-      output_dir: where predictions and metrics go, as JSON lines; the first
-        process writes them. None if they go nowhere.
-      num_examples: how many examples of each task; all by default.
+      split: the name of the split.
+      lengths: feature -> longest length; longer examples are truncated.
+      network: the model, for its feature converter.
+      predict: decodes examples with given parameters.
+      output_dir: the folder for predictions and metrics as JSON lines, written
+        by the first process; None to write nothing.
+      num_examples: the number of examples of each task; None for all.
     """
     self._files = (
       object_stores.Mirror(output_dir, '*-metrics.jsonl')
@@ -78,7 +78,7 @@ class TaskEvaluator:
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
     """Returns `task/metric` -> value, in the task's own units.
 
-    Several tasks have an average as well, `mixture/average`; see `average`.
+    Several tasks also have an average, `mixture/average`; see `average`.
 
     Raises:
       OSError: the predictions cannot be written.
@@ -94,7 +94,7 @@ class TaskEvaluator:
         compute_metrics=True, step=step, predict_fn=predict
       )
     except ValueError as e:
-      # How seqio says whatever went wrong: a full disk, or a task's own bug.
+      # seqio raises ValueError for every cause: a full disk, or a task's bug.
       if isinstance(e.__cause__, OSError | tf.errors.OpError):
         raise OSError(str(e.__cause__).splitlines()[0]) from e
       raise
@@ -132,8 +132,8 @@ def _split(
 def average(scores: Mapping[str, Mapping[str, float]]) -> float:
   """Returns the mean over tasks of the mean over a task's metrics.
 
-  As SuperGLUE averages (Wang et al. 2019, Section 3.1), and the paper (App. G):
-  a task with two metrics counts no more than one with a single metric.
+  SuperGLUE (Wang et al. 2019, Section 3.1) and the paper (App. G) average in
+  this way. All tasks have the same weight, whatever their number of metrics.
 
   Args:
     scores: task -> metric -> value.
@@ -148,17 +148,17 @@ def rehearse(
   network: api.Network,
   num_examples: int,
 ) -> list[str]:
-  """Scores a few rows of each task, as if they were predicted right.
+  """Scores a few examples of each task with their targets as predictions.
 
   Args:
     task: a registered task or mixture.
-    split: which split.
+    split: the name of the split.
     lengths: feature -> longest length.
-    network: the model, which may put something before the inputs.
-    num_examples: how many, of each task.
+    network: the model, for its feature converter.
+    num_examples: the number of examples of each task.
 
   Returns:
-    The names of the metrics that `TaskEvaluator` gives.
+    The names of the metrics that `TaskEvaluator` returns.
 
   Raises:
     UserError: a task cannot be scored.

@@ -1,4 +1,4 @@
-"""Which parameters a method trains: all, those it names, or those it adds."""
+"""Which parameters a method trains: all, named ones, or an adapter's."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,15 @@ def expressions(
   projection: methods.Projection,
   trained: Sequence[str] | None = None,
 ) -> Sequence[str]:
-  """Returns regular expressions over the paths of what is trained.
+  """Returns regular expressions for the paths of the trained parameters.
 
   Args:
-    network: the model, with the method's adapter if it has one: then what this
-      adds is trained, and nothing else.
-    projection: what is done to the parameters after the optimizer's step.
-    trained: TRAINED, such expressions; None for everything.
+    network: the model. If it has an adapter, only the adapter is trained.
+    projection: the method.
+    trained: TRAINED, such expressions; None for all parameters.
 
   Raises:
-    UserError: these do not go together.
+    UserError: the arguments contradict each other.
   """
   if isinstance(trained, str):
     raise UserError(f'TRAINED is a list of expressions, not {trained!r}')

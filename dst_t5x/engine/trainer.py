@@ -1,6 +1,6 @@
 """The training step: loss, gradient, optimizer, projection.
 
-Everything that happens in a step stands in `Trainer.train_step`.
+`Trainer.train_step` has the whole step.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,17 @@ Batch = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-  """What a step changes.
+  """The state that a step changes.
 
   Attributes:
-    step: int32 [], steps of this run that are done.
-    params: θᵗ, of what is trained.
-    opt_state: the optimizer's; it follows θ′, not the projected parameters.
-    projection_state: the projection's.
-    refused_steps: int32 [], steps that changed nothing because they were not
-      finite.
-    refused_in_row: int32 [], how many of them are the last ones.
+    step: int32 [], the number of completed steps.
+    params: θᵗ, the trained parameters.
+    opt_state: the optimizer's state. It follows θ′, not the projected
+      parameters.
+    projection_state: the projection's state.
+    refused_steps: int32 [], the number of refused steps; see
+      `Trainer.train_step`.
+    refused_in_row: int32 [], how many of the last steps were refused in a row.
   """
 
   step: jax.Array
@@ -49,10 +50,10 @@ class TrainState(NamedTuple):
 
 
 class Constants(NamedTuple):
-  """What no step changes.
+  """The inputs of a step that no step changes.
 
   Attributes:
-    seed: θ⁰, of what is trained; () where the projection does not keep it.
+    seed: θ⁰ of the trained parameters; () if the projection does not keep it.
     frozen: the parameters that are not trained.
   """
 
@@ -69,22 +70,23 @@ class Constants(NamedTuple):
 class Trainer:
   """The pure functions of training.
 
-  A pytree whose leaves are the optimizer's numbers and, in a `program`, the
-  projection's: `jax.jit(Trainer.init)` and `jax.jit(Trainer.train_step)` are
-  compiled once for all programs that differ in nothing else.
+  A trainer is a pytree. Its leaves are numbers of the optimizer and, in a
+  `program`, of the projection. Programs that differ only in leaves share the
+  compiled `jax.jit(Trainer.init)` and `jax.jit(Trainer.train_step)`.
 
   Attributes:
     network: the model, with the method's adapter if it has one.
     optimizer: gradients -> updates, and its learning rate.
-    projection: what is done to the parameters after the optimizer's step.
+    projection: the method, applied after the optimizer's step.
     loss: the loss.
-    microbatches: parts into which a batch is split to save memory. Gradients
-      are summed over them, so that the step is that of the whole batch.
-    trained: regular expressions over the paths of what is trained, where there
-      is no adapter; by default everything.
+    microbatches: the number of parts into which a batch is split to save
+      memory. Their gradients are summed, so a step uses the gradient of the
+      whole batch.
+    trained: regular expressions for the paths of the trained parameters, if
+      there is no adapter; None for all parameters.
 
   Raises:
-    UserError: these do not go together.
+    UserError: the settings contradict each other, or cannot be hashed.
   """
 
   network: api.Network
@@ -96,11 +98,12 @@ class Trainer:
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
-    if isinstance(self.trained, list):  # From gin; `jit` hashes us.
+    if isinstance(self.trained, list):  # Gin passes lists; `jit` needs a hash.
       object.__setattr__(self, 'trained', tuple(self.trained))
     trained_lib.expressions(self.network, self.projection, self.trained)
     settings: list[Any] = [self.network, self.loss]
-    if not jax.tree.leaves(self.projection):  # Else it is a program's.
+    # A program of a projection has arrays as leaves, and no hash.
+    if not jax.tree.leaves(self.projection):
       settings.append(self.projection)
     for part in settings:
       try:
@@ -112,7 +115,7 @@ class Trainer:
         ) from e
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
-    """Returns the parameters that are trained, and the frozen ones."""
+    """Returns the trained parameters and the frozen ones."""
     return parts.split(
       params,
       trained_lib.expressions(self.network, self.projection, self.trained),
@@ -121,15 +124,15 @@ class Trainer:
   def seed_path(
     self, shapes: PyTree, path: str | None, from_scratch: bool
   ) -> str | None:
-    """Returns where the seed is, None for random parameters.
+    """Returns the seed's path; None for random parameters.
 
     Args:
-      shapes: of all parameters.
+      shapes: the shapes of all parameters.
       path: INITIAL_CHECKPOINT_PATH.
-      from_scratch: whether there is no seed, on purpose.
+      from_scratch: whether to train from random parameters.
 
     Raises:
-      UserError: this method needs a seed, or none is named.
+      UserError: the path is missing, or the method needs a seed.
     """
     if not from_scratch:
       if not path:
@@ -146,17 +149,17 @@ class Trainer:
     return None
 
   def program(self, shapes: PyTree) -> 'Trainer':
-    """Returns the trainer whose `init` and `train_step` are compiled.
+    """Returns the trainer whose `init` and `train_step` are to be compiled.
 
     Args:
-      shapes: of what is trained, or the parameters.
+      shapes: the trained parameters, or their shapes.
     """
-    # A step calls no more of a projection than its program has.
+    # A step calls only those functions of a projection that a program has.
     projection: Any = self.projection.prepare(shapes)
     return dataclasses.replace(self, projection=projection)
 
   def check_batch_size(self, batch_size: int) -> None:
-    """Raises UserError if a batch cannot be split evenly."""
+    """Raises UserError if the batch size is no multiple of `microbatches`."""
     if batch_size % self.microbatches:
       raise UserError(
         f'BATCH_SIZE = {batch_size} is not a multiple of '
@@ -164,7 +167,11 @@ class Trainer:
       )
 
   def init(self, params: PyTree) -> TrainState:
-    """Returns the state before the first step; `params` are the trained."""
+    """Returns the state before the first step.
+
+    Args:
+      params: the trained parameters.
+    """
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -182,29 +189,30 @@ class Trainer:
     dropout_key: jax.Array,
     report: jax.Array,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of the paper's Algorithm 1.
+    """Returns the state after one step of the paper's Algorithm 1, and metrics.
 
-    A step whose loss, update or optimizer state is not finite is refused:
-    everything stays as it was, but for the count of steps, which the learning
-    rate follows. A NaN would win the subset else, or an infinity empty it.
+    A step whose loss, new parameters or optimizer state is not finite is
+    refused: only the step counts change, and with `step` the learning rate.
+    Otherwise a NaN would enter the subset, or an infinity empty it.
 
     Args:
-      state: where training stands.
+      state: the state before the step.
       constants: seed and frozen parameters.
-      batch: the model's features, each [batch, length].
-      dropout_key: the run's key; the step is folded into it.
-      report: bool [], whether norms are wanted, which cost a pass over the
+      batch: the network's features, each [batch, length].
+      dropout_key: the run's PRNG key; the step is folded into it.
+      report: bool [], whether to compute norms, which takes a pass over the
         parameters.
 
     Returns:
-      The next state, and metrics, all []. The gradient's norm is over what is
-      free before the step, the update's over what is free after it.
+      The next state, and metrics, all []. `gradient_norm` is over the
+      components that are free before the step, `update_norm` over those that
+      are free after it. Both are NaN without `report`.
     """
     key = jax.random.fold_in(dropout_key, state.step)
     gradients, sums = self._gradients(
       state.params, constants.frozen, batch, key
     )
-    # Before the optimizer's step, which may then take the gradients' place.
+    # Before the optimizer's step, which can then reuse the gradients' memory.
     gradient_norm = _if(
       report,
       self.projection.norm_of_free,
@@ -271,7 +279,7 @@ class Trainer:
   ) -> tuple[PyTree, losses.Sums]:
     """Returns the gradient of the normalized loss, and the loss's sums.
 
-    Of frozen parameters there is none.
+    The gradient is that of the trained parameters.
     """
     normalizer = self.loss.normalizer(self.network.targets(batch))
 
@@ -300,14 +308,15 @@ class Trainer:
     return lax.scan(add, zeros, (microbatches, keys))[0]
 
   def _split(self, x: jax.Array) -> jax.Array:
-    # Neighbours go to different parts, so that every device has its share.
+    # Adjacent rows go to different microbatches, so that each device has rows
+    # of every microbatch.
     return x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _if(
   wanted: jax.Array, number: Callable[..., jax.Array], *arguments: PyTree
 ) -> jax.Array:
-  """Returns float32 [], a number that costs something, or NaN."""
+  """Returns the number, float32 [], if it is wanted, else NaN."""
   return lax.cond(
     wanted, lambda: number(*arguments), lambda: jnp.float32(jnp.nan)
   )

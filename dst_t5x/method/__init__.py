@@ -1,6 +1,8 @@
-"""The method as pure functions on pytrees; needs JAX and NumPy alone.
+"""Dynamic Subset Tuning as pure functions on pytrees.
 
-from dst_t5x.method import SubsetProjection
+Depends on JAX and NumPy only, so that any JAX training loop can use it:
+
+    from dst_t5x.method import SubsetProjection
 """
 
 from dst_t5x.method.api import Projection

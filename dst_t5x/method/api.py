@@ -1,9 +1,9 @@
 """The method contract: what happens to parameters after the optimizer's step.
 
-Training, evaluation, resumption, budgets, reports and T5X use nothing else of a
-method. A method of your own is a frozen dataclass that subclasses `Projection`
-and has `free` and `apply`; the defaults of all else suit a method that has no
-state. Here one that tunes the first rows of each tensor:
+Training, evaluation, resumption, budgets, reports and T5X use a method only
+through this interface. To add a method, write a frozen dataclass that
+subclasses `Projection` and defines `free` and `apply`. The other defaults suit
+a method without state. This example tunes the first rows of each tensor:
 
 >>> import dataclasses, math
 >>> import jax.numpy as jnp
@@ -44,14 +44,15 @@ PyTree = Any
 
 
 class Program:
-  """What a compiled step calls of a method. Its functions can be traced.
+  """The part of a method that a compiled step calls.
 
-  A pytree whose leaves are the numbers that may change without a new
-  compilation.
+  All its functions can be traced by JAX. A program is a pytree. Its leaves are
+  the values that can change without recompilation.
 
   Attributes:
-    constrains: whether parameters are tied to a seed, so that one is needed.
-    keep_seed: whether θ⁰ must be at hand in each step.
+    constrains: whether the method ties the parameters to a seed, and so needs
+      one.
+    keep_seed: whether each step needs a copy of θ⁰.
   """
 
   constrains = True
@@ -61,18 +62,18 @@ class Program:
     """Returns the state before the first step, a pytree of arrays.
 
     Args:
-      seed_params: θ⁰, of what is trained.
+      seed_params: θ⁰ of the trained parameters.
     """
     del seed_params
     return ()
 
   def seed(self, params: PyTree, kept: PyTree, state: PyTree) -> PyTree:
-    """Returns θ⁰: what was kept, or else rebuilt from θᵗ bit for bit.
+    """Returns θ⁰: the kept copy, or θ⁰ rebuilt bit for bit from θᵗ.
 
     Args:
       params: θᵗ.
-      kept: θ⁰ if `keep_seed`, else anything.
-      state: that goes with θᵗ.
+      kept: θ⁰ if `keep_seed`; ignored otherwise.
+      state: the method's state at step t.
     """
     del params, state
     return kept
@@ -80,13 +81,13 @@ class Program:
   def norm_of_free(
     self, tree: PyTree, params: PyTree, kept: PyTree, state: PyTree
   ) -> jax.Array:
-    """Returns the L2 norm, float32 [], over the components that are free.
+    """Returns the L2 norm over the free components, float32 [].
 
     Args:
       tree: gradients or updates.
       params: θᵗ; a component is free if it differs from the seed.
-      kept: θ⁰ if `keep_seed`, else anything.
-      state: that goes with θᵗ.
+      kept: θ⁰ if `keep_seed`; ignored otherwise.
+      state: the method's state at step t.
     """
     del state
     return reports.norm_of_free(tree, params, kept)
@@ -94,15 +95,15 @@ class Program:
   def apply(
     self, new_params: PyTree, seed_params: PyTree, state: PyTree
   ) -> tuple[PyTree, PyTree]:
-    """Projects the parameters after an optimizer's step.
+    """Projects the parameters after the optimizer's step.
 
-    A component that is reset must get the seed's bits, by a select. An added
-    difference, p + (s - p), misses them.
+    A component that is reset must equal the seed bit for bit. Use a select:
+    p + (s - p) rounds, and does not always equal s.
 
     Args:
       new_params: θ′, the parameters after the optimizer's step.
       seed_params: θ⁰, a tree of the same structure, shapes and dtypes.
-      state: what `init` or the last `apply` returned.
+      state: the state that `init` or the last `apply` returned.
 
     Returns:
       θᵗ⁺¹ and the next state.
@@ -113,8 +114,8 @@ class Program:
 class Projection(Program):
   """A method and its settings, hashable and compared by value.
 
-  It is a `Program` itself, all of whose settings are constants of the compiled
-  step.
+  By default a projection is its own `Program`, and its settings are constants
+  of the compiled step.
   """
 
   def __init_subclass__(cls, **options: Any) -> None:
@@ -123,21 +124,22 @@ class Projection(Program):
     jax.tree_util.register_static(cls)
 
   def prepare(self, shapes: PyTree) -> Program:
-    """Returns what a step calls, with its numbers as leaves.
+    """Returns the program that a step calls.
 
-    Methods whose programs have the same structure share a compiled step.
+    Methods whose programs have the same tree structure share a compiled step.
 
     Args:
-      shapes: of what is trained, or the parameters.
+      shapes: the trained parameters, or their shapes.
     """
     del shapes
     return self
 
   def settings(self) -> dict[str, Any]:
-    """Returns the method's name, `method`, and its settings, as JSON.
+    """Returns the settings that identify the method in `run.json`.
 
-    They tell a run from another: the names must not change. By default the
-    class's name in snake case, and the fields of the dataclass.
+    `method` is the method's name, by default the class's name in snake case.
+    The other entries are the dataclass's fields, as JSON values. Names must not
+    change: a run resumes only with the settings that it was started with.
     """
     name = stable_ids.stable_id(type(self))
     this: Any = self
@@ -146,18 +148,18 @@ class Projection(Program):
     return {'method': name} | json_text.plain(values)
 
   def free(self, shapes: PyTree) -> int:
-    """Returns how many parameters are free, the method's budget.
+    """Returns the method's budget: how many parameters are free.
 
     Args:
-      shapes: of what is trained, or the parameters.
+      shapes: the trained parameters, or their shapes.
     """
     raise NotImplementedError
 
   def table(self, shapes: PyTree) -> str:
-    """Returns the budget's parts, as text for the log; '' if it has none.
+    """Returns a table of the budget's parts for the log; '' if it has none.
 
     Args:
-      shapes: of what is trained, or the parameters.
+      shapes: the trained parameters, or their shapes.
 
     Raises:
       UserError: the settings do not fit the parameters.
@@ -166,20 +168,20 @@ class Projection(Program):
     return ''
 
   def scalars(self, shapes: PyTree, state: PyTree) -> dict[str, float]:
-    """Returns what is logged of a state: TensorBoard's tag -> value.
+    """Returns the scalars to log for a state, by TensorBoard tag.
 
     Args:
-      shapes: of what is trained, or the parameters.
-      state: that `apply` returned.
+      shapes: the trained parameters, or their shapes.
+      state: a state that `apply` returned.
     """
     del shapes, state
     return {}
 
   def may_have_made(self, params: PyTree, seed_params: PyTree) -> bool:
-    """Returns whether parameters can be the method's from this seed.
+    """Returns whether the method can have made these parameters from this seed.
 
-    By default, whether no more components differ from the seed than are free.
-    A seed that belongs to other parameters differs from them nearly everywhere.
+    The default checks that at most `free` components differ from the seed. The
+    wrong seed differs from the parameters in nearly every component.
 
     Args:
       params: θᵗ.

@@ -7,7 +7,7 @@ from dst_t5x.core.errors import UserError
 
 
 def check_epsilon(epsilon: float) -> Fraction:
-  """Returns ε as the exact decimal that was written.
+  """Returns ε as an exact fraction of its shortest decimal form.
 
   Raises:
     UserError: ε is not in (0, 1].
@@ -17,23 +17,23 @@ def check_epsilon(epsilon: float) -> Fraction:
       f'EPSILON must be in (0, 1], the share of parameters that are free; '
       f'it is {epsilon!r}'
     )
-  # NumPy's floats say more than a number when asked for their `repr`.
+  # The `repr` of a NumPy float is not a number: `np.float64(0.1)`.
   return Fraction(repr(float(epsilon)))
 
 
 def largest_remainder(sizes: Sequence[int], epsilon: float) -> list[int]:
   """Splits the budget round(ε·n) over silos in proportion to their sizes.
 
-  Each silo S gets ⌊ε·|S|⌋ (Eq. 2), and the silos with the largest remainders
-  one more each, the earlier silo first among equals, until the budgets add up
-  to round(ε·n) (Eq. 1). Computed in exact rational arithmetic.
+  Each silo S gets ⌊ε·|S|⌋ (Eq. 2). The silos with the largest remainders then
+  get one more each, until the budgets add up to round(ε·n) (Eq. 1). Among equal
+  remainders the earlier silo comes first. The arithmetic is exact.
 
   Args:
-    sizes: number of components of each silo.
+    sizes: [silos], number of components of each silo.
     epsilon: ε, the share of components that are free, in (0, 1].
 
   Returns:
-    The number of free components of each silo.
+    [silos], the number of free components of each silo.
 
   Raises:
     UserError: ε is not in (0, 1].

@@ -1,7 +1,7 @@
-"""Counts over a tree of parameters, for the search for thresholds.
+"""Counts distances over a tree of parameters, for the search for thresholds.
 
-One call of `count` is one pass over the parameters: it reads each tensor once,
-computes its keys on the way, and stores none.
+One call of `count` is one pass over the parameters. It reads each tensor once
+and computes its distances without storing them.
 """
 
 import collections
@@ -20,16 +20,17 @@ from dst_t5x.method import sharded_sums
 from dst_t5x.method import silos
 from dst_t5x.method import thresholds
 
-# So many tensors' rows are added up before they are reduced.
+# How many tensors' counts are added up before one reduction.
 _TOGETHER = 8
 
 
 class _Group(NamedTuple):
-  """Leaves that are counted together, or skipped.
+  """Leaves with the same silos, which are counted or skipped together.
 
   Attributes:
-    silos: [slices] to which the slices of each of them belong.
-    leaves: together fewer than 2³² components a slice.
+    silos: [slices], the silos of each leaf's slices.
+    leaves: indices of leaves, with fewer than 2³² components per slice in
+      total.
   """
 
   silos: tuple[int, ...]
@@ -52,15 +53,15 @@ def _groups(slices: distance_bits.Slices) -> list[_Group]:
 
 
 class _Operands(NamedTuple):
-  """What counting takes beside the tensors.
+  """The arrays that counting needs besides the tensors.
 
   Attributes:
     table: uint32 [slices, 2 + candidates], number, tie and candidates of each
-      slice; in a tie, candidates are `NOTHING` less a position in the slice.
-    which: for each leaf, `keys.indices` of its rows of the table.
-    active: for each group, bool [], whether to count at all.
-    of_silo: uint32 [silos, most], which of all groups' slices are those of each
-      silo; the number of slices where there are no more.
+      slice. In a tie, a candidate is `NOTHING` minus a position in the slice.
+    which: for each leaf, `distance_bits.indices` of its rows of the table.
+    active: for each group, bool [], whether to count it.
+    of_silo: uint32 [silos, most], the indices of each silo's slices among those
+      of all groups, padded with the number of slices.
   """
 
   table: jax.Array
@@ -77,7 +78,7 @@ def count(tree: distance_bits.Tree, query: thresholds.Query) -> jax.Array:
     query: what to count.
 
   Returns:
-    uint64 [silos, candidates]; rows of inactive silos may be too low.
+    uint64 [silos, candidates]; rows of inactive silos can be too low.
   """
   slices = tree.slices
   groups = _groups(slices)
@@ -103,9 +104,9 @@ def count(tree: distance_bits.Tree, query: thresholds.Query) -> jax.Array:
 
 
 def _table(tree: distance_bits.Tree, query: thresholds.Query) -> jax.Array:
-  """Returns what `_Operands` says."""
+  """Returns `_Operands.table`."""
   sizes = jnp.asarray(tree.layout.sizes, jnp.uint64)[:, None]
-  # Of tied components the earlier are the larger, as in the query.
+  # Among tied components the earlier rank higher, as in the query.
   before = tree.slices.positions(sizes + 1 - query.candidates)
   reach = query.candidates[tree.slices.silo].astype(jnp.uint32)
   tie = query.tie[tree.slices.silo][:, None]
@@ -114,7 +115,7 @@ def _table(tree: distance_bits.Tree, query: thresholds.Query) -> jax.Array:
 
 
 def _of_silo(groups: Sequence[_Group], n: int) -> np.ndarray:
-  """Returns what `_Operands` says, for `n` silos."""
+  """Returns `_Operands.of_silo` for `n` silos."""
   silo = np.array([silo for group in groups for silo in group.silos])
   sizes = np.bincount(silo, minlength=n)
   is_used = np.arange(sizes.max()) < sizes[:, None]
@@ -131,17 +132,17 @@ def _digits(
   parts: Sequence[sharded_sums.Part | None],
   operands: _Operands,
 ) -> list[jax.Array]:
-  """Returns the counts of what one device has, as three digits of 16 bits.
+  """Returns one device's counts as three digits of 16 bits, lowest first.
 
-  Each is uint32 [silos, candidates]: the digits of 2¹⁶ devices can be added up
-  without a carry getting lost.
+  Each digit is uint32 [silos, candidates]. The sum over up to 2¹⁶ devices does
+  not overflow.
   """
   found = []
   for group, active in zip(groups, operands.active, strict=True):
     here = [part.counts for i in group.leaves if (part := parts[i])]
     shape = len(group.silos), operands.table.shape[1] - 2
-    # The branch skips finished silos. It also keeps XLA from computing the
-    # distances once, outside of the loop, and storing them.
+    # The branch skips finished silos. It also prevents XLA from computing the
+    # distances outside of the search's loop and storing them.
     found.append(
       lax.cond(
         active & functools.reduce(jnp.logical_or, here) if here else active,
@@ -152,7 +153,7 @@ def _digits(
       )
     )
   of_slices = jnp.pad(jnp.concatenate(found), ((0, 1), (0, 0)))
-  # A scatter would do as well, but takes longer to compile.
+  # A scatter does the same, but takes longer to compile.
   of_silos = of_slices[operands.of_silo]
   low = jnp.sum(of_silos & 0xFFFF, axis=1, dtype=jnp.uint32)
   high = jnp.sum(of_silos >> 16, axis=1, dtype=jnp.uint32) + (low >> 16)
@@ -198,19 +199,19 @@ def _count_rows(
   part: sharded_sums.Part | None,
   table: jax.Array,
 ) -> list[jax.Array]:
-  """Counts the keys of each row of a tensor that reach each candidate.
+  """Counts the distances of each row of a tensor that reach each candidate.
 
   Args:
-    compute: what computes the keys.
-    strides: see `keys.Slices`.
+    compute: computes the bit patterns of distances.
+    strides: see `distance_bits.Slices`.
     slices: how many slices the tensor has; None if it is not stacked.
-    new: θ′, or the part of it that a device has.
-    seed: θ⁰, likewise.
-    part: which part that is; None for the whole.
-    table: uint32 [slices, 2 + candidates], of all slices.
+    new: θ′, or a device's part of it.
+    seed: θ⁰, or the same part of it.
+    part: the device's part; None for the whole tensor.
+    table: uint32 [slices, 2 + candidates], see `_Operands`.
 
   Returns:
-    For each candidate uint32 [slices, rows].
+    For each candidate, uint32 [slices, rows].
   """
   here = 1 if slices is None else len(new)
   start = None if part is None else part.start
@@ -220,12 +221,13 @@ def _count_rows(
     distance_bits.column(x, new.ndim) for x in table.T
   )
   position = distance_bits.positions(new.shape, strides, start)
-  key = compute(new, seed, position, number)
-  early = thresholds.NOTHING - 1 - position
-  early = lax.select(key == tie, early, jnp.zeros_like(key))
-  key = lax.select(jnp.broadcast_to(tie == 0, key.shape), key, early)
-  reached = [(key >= candidate).astype(jnp.uint32) for candidate in candidates]
-  if new.ndim == int(slices is not None):  # One component a slice.
+  distance = compute(new, seed, position, number)
+  rank = thresholds.NOTHING - 1 - position
+  rank = lax.select(distance == tie, rank, jnp.zeros_like(distance))
+  is_untied = jnp.broadcast_to(tie == 0, distance.shape)
+  counted = lax.select(is_untied, distance, rank)
+  reached = [(counted >= x).astype(jnp.uint32) for x in candidates]
+  if new.ndim == int(slices is not None):  # One component per slice.
     reached = [x[..., None] for x in reached]
   counts = [x.reshape(here, -1) for x in _add_up(reached, reached[0].ndim - 1)]
   if part is None:
@@ -238,9 +240,9 @@ def _count_rows(
 
 
 def _add_up(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
-  """Returns the sums of several arrays over an axis, read only once."""
-  # One reduction with several results. XLA:CPU runs one over several axes, or
-  # with a single result, on a single thread.
+  """Returns the sums of several arrays over an axis, in one pass."""
+  # XLA:CPU runs a reduction on several threads only if it has several results
+  # and a single axis.
   return lax.reduce(
     list(values),
     [jnp.uint32(0)] * len(values),

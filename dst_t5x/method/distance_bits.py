@@ -1,11 +1,11 @@
-"""Keys: distances of all components of a tree, as integers that are compared.
+"""Distances of all components of a tree, as bit patterns.
 
-A key is a uint32, the bit pattern of a non-negative float32, which sorts as the
-float does. Keys are computed wherever they are needed and never stored.
+A bit pattern is a uint32 that sorts like the non-negative float32 that it
+encodes. Distances are recomputed wherever they are needed, and never stored.
 
-XLA:CPU compiles a kernel once for all tensors of a shape, as long as nothing in
-its code tells them apart. So what differs between them is made to be data: a
-table with a row for each slice, of which each tensor takes its own.
+XLA:CPU compiles one kernel for all tensors of a shape if the kernels' code is
+identical. What differs between tensors is therefore passed as data: a table
+with a row for each slice, from which each tensor takes its rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,28 +25,28 @@ from dst_t5x.method import distances
 from dst_t5x.method import silos
 from dst_t5x.method import thresholds
 
-# θ′, θ⁰, positions in the slice, a number for each slice -> keys. All have as
-# many axes as the tensor, and all but θ are uint32. It has to be the same
-# object for all tensors, or JAX traces it for each of them.
+# (θ′, θ⁰, positions in the slice, a number for each slice) -> bit patterns. All
+# have as many axes as the tensor, and all but θ′ and θ⁰ are uint32. All tensors
+# must share one function object, because JAX traces each object once.
 Compute = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def random(
   new: jax.Array, seed: jax.Array, position: jax.Array, salt: jax.Array
 ) -> jax.Array:
-  """Computes the keys of the random-mask baseline; see `Compute`."""
+  """Returns the scores of the random-mask baseline; see `Compute`."""
   del new, seed
   return distances.random_scores(position, salt)
 
 
 @functools.cache
 def measured(distance: str, is_normalized: bool) -> Compute:
-  """Returns what computes keys from a distance.
+  """Returns the function that computes a distance's bit patterns.
 
   Args:
     distance: a name in `distances.DISTANCES`.
-    is_normalized: whether the slices' numbers are the bit patterns of what
-      distances are divided by.
+    is_normalized: whether to divide by the slices' numbers, which are then bit
+      patterns of float32.
   """
 
   def compute(
@@ -64,7 +64,7 @@ def measured(distance: str, is_normalized: bool) -> Compute:
 def salts(
   layout: silos.Layout, shapes: Sequence[tuple[int, ...]], random_seed: int
 ) -> jax.Array:
-  """Returns uint32 [slices], numbers that tell slices and runs apart."""
+  """Returns hashes of slices' paths and the random seed, uint32 [slices]."""
   names = [
     f'{random_seed} {path}'
     for leaf, shape in zip(layout.leaves, shapes, strict=True)
@@ -74,15 +74,15 @@ def salts(
 
 
 class Tree(NamedTuple):
-  """Parameters, and how to compute their keys.
+  """Parameters, and how to compute their distances.
 
   Attributes:
     layout: the silos.
-    compute: what computes the keys of a tensor.
-    new: θ′, the tensors of the layout's leaves.
-    seed: θ⁰, likewise.
-    numbers: uint32 [slices], of all slices of all tensors one after the other:
-      what else their keys depend on.
+    compute: computes the bit patterns of a tensor's distances.
+    new: θ′, one tensor for each leaf of the layout.
+    seed: θ⁰, one tensor for each leaf of the layout.
+    numbers: uint32 [slices], the number that `compute` gets for each slice, for
+      the slices of all tensors in order.
   """
 
   layout: silos.Layout
@@ -99,11 +99,11 @@ class Tree(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-  """The slices of all tensors, one after the other.
+  """The slices of all tensors, in order.
 
   Attributes:
-    layout: to which silos they belong.
-    shapes: of the tensors.
+    layout: the silos that the slices belong to.
+    shapes: the tensors' shapes.
   """
 
   layout: silos.Layout
@@ -111,19 +111,19 @@ class Slices:
 
   @functools.cached_property
   def of_leaf(self) -> list[range]:
-    """Which slices are those of each leaf."""
+    """The indices of each leaf's slices."""
     counts = [len(leaf.silos) for leaf in self.layout.leaves]
     ends = np.cumsum(counts).tolist()
     return [range(end - n, end) for n, end in zip(counts, ends, strict=True)]
 
   @functools.cached_property
   def silo(self) -> np.ndarray:
-    """[slices] The index of each slice's silo."""
+    """The index of each slice's silo, [slices]."""
     return np.array([i for leaf in self.layout.leaves for i in leaf.silos])
 
   @functools.cached_property
   def strides(self) -> list[tuple[int, ...]]:
-    """For each leaf, what a step along an axis adds to the position."""
+    """For each leaf, how much one step along each axis adds to the position."""
     strides = []
     for leaf, shape in zip(self.layout.leaves, self.shapes, strict=True):
       steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -131,7 +131,14 @@ class Slices:
     return strides
 
   def positions(self, before: jax.Array) -> jax.Array:
-    """Returns uint64 [silos, …] positions as uint32 [slices, …] in slices."""
+    """Converts positions in silos to positions in slices.
+
+    Args:
+      before: uint64 [silos, …].
+
+    Returns:
+      uint32 [slices, …], clipped to the range from 0 to `silos.MOST`.
+    """
     offset = np.array(
       [offset for leaf in self.layout.leaves for offset in leaf.offsets],
       np.uint64,
@@ -141,22 +148,22 @@ class Slices:
 
 
 def indices(which: Sequence[int], size: int) -> np.ndarray:
-  """Returns the indices `which` of rows, for XLA to take as data.
+  """Returns row indices as an array that XLA treats as data.
 
-  They end with one that is not wanted if there is only one: XLA would make
-  that a part of its code.
+  A single index gets a second, unused one appended. XLA would otherwise compile
+  it into the code.
   """
   decoy = [(which[0] + 1) % size] if len(set(which)) == 1 else []
   return np.array([*which, *decoy], np.uint32)
 
 
 def rows(table: jax.Array, which: Sequence[int]) -> jax.Array:
-  """Returns rows of a table, or components of a vector."""
+  """Returns the rows `which` of a table, or components of a vector."""
   return table[indices(which, len(table))][: len(which)]
 
 
 def column(values: jax.Array, ndim: int) -> jax.Array:
-  """Returns [slices] in a shape that goes with a tensor of `ndim` axes."""
+  """Returns values [slices] so that they broadcast to `ndim` axes."""
   if len(values) == 1:
     return values.reshape(())
   return values.reshape(-1, *[1] * (ndim - 1))
@@ -167,15 +174,13 @@ def positions(
   strides: Sequence[int],
   start: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns where in its slice each component is.
+  """Returns each component's position in its slice, uint32 [*shape].
 
   Args:
-    shape: of a tensor, or of a part of it.
+    shape: the shape of a tensor, or of a part of it.
     strides: see `Slices`.
-    start: int32 [axes], where along each axis the part begins.
-
-  Returns:
-    uint32 [*shape].
+    start: int32 [axes], where the part begins along each axis; None for the
+      whole tensor.
   """
   position = jnp.zeros(shape, jnp.uint32)
   for axis, stride in enumerate(strides):
@@ -187,7 +192,7 @@ def positions(
 
 
 def of_tensors(tree: Tree) -> list[jax.Array]:
-  """Returns the keys of all tensors, uint32 of their shapes."""
+  """Returns the bit patterns of distances, a uint32 array for each tensor."""
   return [
     tree.compute(
       new,
@@ -206,7 +211,7 @@ def of_tensors(tree: Tree) -> list[jax.Array]:
 
 
 def kept(tree: Tree, cut: thresholds.Cut) -> list[jax.Array]:
-  """Returns bool, of each tensor's shape: which components stay free."""
+  """Returns which components stay free, one bool array for each tensor."""
   slices = tree.slices
   with jax.enable_x64(True):
     before = slices.positions(cut.before.astype(jnp.uint64))
@@ -228,10 +233,16 @@ def _kept(
   seed: jax.Array,
   table: jax.Array,
 ) -> jax.Array:
-  """Returns what a tensor keeps; the table is uint32 [slices, 3]."""
-  # Nothing but elementwise work on the tensor: a reshape in between, and XLA
-  # would not write the result in the tensor's place.
+  """Returns the mask of a tensor's free components, bool.
+
+  The columns of the table, uint32 [slices, 3], are number, threshold and the
+  position before which ties are kept.
+  """
+  # All work on the tensor is elementwise. After a reshape, XLA would not write
+  # the result in place.
   number, threshold, before = (column(x, new.ndim) for x in table.T)
   position = positions(new.shape, strides)
-  key = compute(new, seed, position, number)
-  return (key > threshold) | ((key == threshold) & (position < before))
+  distance = compute(new, seed, position, number)
+  return (distance > threshold) | (
+    (distance == threshold) & (position < before)
+  )

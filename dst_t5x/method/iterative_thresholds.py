@@ -1,8 +1,8 @@
-"""The paper's approximate thresholds (App. C, Alg. 2), to compare with.
+"""The paper's approximate thresholds (App. C, Alg. 2), for comparison.
 
-The threshold of the step before is refined by a fixed number of bisections
-between a lower and an upper bound around it. Budgets are met only nearly, and
-only after a ramp-up; `thresholds` has the exact ones.
+A fixed number of bisections refines the last step's threshold between a lower
+and an upper bound. After a ramp-up, the subset's size is near the budget but
+does not equal it. `thresholds` has the exact search.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ import numpy as np
 
 from dst_t5x.method import thresholds
 
-# The threshold before the first step, which the paper does not tell.
+# The threshold before the first step. The paper does not give it.
 _START = np.float32(1.0)
 _SMALLEST = np.finfo(np.float32).tiny
 _LARGEST = np.finfo(np.float32).max
 
-# Which silos, bit patterns of thresholds [silos] -> counts of larger keys.
+# Bit patterns of thresholds [silos] -> number of larger distances [silos].
 CountAbove = Callable[[jax.Array], jax.Array]
 
 
@@ -32,19 +32,20 @@ def find(
 ) -> tuple[thresholds.Cut, jax.Array]:
   """Refines the last step's thresholds (Alg. 2).
 
-  The bounds are τ/δ and τ·δ, and the midpoint is the arithmetic one. The
-  numbers of δ and J are not readable in the paper's text that we have.
+  The first bounds are τ/δ and τ·δ, and the midpoint is arithmetic. The values
+  of δ and J are illegible in our copy of the paper.
 
   Args:
-    count_above: uint32 [silos] of float32 bit patterns -> how many keys of
-      each silo are larger, uint64, with one pass over the parameters (Eq. 8).
-    quotas: ⌊ε·|S|⌋ of each silo: more keys than that are too many.
+    count_above: maps bit patterns of thresholds, uint32 [silos], to the number
+      of larger distances in each silo, uint64 [silos]. Takes one pass over the
+      parameters (Eq. 8).
+    quotas: [silos], ⌊ε·|S|⌋ of each silo.
     before: uint32 [silos], bit patterns of τᵗ⁻¹; 0 before the first step.
-    delta: δ > 1, how far a threshold may move in a step, as a factor.
-    iterations: J, how often the bounds are halved.
+    delta: δ > 1, the largest factor by which a threshold moves in a step.
+    iterations: J, the number of bisections.
 
   Returns:
-    The cut, which keeps about ε·|S| keys, and the number of passes.
+    The cut, which keeps about ε·|S| components, and the number of passes.
   """
   wanted = np.array(quotas, np.uint64)
   tau = lax.bitcast_convert_type(before, jnp.float32)
@@ -75,4 +76,4 @@ def find(
 
 
 def _middle(lower: jax.Array, upper: jax.Array) -> jax.Array:
-  return lower + (upper - lower) / 2  # Their sum might be infinite.
+  return lower + (upper - lower) / 2  # Their sum could overflow.

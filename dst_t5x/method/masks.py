@@ -9,10 +9,10 @@ PyTree = Any
 
 
 def pack(masks: PyTree) -> PyTree:
-  """Returns bool masks as uint8, packed along the last axis.
+  """Returns bool masks as uint8 bits, packed along the last axis.
 
-  Tensors of fewer than two axes get one byte a component: axis 0 may be that
-  of the layers, which have to stay apart.
+  A tensor of fewer than two axes takes one byte per component. Its axis 0 may
+  be the layers, and two layers never share a byte.
   """
   return jax.tree.map(
     lambda mask: jnp.packbits(
@@ -23,7 +23,7 @@ def pack(masks: PyTree) -> PyTree:
 
 
 def unpack(packed: PyTree, like: PyTree) -> PyTree:
-  """Returns the bool masks that were packed, of the shapes of `like`."""
+  """Returns the bool masks that `pack` packed, in the shapes of `like`."""
 
   def unpacked(bits: jax.Array, tensor: jax.Array) -> jax.Array:
     width = tensor.shape[-1] if tensor.ndim > 1 else 1
@@ -34,7 +34,7 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
 
 
 def is_packed(leaf: Any, shape: tuple[int, ...]) -> bool:
-  """Whether an array is a mask that `pack` made for a tensor of this shape."""
+  """Returns whether `pack` can have made an array from a mask of this shape."""
   return leaf.dtype == jnp.uint8 and leaf.shape == _packed(shape)
 
 
@@ -44,11 +44,11 @@ def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def any_set(packed: PyTree) -> jax.Array:
-  """Returns bool []: whether any component is in the packed masks."""
+  """Returns whether any component of the packed masks is set, bool []."""
   largest = [jnp.max(bits, initial=0) for bits in jax.tree.leaves(packed)]
   return jnp.max(jnp.stack(largest)) > 0
 
 
 def nothing(like: PyTree) -> PyTree:
-  """Returns the packed masks of no component, for tensors as in `like`."""
+  """Returns packed masks with no component set, for the tensors of `like`."""
   return jax.tree.map(lambda x: jnp.zeros(_packed(x.shape), jnp.uint8), like)

@@ -1,8 +1,8 @@
 """Normalizations: alternatives to siloing (paper, App. B, Table 3).
 
-One threshold for the whole model favours modules whose distances are large. A
-normalization makes them comparable: each distance is divided by a number that
-belongs to the component's group, a module or a module of a layer.
+A single threshold for the whole model favours modules with large distances. A
+normalization makes distances comparable: it divides each by the scale of the
+component's group. A group is a module, or a module of one layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ Scale = Callable[[silos.Layout, PyTree], jax.Array]
 
 
 def size(groups: silos.Layout, seed: PyTree) -> jax.Array:
-  """Returns float32 [groups]: each group's number of parameters."""
+  """Returns the number of parameters of each group, float32 [groups]."""
   del seed
   return jnp.asarray(groups.sizes, jnp.float32)
 
 
 def mean(groups: silos.Layout, seed: PyTree) -> jax.Array:
-  """Returns float32 [groups]: the mean of |θ⁰| in each group.
+  """Returns the mean of |θ⁰| in each group, float32 [groups].
 
-  Of a group whose seeds are all zero, 1, so that its distances stay as they
-  are. Magnitudes are added up as integers, in units of 2⁻³¹ of a power of two
-  above the largest: on any number of devices the mean has the same bits.
+  A group whose seed is all zeros gets 1, which leaves its distances unchanged.
+  Magnitudes are added as integers, so the mean has the same bits on any number
+  of devices. The unit is 2⁻³¹ of a power of two above the largest magnitude.
   """
   magnitudes = [
     jnp.abs(tensor.astype(jnp.float32)) for tensor in jax.tree.leaves(seed)
@@ -57,11 +57,11 @@ NORMALIZATIONS: Mapping[str, Scale] = {'size': size, 'mean': mean}
 
 
 def bits_of_slices(groups: silos.Layout, scales: Any) -> jax.Array:
-  """Returns uint32 [slices], the bits of what distances are divided by.
+  """Returns the bit pattern of each slice's scale, uint32 [slices].
 
   Args:
-    groups: whose sizes or means they are.
-    scales: float32 [groups].
+    groups: the groups that the scales belong to.
+    scales: float32 [groups], the divisors of distances.
   """
   group = np.array([i for leaf in groups.leaves for i in leaf.silos])
   return lax.bitcast_convert_type(jnp.asarray(scales)[group], jnp.uint32)

@@ -1,11 +1,11 @@
-"""The projection onto the parameters that differ from the seed in few places.
+"""The projection that resets most components of the parameters to the seed.
 
 One step of Dynamic Subset Tuning is an ordinary optimizer step followed by
-`projection.apply` (paper, Alg. 1). Of every silo the components that moved
-farthest from the seed stay as they are (Eq. 6, 7); all others become the
-seed's, bit for bit.
+`projection.apply` (paper, Alg. 1). In every silo, the components that moved
+farthest from the seed keep their values (Eq. 6, 7). All others are reset to the
+seed, bit for bit.
 
-In any JAX loop, here Optax's AdaFactor on a toy:
+It works in any JAX loop, here with Optax's AdaFactor on a toy problem:
 
 >>> import optax
 >>> seed = {'mlp': {'kernel': jnp.arange(1.0, 201.0).reshape(10, 20)}}
@@ -78,14 +78,14 @@ class NoProjection(api.Projection):
   def norm_of_free(
     self, tree: PyTree, params: PyTree, kept: PyTree, state: tuple[()]
   ) -> jax.Array:
-    """Returns the L2 norm of everything, float32 []."""
+    """Returns the L2 norm over all components, float32 []."""
     del kept, state
     return reports.norm_of_free(tree, params, ())
 
   def apply(
     self, new_params: PyTree, seed_params: PyTree, state: tuple[()]
   ) -> tuple[PyTree, tuple[()]]:
-    """Returns the parameters as they are."""
+    """Returns the parameters and the state unchanged."""
     del seed_params
     return new_params, state
 
@@ -94,35 +94,36 @@ class NoProjection(api.Projection):
 class SubsetProjection(api.Projection):
   """Keeps the ε·|S| components of every silo that are farthest from the seed.
 
-  Exact where the paper approximates (App. C): after `apply` every silo has
-  exactly its budget of components that differ from the seed, or fewer where
-  fewer have a distance above zero. Ties are broken by position, the earlier
-  component first. Pure, jittable, and free of any trainer.
+  Exact where the paper approximates (App. C): after `apply`, exactly the budget
+  of each silo differs from the seed, or fewer if fewer components moved. Ties
+  are broken by position, the earlier component first. All functions are pure
+  and can be jitted.
 
   Attributes:
     epsilon: ε in (0, 1], the share of parameters that are free (Eq. 1).
     distance: ρ, a name in `distances.DISTANCES`, or `random` for the baseline
       whose subset is drawn once and never changes (Table 1, Table 2).
-    silos: a name in `silos.SILOS` (Section 2, App. A), or rules of one's own,
-      pairs of a regular expression over paths and a silo's name.
-    exclude: regular expressions over paths of what stays frozen. The budget is
-      a share of the rest.
-    normalization: what distances are divided by, a name in
-      `normalizations.NORMALIZATIONS`; goes with silos='none' (App. B).
-    normalize_over: whose size or mean it is, a siloing (Table 3).
-    churn: whether the subset is chosen anew in each step; without, it stays
-      that of the first step in which anything moved (App. E, Table 7).
+    silos: a name in `silos.SILOS` (Section 2, App. A), or rules: pairs of a
+      regular expression for paths and a silo's name.
+    exclude: regular expressions for the paths of frozen tensors. The budget is
+      a share of the other tensors.
+    normalization: a name in `normalizations.NORMALIZATIONS`, the divisor of
+      distances; for silos='none' (App. B).
+    normalize_over: the silos over which the divisor is computed (Table 3).
+    churn: whether each step chooses a new subset. If False, the first step in
+      which a component moves chooses it for good (App. E, Table 7).
     threshold: `exact`; `iterative`, the paper's approximation (App. C, Alg. 2);
       or `sort`, exact and slow.
     delta: δ of the iterative threshold.
     iterations: J of the iterative threshold.
-    keep_seed: whether θ⁰ is at hand in each step. Without, only the seeds of
-      what is free are kept, and `seed` rebuilds θ⁰ for the step: memory for
-      one copy of the parameters less, for some time more; on one device.
-    random_seed: what the `random` distance is drawn from.
+    keep_seed: whether each step gets a copy of θ⁰. If False, the state lists
+      the seed values of the free components, and `seed` rebuilds θ⁰ in each
+      step. This saves the memory of one copy of the parameters and costs time.
+      It works on one device only.
+    random_seed: the seed of the `random` distance.
 
   Raises:
-    UserError: a value that is out of range or unknown.
+    UserError: a value is out of range or unknown.
   """
 
   epsilon: values.Share
@@ -149,7 +150,7 @@ class SubsetProjection(api.Projection):
     for name in ('silos', 'normalize_over'):
       rules = getattr(self, name)
       silo_lib.named(rules)
-      if not isinstance(rules, str):  # Lists come from gin; `jit` hashes us.
+      if not isinstance(rules, str):  # Gin passes lists; `jit` needs a hash.
         object.__setattr__(self, name, tuple(tuple(rule) for rule in rules))
     object.__setattr__(self, 'exclude', tuple(self.exclude))
 
@@ -158,24 +159,24 @@ class SubsetProjection(api.Projection):
     return silo_lib.make_layout(params, self.silos, self.exclude)
 
   def settings(self) -> dict[str, Any]:
-    """Returns the name, `dst` or `random`, and the settings, as JSON."""
+    """Returns the method's name, `dst` or `random`, and its settings."""
     name = 'random' if self.distance == RANDOM else 'dst'
     return {'method': name} | json_text.plain(dataclasses.asdict(self))
 
   def free(self, shapes: PyTree) -> int:
-    """Returns how many parameters are free, ε·|S| over all silos."""
+    """Returns how many parameters are free, the sum of all budgets."""
     return sum(self.layout(shapes).budgets(self.epsilon))
 
   def table(self, shapes: PyTree) -> str:
-    """Returns the budget of each silo, as text."""
+    """Returns a text table of the budget of each silo."""
     layout = self.layout(shapes)
     return layout.share_of_included(self.epsilon) + layout.table(self.epsilon)
 
   def scalars(self, shapes: PyTree, state: ProjectionState) -> dict[str, float]:
-    """Returns passes, and thresholds by module, averaged over layers.
+    """Returns the number of passes, and each module's mean threshold.
 
-    A threshold is a distance; of a random distance, the share of possible
-    scores that are below.
+    A threshold is a distance. For the random distance, it is the share of
+    possible scores below the threshold.
     """
     thresholds = np.asarray(state.thresholds)
     if self.distance == RANDOM:
@@ -192,19 +193,19 @@ class SubsetProjection(api.Projection):
     }
 
   def may_have_made(self, params: PyTree, seed_params: PyTree) -> bool:
-    """Returns whether no silo has more free components than its budget."""
+    """Returns whether each silo's free components are within its budget."""
     layout = self.layout(params)
     most = np.array(layout.budgets(self.epsilon))
-    if self.threshold == 'iterative':  # It may exceed the budget.
+    if self.threshold == 'iterative':  # It can exceed the budget.
       most = np.maximum(most, np.array(layout.sizes) // 2)
     free = reports.count_free(layout, params, seed_params)
     return bool((free <= most).all())
 
   def prepare(self, shapes: PyTree) -> api.Program:
-    """Returns what a step calls; ε and random seeds are numbers of it.
+    """Returns the program that a step calls.
 
-    The iterative and the sorting search, and the search without a kept seed,
-    have them as constants.
+    With the exact threshold and a kept seed, ε and the random seed are leaves
+    of the program, and can change without recompilation.
     """
     if self.threshold != 'exact' or not self.keep_seed:
       return self
@@ -223,7 +224,7 @@ class SubsetProjection(api.Projection):
       seed_params: θ⁰.
 
     Raises:
-      UserError: silos or exclusions do not fit the parameters.
+      UserError: `silos` or `exclude` do not fit the parameters.
     """
     layout = self.layout(seed_params)
     silos = len(layout.names)
@@ -251,12 +252,12 @@ class SubsetProjection(api.Projection):
   def seed(
     self, params: PyTree, kept: PyTree, state: ProjectionState
   ) -> PyTree:
-    """Returns θ⁰: what was kept, or else rebuilt from θᵗ bit for bit.
+    """Returns θ⁰: the kept copy, or θ⁰ rebuilt bit for bit from θᵗ.
 
     Args:
       params: θᵗ.
-      kept: θ⁰ if `keep_seed`, else anything.
-      state: that goes with θᵗ.
+      kept: θ⁰ if `keep_seed`; ignored otherwise.
+      state: the state at step t.
     """
     if not state.sparse_seed:
       return kept
@@ -267,13 +268,13 @@ class SubsetProjection(api.Projection):
   def norm_of_free(
     self, tree: PyTree, params: PyTree, kept: PyTree, state: ProjectionState
   ) -> jax.Array:
-    """Returns the L2 norm, float32 [], of gradients or updates over the subset.
+    """Returns the L2 norm over the subset, float32 [].
 
     Args:
       tree: gradients or updates.
       params: θᵗ.
-      kept: θ⁰ if `keep_seed`, else anything.
-      state: that goes with θᵗ.
+      kept: θ⁰ if `keep_seed`; ignored otherwise.
+      state: the state at step t.
     """
     if not state.sparse_seed:
       return reports.norm_of_free(tree, params, kept)
@@ -288,10 +289,11 @@ class SubsetProjection(api.Projection):
 
     Args:
       new_params: θ′, the parameters after the optimizer's step. Values that
-        are not finite count as the farthest; see `Trainer.train_step`.
-      seed_params: θ⁰, a tree of the same structure, shapes and dtypes: see
-        `seed` if it is not kept.
-      state: what `init` or the last `apply` returned.
+        are not finite count as the farthest; `Trainer.train_step` refuses such
+        a step.
+      seed_params: θ⁰, a tree of the same structure, shapes and dtypes; what
+        `seed` returns if not `keep_seed`.
+      state: the state that `init` or the last `apply` returned.
 
     Returns:
       θᵗ⁺¹ and the next state.
@@ -313,10 +315,10 @@ class SubsetProjection(api.Projection):
 )
 @dataclasses.dataclass(frozen=True)
 class _Prepared(api.Program):
-  """A `SubsetProjection` whose ε and random seed are no constants.
+  """A `SubsetProjection` whose ε and random seed are traced.
 
   Attributes:
-    method: the other settings.
+    method: the projection, for its other settings.
     budgets: uint32 [silos, 2], see `step.halves`.
     salts: uint32 [slices], see `distance_bits.salts`.
   """
@@ -348,9 +350,9 @@ def _apply(
   budgets: Any,
   salts: jax.Array,
 ) -> tuple[PyTree, ProjectionState]:
-  """Projects with the budgets and salts of all silos."""
-  # XLA may compute θ′ anew, with other roundings, wherever it is used. The
-  # barrier makes counts and mask see the same numbers.
+  """Returns the projected parameters and the next state."""
+  # Without the barrier, XLA may recompute θ′ with different rounding at each
+  # use. Counts and masks must see the same values.
   new_params, seed_params = lax.optimization_barrier((new_params, seed_params))
   step = _step(method, budgets, salts, new_params, seed_params, state)
   if state.chosen:
@@ -361,7 +363,7 @@ def _apply(
   if not method.keep_seed:
     free = step.tree.layout.budgets(method.epsilon)
     state = state._replace(sparse_seed=step.sparse_seed(keep, free))
-  # A select, never an added difference: p + (s - p) misses s's bits.
+  # A select: p + (s - p) rounds, and does not always equal s.
   return jax.tree.map(lax.select, keep, new_params, seed_params), state
 
 
@@ -373,7 +375,7 @@ def _step(
   seed_params: PyTree,
   state: ProjectionState,
 ) -> step_lib.Step:
-  """Returns the step with the method's distance and search."""
+  """Returns a step with the method's distance and search."""
   layout = method.layout(new_params)
   new, structure = jax.tree.flatten(new_params)
   is_normalized = method.normalization is not None

@@ -1,4 +1,4 @@
-"""What training says of the subset: how large, where, and how it churns."""
+"""Reports on the subset during training: its size and churn in each silo."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ NORMS = ('gradient_norm', 'update_norm')
 
 
 def differs(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns bool of the same shape: which components differ in their bits."""
+  """Returns which components differ in their bits, bool of the same shape."""
   unsigned = jnp.dtype(f'uint{8 * a.dtype.itemsize}')
   return jax.lax.bitcast_convert_type(
     a, unsigned
@@ -24,12 +24,12 @@ def differs(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def norm_of_free(tree: PyTree, params: PyTree, seed: PyTree) -> jax.Array:
-  """Returns the L2 norm, float32 [], over what is free.
+  """Returns the L2 norm over the free components, float32 [].
 
   Args:
     tree: gradients or updates.
-    params: components are free that differ from the seed.
-    seed: θ⁰; () if everything is free.
+    params: θᵗ; a component is free if it differs from the seed.
+    seed: θ⁰; () if every component is free.
   """
   if jax.tree.leaves(seed):
     free = jax.tree.map(differs, params, seed)
@@ -41,7 +41,7 @@ def norm_of_free(tree: PyTree, params: PyTree, seed: PyTree) -> jax.Array:
 
 
 def pack_free(params: PyTree, seed: PyTree) -> PyTree:
-  """Returns which components are free, as `masks.pack` has it."""
+  """Returns the masks of the free components, packed by `masks.pack`."""
   return masks.pack(jax.tree.map(differs, params, seed))
 
 
@@ -54,12 +54,12 @@ def subset_report(
     layout: the silos.
     params: θᵗ.
     seed: θ⁰.
-    before: `pack_free` at the last report.
+    before: what `pack_free` returned at the last report.
 
   Returns:
-    `free`: uint32 [silos], components that differ from the seed;
-    `new`: uint32 [silos], those of them that did not at the last report;
-    and `pack_free` now.
+    The counts, and what `pack_free` returns now. The counts are `free`, uint32
+    [silos], the components that differ from the seed, and `new`, uint32
+    [silos], the free components that were not free at the last report.
   """
   now = pack_free(params, seed)
   counts = {
@@ -78,7 +78,7 @@ def subset_report(
 def count_free(
   layout: silos.Layout, params: PyTree, seed: PyTree
 ) -> np.ndarray:
-  """Returns uint64 [silos], how many components differ from the seed.
+  """Returns how many components differ from the seed, uint64 [silos].
 
   Args:
     layout: the silos.

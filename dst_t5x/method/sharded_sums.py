@@ -1,12 +1,12 @@
-"""Sums over tensors that lie on many devices, added up where they lie.
+"""Sums over sharded tensors that send only sums between devices.
 
-What a reduction of a sharded tensor sends between devices is up to XLA, and it
-may be rows of the tensor. Here each device reduces what it has of all tensors,
-and one sum over all devices joins the results.
+XLA decides what a reduction of a sharded tensor sends, and it may send rows of
+the tensor. Here each device reduces its parts of all tensors, and one sum over
+all devices joins the results.
 
-How tensors are sharded is known only when XLA divides the program among the
-devices, long after it was traced; `custom_partitioning` lets us have a say
-then. So nobody has to tell, and a program for one device stays as it is.
+Shardings are known only when XLA partitions the program, long after tracing.
+`custom_partitioning` calls us then. Callers need not pass shardings, and a
+program for one device is unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,32 +28,33 @@ _AXIS = 'device'  # All devices in a row.
 
 
 class Part(NamedTuple):
-  """Which part of a tensor a device has.
+  """The part of a tensor that a device has.
 
   Attributes:
-    start: int32 [axes], where along each axis the part begins.
-    counts: bool [], whether it is this device that counts the part; others may
-      have the same.
+    start: int32 [axes], where the part begins along each axis.
+    counts: bool [], whether this device counts the part. Exactly one of the
+      devices that have the same part does.
   """
 
   start: jax.Array
   counts: jax.Array
 
 
-# Tensors or parts of them, which parts these are, operands -> tree of integers.
+# (tensors or parts of them, the parts, operands) -> tree of integers.
 Reduce = Callable[[Sequence[PyTree], Sequence[Part | None], PyTree], PyTree]
 
 
 def add_up(
   reduce: Reduce, tensors: Sequence[PyTree], operands: PyTree
 ) -> PyTree:
-  """Returns the sum over devices of what each makes of its parts.
+  """Returns the sum over devices of `reduce` of each device's parts.
 
   Args:
-    reduce: what a device does. The results for all parts that count have to
-      add up to that for the whole tensors. It may close over no array.
-    tensors: groups of arrays of one shape, which are divided alike.
-    operands: more arrays; each device gets them whole.
+    reduce: reduces a device's parts. Its results for the parts that count must
+      add up to its result for the whole tensors. It must not close over arrays.
+    tensors: groups of arrays; arrays of a group have one shape and are sharded
+      alike.
+    operands: more arrays, replicated on each device.
   """
 
   def whole(tensors: Sequence[PyTree], operands: PyTree) -> PyTree:
@@ -99,7 +100,7 @@ def _first(group: PyTree) -> Any:
 
 
 def _sharding(group: PyTree) -> Sharding:
-  """Returns how to divide arrays of one shape: as the one in most parts is."""
+  """Returns the finest sharding among a group's arrays."""
 
   def size_of_part(array: Any) -> int:
     return int(np.prod(array.sharding.shard_shape(array.shape)))
@@ -108,7 +109,7 @@ def _sharding(group: PyTree) -> Sharding:
 
 
 def _part(indices: Sequence[tuple[slice, ...]], device: jax.Array) -> Part:
-  """Returns the part of one of the devices that have the parts `indices`."""
+  """Returns a device's part, where `indices` has the parts of all devices."""
   starts = [tuple(index.start or 0 for index in part) for part in indices]
   counts = [starts.index(start) == i for i, start in enumerate(starts)]
   shape = len(starts), len(starts[0])

@@ -1,7 +1,8 @@
-"""Leaves it to XLA how to divide a function, whatever the mesh's axes are.
+"""Lets XLA choose the shardings inside a function on any mesh.
 
-On a mesh with explicit axes JAX keeps shardings in the arrays' types, works out
-those of every intermediate result, and refuses what is ambiguous.
+On a mesh with explicit axes, JAX stores shardings in array types, derives them
+for each intermediate result, and refuses operations whose sharding is
+ambiguous.
 """
 
 from collections.abc import Callable
@@ -17,12 +18,12 @@ PyTree = Any
 def hide(
   function: Callable[..., PyTree], results: PyTree = None
 ) -> Callable[..., PyTree]:
-  """Returns the function, within which arrays have no shardings in their types.
+  """Returns the function, traced with automatic instead of explicit mesh axes.
 
   Args:
-    function: arrays -> arrays.
-    results: arrays of the types that the results are to have; if None, all
-      devices have them whole.
+    function: a function from arrays to arrays.
+    results: arrays whose shardings the results get; if None, the results are
+      replicated.
   """
 
   def call(*arguments: PyTree) -> PyTree:

@@ -5,9 +5,9 @@ T5X's: `stack/layers_3/attention/query/kernel`. In a stacked ("scanned")
 network the same layer is slice 3 of `stack/layers/attention/query/kernel`,
 and it belongs to the same silo.
 
-Besides the paper's silos (Section 2, App. A) there are a user's own: pairs of
-a regular expression over whole paths and a name, of which the first that
-matches counts. The name may refer to groups of the expression:
+`SILOS` has the paper's silos (Section 2, App. A). Users can define their own as
+rules: pairs of a regular expression and a silo's name. The first expression
+that matches the whole path decides. The name can refer to its groups:
 
 >>> norms_apart = [(r'(\w+)/.*norm/scale', r'norms of the \1'),
 ...                (r'.*', 'all else')]
@@ -31,15 +31,15 @@ PyTree = Any
 SiloOf = Callable[[str], str]
 Rules = Sequence[tuple[str, str]]
 
-# Where tensors are that tuning leaves alone; the only silo without a budget.
+# The silo of tensors that are not tuned; the only one without a budget.
 EXCLUDED = '(excluded)'
-# How many components a tensor may have, or a slice of a stacked one: their
-# positions are uint32, and one more number has to mean "none".
+# The most components in a tensor, or in a slice of a stacked one. Positions are
+# uint32, and one value is reserved for "none".
 MOST = 2**32 - 2
 
 
 def none(path: str) -> str:
-  """Returns one silo for all paths: one threshold for the whole model."""
+  """Returns the same silo for all paths: one threshold for the whole model."""
   del path
   return 'model'
 
@@ -50,22 +50,22 @@ def per_tensor(path: str) -> str:
 
 
 def per_module(path: str) -> str:
-  """Returns the module, spread over all layers: `stack/attention`."""
+  """Returns the module, common to all layers: `stack/attention`."""
   parts = per_module_and_layer(path).split('/')
   return '/'.join(part for part in parts if not tree_paths.is_layer(part))
 
 
 def without_layer(silo: str) -> str:
-  """Returns a silo's module, whatever the layer: `stack/attention`."""
+  """Returns a silo's name without its layer: `stack/attention`."""
   return re.sub(rf'{tree_paths.STACK}_\d+/', '', silo)
 
 
 def per_module_and_layer(path: str) -> str:
   """Returns the module of a layer: `stack/layers_3/attention`.
 
-  The default of the paper (Section 2): "each module in each layer is a
-  separate silo". A module is what T5X names so: what stands below the layer,
-  or, outside of the layers, what holds the tensor.
+  This is the paper's default (Section 2): "each module in each layer is a
+  separate silo". In a layer, the module is the path's component below the
+  layer. Elsewhere it is the path without the tensor's name.
   """
   parts = path.split('/')
   for i, part in enumerate(parts[:-1]):
@@ -83,14 +83,14 @@ SILOS: Mapping[str, SiloOf] = {
 
 
 def named(silos: str | Rules) -> SiloOf:
-  """Returns the silo of a path, as a function.
+  """Returns the function that maps a path to its silo.
 
   Args:
-    silos: a name in `SILOS`, or pairs of a regular expression that matches
-      whole paths and the name of a silo.
+    silos: a name in `SILOS`, or rules: pairs of a regular expression for whole
+      paths and a silo's name.
 
   Raises:
-    UserError: no such siloing, or rules that are not such pairs; the returned
+    UserError: the name is unknown, or a rule is not such a pair. The returned
       function raises it for a path that no rule matches.
   """
   if isinstance(silos, str):
@@ -128,7 +128,11 @@ def named(silos: str | Rules) -> SiloOf:
 
 
 def expression(pattern: str) -> re.Pattern[str]:
-  """Returns the compiled expression; raises UserError if it is none."""
+  """Returns the compiled regular expression.
+
+  Raises:
+    UserError: the pattern is not a regular expression.
+  """
   try:
     return re.compile(pattern)
   except (re.error, TypeError) as e:
@@ -137,13 +141,13 @@ def expression(pattern: str) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """Where the components of one tensor belong.
+  """The silos of one tensor's slices; a tensor that is not stacked has one.
 
   Attributes:
-    path: T5X's path of the tensor, `layers` in it if it is stacked.
-    stacked: whether axis 0 holds the layers.
-    silos: [slices] index of the silo of each slice; one slice if not stacked.
-    offsets: [slices] position of the slice's first component in its silo.
+    path: T5X's path of the tensor; contains `layers` if it is stacked.
+    stacked: whether axis 0 is the layers.
+    silos: [slices], the index of each slice's silo.
+    offsets: [slices], the position of the slice's first component in its silo.
   """
 
   path: str
@@ -158,8 +162,8 @@ class Layout:
 
   Attributes:
     leaves: one for each tensor, in the order of `jax.tree.leaves`.
-    names: [silos] what each silo is called; the last may be `EXCLUDED`.
-    sizes: [silos] number of components of each silo.
+    names: [silos], the name of each silo; the last may be `EXCLUDED`.
+    sizes: [silos], the number of components of each silo.
   """
 
   leaves: tuple[Leaf, ...]
@@ -168,12 +172,12 @@ class Layout:
 
   @property
   def size(self) -> int:
-    """The number of components of all silos, excluded ones too."""
+    """The number of components of all silos, `EXCLUDED` included."""
     return sum(self.sizes)
 
   @property
   def included(self) -> int:
-    """The number of components that the budget is a share of, n."""
+    """n, the number of components that are not excluded (Eq. 1)."""
     return sum(self.sizes[: self._silos])
 
   @property
@@ -186,20 +190,20 @@ class Layout:
     return free + [0] * (EXCLUDED in self.names)
 
   def quotas(self, epsilon: float) -> list[int]:
-    """Returns ⌊ε·|S|⌋ of each silo, what Eq. 2 gives without correction."""
+    """Returns ⌊ε·|S|⌋ of each silo: Eq. 2, without the largest remainders."""
     share = budgets.check_epsilon(epsilon)
     free = [int(share * size) for size in self.sizes[: self._silos]]
     return free + [0] * (EXCLUDED in self.names)
 
   def share_of_included(self, epsilon: float) -> str:
-    """Returns a line on the budget where something is excluded, else ''."""
+    """Returns the budget as a share of n, a line; '' if none is excluded."""
     if self.included == self.size:
       return ''
     share = sum(self.budgets(epsilon)) / self.included
     return f'{100 * share:.6g} % of the {self.included} that are not excluded\n'
 
   def table(self, epsilon: float) -> str:
-    """Returns silo, components and budget, a silo a line, and their sums."""
+    """Returns a text table: each silo's name, size and budget, and the sums."""
     free = self.budgets(epsilon)
     rows = [('silo', 'parameters', 'budget')]
     rows += [
@@ -215,7 +219,7 @@ class Layout:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-  """Sorts `layers_2` before `layers_10`."""
+  """Returns a sort key that puts `layers_2` before `layers_10`."""
   return [
     (0, int(part)) if part.isdigit() else (1, part)
     for part in re.split(r'(\d+)', name)
@@ -231,17 +235,17 @@ def make_layout(
   """Assigns every component of `params` to a silo.
 
   Args:
-    params: tree of arrays or of anything with a shape.
+    params: a tree of arrays, or of anything with a shape.
     silos: see `named`.
-    exclude: regular expressions; what any of them matches stays frozen.
+    exclude: regular expressions; a tensor whose path matches one is excluded.
 
   Returns:
     The layout. Stacked and unstacked trees of the same network give the same
     silos, in the same order, with the same positions.
 
   Raises:
-    UserError: no such siloing, a path that no rule matches, an exclusion that
-      matches nothing or leaves nothing, or a tensor that is too large.
+    UserError: `silos` is unknown or has no silo for a path, an exclusion
+      matches no tensor, all tensors are excluded, or a tensor is too large.
   """
   silo_of = _with_exclusions(named(silos), exclude)
   tensors: list[tuple[str, bool, list[str]]] = []
@@ -260,7 +264,7 @@ def make_layout(
   silo = {path: silo_of(path) for path in components}
   sizes: dict[str, int] = {}
   offsets: dict[str, int] = {}
-  # Not in the order of the leaves, which is another one in a stacked tree.
+  # Sorted by path: the order of leaves differs in a stacked tree.
   for path in sorted(components, key=_natural):
     offsets[path] = sizes.get(silo[path], 0)
     sizes[silo[path]] = offsets[path] + components[path]
@@ -292,7 +296,7 @@ def _with_exclusions(silo_of: SiloOf, exclude: Sequence[str]) -> SiloOf:
 def _check_exclusions(
   exclude: Sequence[str], components: Mapping[str, int]
 ) -> None:
-  """Raises UserError for an exclusion without effect, or one of everything."""
+  """Raises UserError if an exclusion matches no path, or all are excluded."""
   excluded: set[str] = set()
   for pattern in exclude:
     matched = {path for path in components if re.fullmatch(pattern, path)}

@@ -1,7 +1,8 @@
-"""Exact thresholds by sorting: slow, simple, and what others are checked by.
+"""Exact thresholds by sorting: slow, simple, and the reference in tests.
 
-What a first implementation does (App. C), and the slow bar of Fig. 5. Memory
-for a silo's keys, twice, and no silo of 2³¹ components or more.
+This is the obvious implementation (App. C), and the slow bar of Fig. 5. It
+needs memory for two copies of a silo's distances. A silo must have fewer than
+2³¹ components.
 """
 
 from collections.abc import Sequence
@@ -17,22 +18,22 @@ from dst_t5x.method import thresholds
 
 def find(
   layout: silos.Layout,
-  keys: Sequence[jax.Array],
+  distances: Sequence[jax.Array],
   budgets: Sequence[int],
 ) -> thresholds.Cut:
   """Returns the cut of every silo.
 
   Args:
     layout: the silos.
-    keys: of each leaf, uint32, of the tensor's shape.
-    budgets: [silos], how many keys to keep.
+    distances: for each leaf, bit patterns of distances, uint32 of its shape.
+    budgets: [silos], how many components to keep.
 
   Raises:
     UserError: a silo is too large to be sorted.
   """
   slices: list[list[tuple[int, jax.Array]]] = [[] for _ in layout.names]
   for i, leaf in enumerate(layout.leaves):
-    of_slices = keys[i].reshape(len(leaf.silos), -1)
+    of_slices = distances[i].reshape(len(leaf.silos), -1)
     for j, (silo, offset) in enumerate(
       zip(leaf.silos, leaf.offsets, strict=True)
     ):
@@ -51,16 +52,16 @@ def find(
   return thresholds.Cut(*(jnp.stack(x) for x in zip(*cuts, strict=True)))
 
 
-def _cut(keys: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
-  """Returns the threshold of [n] keys, and how far ties at it are kept."""
+def _cut(distances: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the cut of [n] distances; see `thresholds.Cut`."""
   if budget == 0:
     return jnp.asarray(thresholds.NOTHING), jnp.uint32(0)
-  threshold = jnp.sort(keys)[len(keys) - budget]
-  tied = keys == threshold
-  wanted = budget - jnp.sum(keys > threshold, dtype=jnp.int32)
+  threshold = jnp.sort(distances)[len(distances) - budget]
+  tied = distances == threshold
+  wanted = budget - jnp.sum(distances > threshold, dtype=jnp.int32)
 
   def position_of_last() -> jax.Array:
-    position = jnp.arange(len(keys), dtype=jnp.uint32)
+    position = jnp.arange(len(distances), dtype=jnp.uint32)
     positions = jnp.sort(jnp.where(tied, position, thresholds.NOTHING))
     return positions[wanted - 1] + 1
 
@@ -69,5 +70,5 @@ def _cut(keys: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
     lambda: jnp.asarray(thresholds.NOTHING),
     position_of_last,
   )
-  # Zero means "did not move" and is never kept.
+  # Distance zero means "did not move": never kept.
   return threshold, jnp.where(threshold == 0, jnp.uint32(0), before)

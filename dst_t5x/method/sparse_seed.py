@@ -1,9 +1,8 @@
-"""The seed as what it takes to undo the subset: positions and seed values.
+"""The seed as a sparse list: where θᵗ differs from θ⁰, and the values of θ⁰.
 
-Where θᵗ differs from θ⁰ in few places, θ⁰ need not lie on the device: the list
-of these places and of their seeds gives it back from θᵗ, bit for bit. The list
-is made anew after every step, without sorting, from the subset's bits, 32 of
-them to a word.
+With this list, θ⁰ can be rebuilt bit for bit from θᵗ, and the device need not
+hold a copy of θ⁰. Each step makes the list anew, without sorting, from the mask
+of the free components packed into words of 32 bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,13 @@ PyTree = Any
 
 
 class SparseSeed(NamedTuple):
-  """The seeds of the components that are free, tensor after tensor.
+  """The seed values of the free components, tensor after tensor.
 
   Attributes:
-    positions: uint32 [budget], where in its tensor each is.
-    values: float32 [budget], the seeds there.
-    starts: int32 [tensors + 1], where each tensor's begin; the last is how
-      many there are.
+    positions: uint32 [budget], each component's position in its tensor.
+    values: float32 [budget], the seed values.
+    starts: int32 [tensors + 1], where each tensor's entries begin; the last is
+      the number of entries.
   """
 
   positions: jax.Array
@@ -37,7 +36,11 @@ class SparseSeed(NamedTuple):
 
 
 def nothing(params: PyTree, budgets: Sequence[int]) -> SparseSeed:
-  """Returns the list while θᵗ is the seed, with room for the budgets.
+  """Returns an empty list, with room for the budgets.
+
+  Args:
+    params: the parameters, or their shapes.
+    budgets: [silos], the number of free components of each silo.
 
   Raises:
     UserError: a tensor is too large for positions of 31 bits.
@@ -57,12 +60,14 @@ def nothing(params: PyTree, budgets: Sequence[int]) -> SparseSeed:
 
 
 class _Stretch(NamedTuple):
-  """Where in the list one tensor's components are: [room].
+  """One tensor's stretch of the list.
 
   Attributes:
-    first: int32 [], where the stretch begins, some of others' included.
-    is_used: bool [room], which are the tensor's.
-    positions: int32 [room], in the tensor; beyond it where unused.
+    first: int32 [], where the stretch begins in the list. The stretch can
+      include entries of other tensors.
+    is_used: bool [room], which entries are the tensor's.
+    positions: int32 [room], positions in the tensor; the tensor's size where
+      unused.
   """
 
   first: jax.Array
@@ -77,13 +82,13 @@ class _Stretch(NamedTuple):
 def _stretches(
   sparse: SparseSeed, layout: silos.Layout, tree: PyTree, budgets: Sequence[int]
 ) -> Iterator[tuple[jax.Array, _Stretch]]:
-  """Yields each tensor and its stretch, with room for as many as may be."""
+  """Yields each tensor and its stretch, with room for all free components."""
   for i, (leaf, tensor) in enumerate(
     zip(layout.leaves, jax.tree.leaves(tree), strict=True)
   ):
     room = min(sum(budgets[silo] for silo in set(leaf.silos)), tensor.size)
     start, end = sparse.starts[i], sparse.starts[i + 1]
-    # A stretch that would end beyond the list begins earlier.
+    # A stretch that would end beyond the list starts earlier.
     first = jnp.minimum(start, len(sparse.positions) - room)
     here = first + jnp.arange(room)
     stretch = _Stretch(first, (here >= start) & (here < end), here)
@@ -104,7 +109,7 @@ def rebuild(
     sparse: the list.
     layout: the silos.
     params: θᵗ.
-    budgets: of each silo.
+    budgets: [silos], the number of free components of each silo.
   """
   rebuilt = [
     tensor.reshape(-1)
@@ -122,7 +127,7 @@ def norm(
   tree: PyTree,
   budgets: Sequence[int],
 ) -> jax.Array:
-  """Returns the L2 norm of a tree over what is free, float32 []."""
+  """Returns the L2 norm of a tree over the free components, float32 []."""
   squares = jnp.float32(0)
   for tensor, stretch in _stretches(sparse, layout, tree, budgets):
     flat = tensor.reshape(-1).astype(jnp.float32)
@@ -134,20 +139,20 @@ def norm(
 def extract(
   keep: PyTree, seed: PyTree, layout: silos.Layout, budgets: Sequence[int]
 ) -> SparseSeed:
-  """Lists the seeds of what is free.
+  """Returns the list of the free components' seed values.
 
   Args:
-    keep: bool, which components are free; within the budgets.
+    keep: a tree of bool masks of the free components, within the budgets.
     seed: θ⁰.
     layout: the silos.
-    budgets: of each silo.
+    budgets: [silos], the number of free components of each silo.
   """
   words = [_words(mask) for mask in jax.tree.leaves(keep)]
   borders = np.cumsum([0, *(len(w) for w in words)])
   all_words = jnp.concatenate(words)
   counts = lax.population_count(all_words).astype(jnp.int32)
   ends = jnp.cumsum(counts)
-  # The component that is nth in the list: its word, then its bit.
+  # For the nth entry of the list: its word, then its bit in the word.
   nth = jnp.arange(sum(budgets), dtype=jnp.int32)
   word = jnp.searchsorted(ends, nth, side='right')
   word = jnp.minimum(word, len(ends) - 1)
@@ -170,7 +175,7 @@ def extract(
 
 
 def _words(mask: jax.Array) -> jax.Array:
-  """Returns uint32 [words], a bit a component."""
+  """Returns a mask as uint32 [words], 32 components to a word."""
   flat = mask.reshape(-1)
   flat = jnp.pad(flat, (0, -len(flat) % 32)).reshape(-1, 32)
   bits = flat.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
@@ -178,7 +183,7 @@ def _words(mask: jax.Array) -> jax.Array:
 
 
 def _nth_bit(words: jax.Array, nth: jax.Array) -> jax.Array:
-  """Returns uint32, where each word's nth bit that is set is."""
+  """Returns the position of the nth set bit of each word, uint32."""
   position = jnp.zeros_like(words)
   for width in (16, 8, 4, 2, 1):
     low = words & jnp.uint32((1 << width) - 1)

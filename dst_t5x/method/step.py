@@ -1,6 +1,7 @@
-"""One step of the subset method: from θ′ and θ⁰ to the masks of what stays.
+"""One step of the subset method: from θ′ and θ⁰ to masks of free components.
 
-Distances, the search for the cut of every silo (App. C), and the masks (Eq. 7).
+A step computes distances, searches the cut of every silo (App. C), and makes
+the masks (Eq. 7).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +27,9 @@ PyTree = Any
 
 
 class ProjectionState(NamedTuple):
-  """What one step tells the next.
+  """The state that one step passes to the next.
 
-  Thresholds and drift make the exact search fast, without influence on its
+  Thresholds and drift only make the exact search faster; they do not change its
   result. The iterative search starts from the thresholds.
 
   Attributes:
@@ -36,11 +37,13 @@ class ProjectionState(NamedTuple):
       step.
     drift: float32 [silos], running mean of how far a threshold moves in a
       step, in units of the last bit.
-    passes: uint32 [], passes over the parameters that the last step took.
-    scales: float32 [groups], what distances are divided by; () if by nothing.
-    chosen: without churn, the subset as `masks.pack` returns it and whether it
-      is chosen for good, bool []; else ().
-    sparse_seed: what gives the seed back from θᵗ; () where it is kept.
+    passes: uint32 [], passes over the parameters in the last step.
+    scales: float32 [groups], the divisors of distances; () without
+      normalization.
+    chosen: without churn, a pair: the subset as `masks.pack` returns it, and
+      whether it is final, bool []. () with churn.
+    sparse_seed: the list that rebuilds the seed from θᵗ; () if the seed is
+      kept.
   """
 
   thresholds: jax.Array
@@ -51,7 +54,7 @@ class ProjectionState(NamedTuple):
   sparse_seed: sparse_seed_lib.SparseSeed | tuple[()] = ()
 
 
-# Tree, budgets and state -> cuts, and the passes over the parameters.
+# (tree, budgets, state) -> (cuts, number of passes over the parameters).
 Find = Callable[
   [distance_bits.Tree, Any, ProjectionState],
   tuple[thresholds.Cut, jax.Array],
@@ -59,11 +62,11 @@ Find = Callable[
 
 
 class Step(NamedTuple):
-  """One step's parameters, and how their cuts are found.
+  """The inputs of one step, and its search for cuts.
 
   Attributes:
-    tree: the distances of θ′ from θ⁰, silo by silo.
-    structure: of the parameters' tree.
+    tree: θ′ and θ⁰, and how to compute their distances.
+    structure: the tree structure of the parameters.
     budgets: uint32 [silos, 2], see `halves`.
     find: the search for the cuts.
   """
@@ -76,12 +79,16 @@ class Step(NamedTuple):
   def search(
     self, state: ProjectionState
   ) -> tuple[thresholds.Cut, ProjectionState]:
-    """Finds the cut of every silo, starting from the last step's."""
+    """Returns the cut of every silo, and the next state.
+
+    The search starts from the last step's thresholds.
+    """
     cut, passes = self.find(self.tree, self.budgets, state)
     now = cut.threshold.astype(jnp.float32)
     moved = jnp.abs(now - state.thresholds.astype(jnp.float32))
     drift = jnp.where(
-      # The first distance is that from nothing; 2²⁰ bit patterns are 9 %.
+      # There is no earlier threshold. 2²⁰ bit patterns are about 9 % of its
+      # value.
       state.thresholds == 0,
       2.0**20,
       0.7 * state.drift + 0.3 * moved,
@@ -94,7 +101,7 @@ class Step(NamedTuple):
     )
 
   def kept(self, cut: thresholds.Cut) -> PyTree:
-    """Returns the tree of masks: which components stay free."""
+    """Returns the tree of bool masks of the components that stay free."""
     return jax.tree.unflatten(
       self.structure, distance_bits.kept(self.tree, cut)
     )
@@ -102,10 +109,11 @@ class Step(NamedTuple):
   def kept_without_churn(
     self, state: ProjectionState
   ) -> tuple[PyTree, ProjectionState]:
-    """Returns the masks of the first step in which anything moved (App. E).
+    """Returns the masks of the subset without churn, and the next state.
 
-    A step in which nothing moved, such as the first of a warm-up, chooses
-    nothing: an empty subset would stay empty.
+    The first step in which a component moves chooses the subset for good
+    (App. E). A step in which nothing moves, such as the first of a warm-up,
+    chooses nothing, because an empty subset would stay empty.
     """
 
     def choose() -> tuple[tuple[PyTree, jax.Array], ProjectionState]:
@@ -123,11 +131,11 @@ class Step(NamedTuple):
   def sparse_seed(
     self, keep: PyTree, budgets: Sequence[int]
   ) -> sparse_seed_lib.SparseSeed:
-    """Returns the seeds of what stays free and differs from them.
+    """Returns the seed values of the components that differ from the seed.
 
     Args:
-      keep: the masks of what stays free.
-      budgets: [silos] free components of each silo.
+      keep: the masks of the components that stay free.
+      budgets: [silos], the number of free components of each silo.
     """
     new, seed = (
       jax.tree.unflatten(self.structure, tensors)
@@ -140,7 +148,7 @@ class Step(NamedTuple):
 
 
 def halves(budgets: Sequence[int]) -> np.ndarray:
-  """Returns budgets as uint32 [silos, 2]: their upper and lower 32 bits."""
+  """Returns the upper and the lower 32 bits of budgets, uint32 [silos, 2]."""
   return np.array([divmod(n, 2**32) for n in budgets], np.uint32).reshape(-1, 2)
 
 
@@ -151,12 +159,12 @@ def search(
   delta: float,
   iterations: int,
 ) -> Find:
-  """Returns the search for the cuts that keep ε of each silo.
+  """Returns the search for the cuts that keep a share ε of each silo.
 
   Args:
     threshold: `exact`, `iterative` or `sort`; see `SubsetProjection`.
     layout: the silos.
-    epsilon: ε. The exact search takes the budgets that it is called with.
+    epsilon: ε. The exact search ignores it and uses the budgets passed to it.
     delta: δ of the iterative search.
     iterations: J of the iterative search.
   """
@@ -171,13 +179,13 @@ def search(
 def _exact(
   tree: distance_bits.Tree, budgets: Any, state: ProjectionState
 ) -> tuple[thresholds.Cut, jax.Array]:
-  """Finds cuts that keep exactly the budgets, by counting."""
+  """Finds the cuts that keep exactly the budgets, by counting."""
   return thresholds.find(
     functools.partial(counting.count, tree),
     budgets,
     tree.layout.sizes,
     guess=state.thresholds,
-    # A threshold that stood still may yet move a little.
+    # A threshold that did not move in the last steps can still move.
     spread=jnp.maximum(state.drift, 8.0),
   )
 
@@ -193,23 +201,24 @@ def _iterative(
   """Finds the paper's approximate cuts (App. C, Alg. 2).
 
   Args:
-    quotas: [silos] ⌊ε·|S|⌋.
+    quotas: [silos], ⌊ε·|S|⌋ of each silo.
     delta: δ.
     iterations: J.
-    tree: the distances.
+    tree: θ′ and θ⁰, and how to compute their distances.
     budgets: not used.
-    state: whose thresholds the search starts from.
+    state: the last state; the search starts from its thresholds.
   """
   del budgets
 
   def count_above(threshold: jax.Array) -> jax.Array:
     with jax.enable_x64(True):
-      # Twice the same: XLA:CPU counts one candidate on a single thread.
+      # The same candidate twice: XLA:CPU would count a single one on a single
+      # thread.
       above = jnp.repeat(threshold[:, None].astype(jnp.uint64) + 1, 2, axis=1)
       query = thresholds.Query(
         candidates=above,
         tie=jnp.zeros_like(threshold),
-        # Always so, which XLA must not know, or it stores the distances.
+        # Always true, but XLA must not see that: it would store the distances.
         active=threshold > 0,
       )
       return counting.count(tree, query)[:, 0]
@@ -225,7 +234,7 @@ def _by_sorting(
   budgets: Any,
   state: ProjectionState,
 ) -> tuple[thresholds.Cut, jax.Array]:
-  """Finds cuts that keep exactly `free` components of each silo, by sorting."""
+  """Finds the cuts that keep exactly `free` components per silo, by sorting."""
   del budgets, state
   distances = distance_bits.of_tensors(tree)
   return sorted_thresholds.find(tree.layout, distances, free), jnp.uint32(1)

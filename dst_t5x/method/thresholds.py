@@ -1,18 +1,18 @@
 """Exact thresholds without sorting: a search by counting.
 
-For each silo we look for a threshold t such that exactly `budget` keys are at
-or above it. Keys are uint32: the bit pattern of a non-negative float32, which
-sorts as the float does, so that bounds are integers, the search always ends,
-and infinities and NaNs sort above every number, where they are seen. Zero
-means "did not move" and is never counted.
+For each silo, the search finds a threshold t such that exactly `budget`
+distances are at or above t. A distance is compared as the bit pattern of a
+non-negative float32, a uint32 that sorts like the float. Bounds are therefore
+integers, and the search always ends. Infinities and NaNs sort above every
+number. Distance zero means "did not move" and is never counted.
 
-The search knows the keys only through `count`, which says how many reach each
-of a few candidates. All silos are searched at once; one that is found takes no
-further part. This replaces the paper's Algorithm 2 (App. C), which needs a
-ramp-up over some 20 steps and ends near the budget, not at it.
+The search reads distances only through `count`, which returns how many of them
+reach each of a few candidates. It searches all silos at once. This replaces the
+paper's Algorithm 2 (App. C), which needs a ramp-up of some 20 steps and ends
+near the budget, not at it.
 
-A silo may have more than 2³² components. What counts them is therefore uint64,
-which JAX offers within `jax.enable_x64`; none of it leaves a step.
+A silo can have more than 2³² components, so counts are uint64. JAX has uint64
+only within `jax.enable_x64`; no uint64 leaves a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# How many candidates are counted in one pass over the parameters. With more, a
-# CPU's registers do not hold them; with fewer, there are more passes.
+# How many candidates one pass over the parameters counts. More do not fit into
+# a CPU's registers; fewer need more passes.
 CANDIDATES = 6
-NOTHING = np.uint32(0xFFFFFFFF)  # Above every key: a silo that frees nothing.
+# A threshold above every distance, for a silo without free components.
+NOTHING = np.uint32(0xFFFFFFFF)
 _INFINITY = 0x7F800000  # The bit pattern of float32's infinity.
 
 
@@ -35,10 +36,10 @@ class Query(NamedTuple):
 
   Attributes:
     candidates: uint64 [silos, CANDIDATES].
-    tie: uint32 [silos]. Zero: count the keys that reach each candidate. Else:
-      among the keys equal to `tie`, count those for which the silo's size less
-      their position in it reaches each candidate: the earlier is the larger,
-      as the farther is among distances.
+    tie: uint32 [silos]. If zero, count the distances that reach each candidate.
+      Otherwise look only at the distances equal to `tie`, and count those whose
+      rank reaches each candidate. The rank is the silo's size minus the
+      position in it, so that earlier components rank higher.
     active: bool [silos], which silos are still searched.
   """
 
@@ -53,32 +54,32 @@ Count = Callable[[Query], jax.Array]
 
 
 class Search(NamedTuple):
-  """Where the search stands; every array is [silos].
+  """The state of the search; every array is [silos].
 
-  The threshold lies in [low, high): more than `wanted` keys reach `low`, fewer
-  reach `high`. When the bracket closes on one key that more components share
-  than are wanted, the search goes on among these by position.
+  The threshold lies in the bracket [low, high): more than `wanted` distances
+  reach `low`, fewer reach `high`. When the bracket closes on one distance that
+  too many components share, the search continues among these by position.
   """
 
-  size: jax.Array  # How many keys the silo has.
-  wanted: jax.Array  # How many keys to keep, in the tie if there is one.
+  size: jax.Array  # How many components the silo has.
+  wanted: jax.Array  # How many to keep; in a tie, how many of the tied ones.
   low: jax.Array
   high: jax.Array
   count_low: jax.Array
   count_high: jax.Array
-  tie: jax.Array  # The key that the silo is tied at, or 0.
-  threshold: jax.Array  # The answer of a silo that is found.
+  tie: jax.Array  # The distance that too many components share, or 0.
+  threshold: jax.Array  # The result, once the silo is found.
   found: jax.Array
-  uniform: jax.Array  # The last pass shrank the bracket too little.
+  uniform: jax.Array  # Whether to spread the next candidates evenly.
 
 
 class Cut(NamedTuple):
-  """What a silo keeps: keys above the threshold, and some that are equal.
+  """What a silo keeps: distances above a threshold, and some that equal it.
 
   Attributes:
-    threshold: uint32 [silos].
-    before: uint64 [silos], of the components whose key equals the threshold,
-      those before this position of the silo are kept.
+    threshold: uint32 [silos], bit patterns of distances.
+    before: uint64 [silos], a position in the silo. Components whose distance
+      equals the threshold are kept if they come before it.
   """
 
   threshold: jax.Array
@@ -96,7 +97,7 @@ def _start(budgets: jax.Array, sizes: jax.Array) -> Search:
     count_low=sizes,
     count_high=zeros,
     tie=zeros.astype(jnp.uint32),
-    # A budget for all components frees all that moved.
+    # If the budget covers the silo, every component that moved is free.
     threshold=jnp.where(nothing, jnp.uint64(NOTHING), jnp.uint64(1)),
     found=nothing | (budgets >= sizes),
     uniform=jnp.zeros(sizes.shape, bool),
@@ -104,14 +105,14 @@ def _start(budgets: jax.Array, sizes: jax.Array) -> Search:
 
 
 def _narrow(search: Search, candidates: jax.Array, counts: jax.Array) -> Search:
-  """Takes the counts of one pass into the bracket."""
+  """Returns the search with its bracket narrowed by the counts of one pass."""
   wanted = search.wanted[:, None]
   low, high = search.low[:, None], search.high[:, None]
   inside = (candidates > low) & (candidates < high)
   hit = inside & (counts == wanted)
   above = inside & (counts > wanted)
   below = inside & (counts < wanted)
-  # Counts fall as candidates rise: those of the new bounds are the extremes.
+  # Counts fall as candidates rise, so the new bounds have the extreme counts.
   narrowed = search._replace(
     low=jnp.max(jnp.where(above, candidates, low), axis=1),
     high=jnp.min(jnp.where(below, candidates, high), axis=1),
@@ -124,13 +125,13 @@ def _narrow(search: Search, candidates: jax.Array, counts: jax.Array) -> Search:
   )
   exact = jnp.any(hit, axis=1)
   closed = narrowed.high - narrowed.low <= 1
-  # Closed on zero: fewer keys moved than are wanted, and all of them fit.
+  # Closed on zero: fewer components moved than are wanted, so all are kept.
   all_fit = closed & (narrowed.low == 0)
   hit_at = jnp.min(jnp.where(hit, candidates, high), axis=1)
   narrowed = narrowed._replace(
     threshold=jnp.where(exact, hit_at, narrowed.high),
     found=exact | all_fit,
-    # Keys with gaps between them: there is nothing to interpolate.
+    # Interpolation does not help where distances have gaps between them.
     uniform=(narrowed.high - narrowed.low > (search.high - search.low) // 4)
     | (
       (narrowed.count_low == search.count_low)
@@ -142,7 +143,7 @@ def _narrow(search: Search, candidates: jax.Array, counts: jax.Array) -> Search:
 
 
 def _break_ties(search: Search, closed: jax.Array) -> Search:
-  """Starts the search by position where the bracket closed on one key."""
+  """Starts the search by position where the bracket closed on one distance."""
   by_position = search._replace(
     wanted=search.wanted - search.count_high,
     low=jnp.ones_like(search.low),
@@ -159,24 +160,25 @@ def _where(condition: jax.Array, a: Search, b: Search) -> Search:
   return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
-# Where the first candidates are, in expected errors of the last threshold. Far
-# out, too: to miss it costs three passes.
+# Offsets of the first candidates, in units of the guess's expected error. The
+# outermost are far away, because a missed threshold costs three passes.
 _FIRST = (-6.0, -1.3, -0.3, 0.3, 1.3, 6.0)
-# Where later ones are, in expected errors of the interpolation,
+# Offsets of later candidates, in units of the interpolation's expected error.
 _NEXT = (-2.6, -0.9, -0.25, 0.25, 0.9, 2.6)
-# and no nearer than that, in widths of the bracket. More below: keys are more
-# frequent there, so that most thresholds lie below a chord.
+# Least offsets of later candidates, in units of the bracket's width. They are
+# larger below: small distances are more frequent, so most thresholds lie below
+# the interpolated value.
 _LEAST = (-0.35, -0.12, 0.0, 0.0, 0.0, 0.03)
 
 
 def _place(search: Search) -> jax.Array:
-  """Returns [silos, CANDIDATES] the next candidates, all inside the bracket.
+  """Returns the next candidates, uint64 [silos, CANDIDATES], in the bracket.
 
-  Log-counts are interpolated between the two sides of the bracket, or counts
-  where the search is for a position. The expected error is that of an order
-  statistic between two known ones; where the last guess did not help,
-  candidates are spread evenly instead, so that the bracket shrinks at least
-  fourfold in every other pass.
+  Candidates surround an interpolation between the two sides of the bracket: of
+  log-counts, or of counts in a search by position. The expected error is that
+  of an order statistic between two known ones. Where the last pass shrank the
+  bracket too little, candidates are spread evenly instead. The bracket thus
+  shrinks at least fourfold in every other pass.
   """
   wanted = search.wanted.astype(jnp.float32)
   width = (search.high - search.low).astype(jnp.float32)
@@ -201,13 +203,13 @@ def _place(search: Search) -> jax.Array:
   steps = (share * width[:, None]).astype(jnp.uint64)
   last = jnp.maximum(search.high - search.low, 2)[:, None] - 1
   candidates = search.low[:, None] + jnp.clip(steps, 1, last)
-  # A silo that has seen nothing yet first asks whether enough keys moved.
+  # While the lower bound is 0, one candidate tests whether enough moved.
   ask_one = (search.low == 0)[:, None] & (jnp.arange(CANDIDATES) == 0)
   return jnp.where(ask_one, jnp.uint64(1), candidates)
 
 
 def _first(search: Search, guess: jax.Array, spread: jax.Array) -> jax.Array:
-  """Returns the candidates of the first pass, around the last threshold."""
+  """Returns the candidates of the first pass, around the guess if known."""
   offsets = spread[:, None] * jnp.asarray(_FIRST, jnp.float32)
   around = guess.astype(jnp.int32)[:, None] + offsets.astype(jnp.int32)
   warm = jnp.clip(around, 1, _INFINITY).astype(jnp.uint64)
@@ -226,15 +228,16 @@ def find(
 
   Args:
     count: answers a query with one pass over the parameters.
-    budgets: [silos], how many keys to keep; or uint32 [silos, 2], the upper
-      and the lower half of each.
-    sizes: [silos], how many keys there are.
-    guess: uint32 [silos], where the threshold is expected; 0 if unknown.
-    spread: float32 [silos], how far off the guess may be, in keys.
+    budgets: [silos], how many components to keep; or uint32 [silos, 2], the
+      upper and the lower 32 bits of each budget.
+    sizes: [silos], how many components there are.
+    guess: uint32 [silos], the expected threshold; 0 if unknown.
+    spread: float32 [silos], the guess's expected error, in units of the last
+      bit.
 
   Returns:
-    The cut, which keeps exactly `budgets` keys, or all that are not zero if
-    these are fewer; and the number of passes, uint32 [].
+    The cut, and the number of passes, uint32 []. The cut keeps exactly the
+    budgets, or every component that moved if these are fewer.
   """
   with jax.enable_x64(True):
     start = _start(_whole(budgets), jnp.asarray(sizes, jnp.uint64))
@@ -243,14 +246,14 @@ def find(
     is_tied = end.tie > 0
     cut = Cut(
       threshold=jnp.where(is_tied, end.tie, end.threshold.astype(jnp.uint32)),
-      # size - position >= threshold, solved for the position.
+      # position < before, from size - position >= threshold.
       before=jnp.where(is_tied, end.size + 1 - end.threshold, end.size),
     )
   return cut, passes
 
 
 def _whole(numbers: Any) -> jax.Array:
-  """Returns uint64 [silos] of numbers, or of their halves [silos, 2]."""
+  """Returns uint64 [silos] from numbers [silos] or their halves [silos, 2]."""
   if np.ndim(numbers) == 1:
     return jnp.asarray(numbers, jnp.uint64)
   halves = jnp.asarray(numbers).astype(jnp.uint64)
@@ -260,7 +263,7 @@ def _whole(numbers: Any) -> jax.Array:
 def _search(
   count: Count, start: Search, first: jax.Array
 ) -> tuple[Search, jax.Array]:
-  """Counts until every silo is found; returns also the number of passes."""
+  """Counts until every silo is found; returns the end and the pass count."""
 
   def not_done(carry: tuple[Search, jax.Array, jax.Array]) -> jax.Array:
     return jnp.any(~carry[0].found)

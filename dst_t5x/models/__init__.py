@@ -1,1 +1,1 @@
-"""Networks, and how they decode."""
+"""Networks, their families, and decoding."""

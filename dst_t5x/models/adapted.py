@@ -1,7 +1,6 @@
-"""A network with an adapter, as another network.
+"""A network with an adapter, which is itself a network.
 
-The adapter is applied from outside, see `adapters.api`: the network inside
-does not know of it.
+The adapter is applied from outside; see `adapters.api`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ class Adapted(api.Network):
   """A network whose linear maps and embeddings an adapter changes.
 
   Attributes:
-    network: without the adapter.
+    network: the network without the adapter.
     applied: the adapter.
   """
 
@@ -49,7 +48,7 @@ class Adapted(api.Network):
     return self.applied.prefix(self.network.vocab_size)
 
   def _lengths(self, feature_lengths: Mapping[str, int]) -> dict[str, int]:
-    """Returns feature -> length, with the prefix."""
+    """Returns the features' lengths, with the adapter's prefix."""
     longer = feature_lengths['inputs'] + len(self._prefix)
     return {**feature_lengths, 'inputs': longer}
 
@@ -161,7 +160,7 @@ class Adapted(api.Network):
 def with_adapter(
   network: api.Network, adapter: adapters.Adapter | None = None
 ) -> api.Network:
-  """Returns a network with another adapter, or with none."""
+  """Returns the network with this adapter instead of its own; None for none."""
   adapter = adapter or adapters.NONE
   if network.adapter == adapter:
     return network

@@ -1,27 +1,26 @@
-"""The model contract: all that the rest of the package asks of a network.
+"""The model contract: the interface of every network.
 
-A network subclasses `Network`, most often together with Flax's `nn.Module`.
-Training, evaluation, decoding, serving, planning and checkpoints use nothing
-else of it, so that a network of another shape, with other features, works in
-all of them.
+A network subclasses `Network`, usually together with Flax's `nn.Module`.
+Training, evaluation, decoding, serving, planning and checkpoints use a network
+only through this interface. They therefore work with a network of any shape
+that reads any features.
 
-Parameters. `init` gives the collections `params` and `params_axes`, as
+Parameters. `initialize` returns the collections `params` and `params_axes`, as
 `flax.linen.partitioning.param_with_axes` makes them, with T5X's names of axes.
-The layers of a stack are the modules `layers_0`, `layers_1`, …; or, where
-`scan_layers` is true, one module `layers` whose parameters have the layer as
-axis 0. From these names follow the layer and the module of a parameter, and
-so the silos: see `method.silos`.
+The layers of a stack are modules `layers_0`, `layers_1`, …. If `scan_layers` is
+true, they are one module `layers` whose parameters have the layer as axis 0.
+These names determine a parameter's layer, module and silo: see `method.silos`.
 
 Batches. A batch is a dict of arrays [batch, length] that the network's feature
-converter makes. The network chooses their names, and how they are padded. A
-prompt is filled up with `pad_id`.
+converter makes. The network chooses their names and padding. Prompts are padded
+at the end with `pad_id`.
 
 Modules. Linear maps and tables of embeddings are modules like Flax's `Dense`
-and `Embed`, with its names of their parameters: these are what adapters change,
-and what `serving` corrects for each example of a batch; see `adapters.api`.
+and `Embed`, and name their parameters as Flax does. Adapters change these
+modules, and `serving` corrects them for each example; see `adapters.api`.
 
-Networks are compared and hashed, as static arguments of compiled functions: a
-network's fields are frozen.
+Networks are static arguments of compiled functions. They must be immutable, and
+compare and hash by value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,13 +39,13 @@ Shapes = dict[str, tuple[int, int]]
 
 
 class Targets(NamedTuple):
-  """What a batch's logits are compared with.
+  """The tokens that a batch's logits are to predict.
 
   Attributes:
     tokens: int32 [batch, length].
-    weights: [batch, length], of each token's loss; 0 for padding.
-    segments: int32 [batch, length], which example of a packed row a token
-      belongs to; None where rows are not packed.
+    weights: [batch, length], the weight of each token's loss; 0 for padding.
+    segments: int32 [batch, length], the number of a token's example in its
+      packed row; None if rows are not packed.
   """
 
   tokens: Array
@@ -55,13 +54,13 @@ class Targets(NamedTuple):
 
 
 class DecodingStart(NamedTuple):
-  """A batch of prompts, ready to be continued.
+  """The start of decoding a batch of prompts.
 
   Attributes:
     step: maps tokens [rows] and a cache to logits [rows, vocab] and the next
       cache.
-    cache: of all rows; leaves without axes belong to all of them.
-    batch_axis: the axis of the rows in all other leaves.
+    cache: the cache of all rows. All rows share its scalar leaves.
+    batch_axis: the axis of the rows in the other leaves.
     first: int32 [rows], the tokens of the first step.
   """
 
@@ -72,11 +71,12 @@ class DecodingStart(NamedTuple):
 
 
 class Work(NamedTuple):
-  """What the forward pass of one example takes.
+  """The cost of the forward pass of one example.
 
   Attributes:
-    tokens: that are read, padding included.
-    products: of weights and activations; attention's own are not among them.
+    tokens: the number of tokens that are read, padding included.
+    products: the number of products of a weight and an activation. Products of
+      two activations, in attention, are not counted.
   """
 
   tokens: int
@@ -84,7 +84,7 @@ class Work(NamedTuple):
 
 
 class Network:
-  """A language model with parameters to be tuned."""
+  """A language model; see the module."""
 
   @property
   def base(self) -> 'Network':
@@ -93,7 +93,7 @@ class Network:
 
   @property
   def adapter(self) -> adapters.Adapter:
-    """What changes the network from outside; see `adapted.with_adapter`."""
+    """The adapter that is applied to it; see `adapted.with_adapter`."""
     return adapters.NONE
 
   @property
@@ -103,31 +103,31 @@ class Network:
 
   @property
   def pad_id(self) -> int:
-    """What fills up prompts: no token's id."""
+    """The id of padding; no token has it."""
     return 0
 
   @property
   def eos_id(self) -> int:
-    """The token that ends a sequence."""
+    """The id of the token that ends a sequence."""
     return 1
 
   @property
   def begin_id(self) -> int | None:
-    """The token before every example; None for none."""
+    """The id of the token before every example; None if there is none."""
     return None
 
   @property
   def scan_layers(self) -> bool:
-    """Whether layers are stacked on axis 0 of parameters and cache."""
+    """Whether parameters and cache have the layer as axis 0."""
     raise NotImplementedError
 
   @property
   def output_matrix(self) -> str | None:
-    """The path of the matrix that gives the logits; None where it is tied."""
+    """The path of the matrix that gives the logits; None if it is tied."""
     raise NotImplementedError
 
   def initialize(self, key: Array) -> PyTree:
-    """Returns `params` and `params_axes`, random, for pretraining.
+    """Returns random `params`, and `params_axes`.
 
     Args:
       key: a PRNG key.
@@ -140,101 +140,101 @@ class Network:
     """Returns logits [batch, length, vocab], by teacher forcing.
 
     Args:
-      params: the network's.
-      batch: its features.
+      params: the parameters.
+      batch: the features that the feature converter makes.
       dropout_key: a PRNG key; None for no dropout.
     """
     raise NotImplementedError
 
   def targets(self, batch: Batch) -> Targets:
-    """Returns what the logits of a batch are compared with."""
+    """Returns the tokens that a batch's logits are to predict."""
     raise NotImplementedError
 
   def feature_converter(self, pack: bool, prefix: Sequence[int] = ()) -> Any:
     """Returns the `seqio.FeatureConverter` that makes the network's features.
 
     Args:
-      pack: whether short examples share a row.
-      prefix: ids that come before the inputs of every example, on top of their
-        length.
+      pack: whether several short examples share a row.
+      prefix: ids to insert before the inputs of every example. They come on top
+        of the inputs' length.
     """
     raise NotImplementedError
 
   def batch_shapes(
     self, feature_lengths: Mapping[str, int], rows: int, pack: bool
   ) -> Shapes:
-    """Returns feature -> [batch, length], as the feature converter makes them.
+    """Returns the shapes [batch, length] of the converter's features, by name.
 
     Args:
-      feature_lengths: of the task's features.
-      rows: of the batch.
+      feature_lengths: the lengths of the task's features.
+      rows: the number of rows of the batch.
       pack: whether rows are packed.
     """
     raise NotImplementedError
 
   def prompt(self, example: Mapping[str, Any]) -> Any:
-    """Returns what decoding starts from, int32 [length], of one example.
+    """Returns the prompt of one example, int32 [length].
 
     Args:
-      example: its features [length], not packed.
+      example: the example's features [length], not packed.
     """
     raise NotImplementedError
 
   def prompt_of_inputs(self, inputs: Any, prefix: Sequence[int] = ()) -> Any:
-    """Returns what decoding starts from, int32 [length].
+    """Returns the prompt of a task's inputs, int32 [length].
 
     Args:
-      inputs: a task's feature `inputs`, int32 [inputs length], filled up with
+      inputs: the task's feature `inputs`, int32 [inputs length], padded with
         `pad_id` at the end.
-      prefix: as of `feature_converter`.
+      prefix: see `feature_converter`.
     """
     raise NotImplementedError
 
   def start_decoding(
     self, params: PyTree, prompts: Array, beams: int, max_decode_length: int
   ) -> DecodingStart:
-    """Reads prompts, and makes a cache for their continuations.
+    """Reads prompts, and returns a cache and a step for continuations.
 
     Args:
-      params: the network's.
-      prompts: int32 [batch, length], filled up with `pad_id` at the end.
-      beams: continuations of each prompt, adjacent rows of the cache.
-      max_decode_length: tokens of a continuation at most.
+      params: the parameters.
+      prompts: int32 [batch, length], padded with `pad_id` at the end.
+      beams: the number of continuations of each prompt. They are adjacent rows.
+      max_decode_length: the most tokens of a continuation.
     """
     raise NotImplementedError
 
   def own_tensors(
     self, tensors: own_tensors.Tensors
   ) -> own_tensors.Interceptor:
-    """Returns what gives each example of a batch small tensors of its own.
+    """Returns an interceptor that gives each example its own small tensors.
 
-    It is an interceptor for `nn.intercept_methods`, under which decoding starts
-    and continues. Modules that work on each row by itself need no other.
+    `start_decoding` and its steps run under it, by `nn.intercept_methods`. The
+    default suits modules that treat each row separately.
 
     Args:
-      tensors: path -> [batch, …], of all parameters but the matrices of linear
-        maps and the tables of embeddings. The biases of linear maps are taken
-        care of.
+      tensors: path -> [batch, …], for all parameters except the matrices of
+        linear maps and the tables of embeddings. The caller handles the biases
+        of linear maps itself.
     """
     return own_tensors.interceptor(tensors)
 
   def work_of_example(
     self, shapes: Mapping[str, Any], feature_lengths: Mapping[str, int]
   ) -> Work:
-    """Returns what the forward pass of one example takes.
+    """Returns the cost of the forward pass of one example.
 
     Args:
-      shapes: path -> anything with a shape and a size, of all parameters.
-      feature_lengths: of the task's features.
+      shapes: path -> anything with a shape and a size, for all parameters.
+      feature_lengths: the lengths of the task's features.
     """
     raise NotImplementedError
 
   def share(self, devices: int) -> Self:
-    """Returns a network of the sizes that one device has of this one.
+    """Returns a network with the sizes of one device's share of this one.
 
     Args:
-      devices: among which heads, hidden units and the vocabulary are divided,
-        as far as they can be evenly.
+      devices: the number of devices among which heads, hidden units and the
+        vocabulary are divided. A size that it does not divide stays whole.
     """
     raise NotImplementedError
 
@@ -243,7 +243,8 @@ class Network:
 
     Args:
       remat: whether the backward pass recomputes each layer from its input.
-      layers: how many layers each stack has instead, one after the other.
+      layers: a new number of layers for each stack, which are then not stacked;
+        None for no change.
     """
     raise NotImplementedError
 
@@ -254,15 +255,15 @@ class Network:
 
 
 def shapes(network: Network) -> PyTree:
-  """Returns the parameters' tree of jax.ShapeDtypeStruct."""
+  """Returns the parameters' shapes, a tree of `jax.ShapeDtypeStruct`."""
   return abstract(network)['params']
 
 
 def abstract(network: Network) -> PyTree:
-  """Returns what `initialize` does, abstractly: nothing is allocated."""
+  """Returns the shapes of what `initialize` returns, without allocating it."""
   return jax.eval_shape(network.initialize, jax.random.key(0))
 
 
 def is_empty(network: Network, prompts: Array) -> Array:
-  """Returns bool [batch]: a prompt that only fills up the batch."""
+  """Returns which prompts are all padding, bool [batch]."""
   return ~jnp.any(prompts != network.pad_id, axis=-1)

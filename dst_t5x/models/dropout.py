@@ -1,8 +1,8 @@
 """Dropout whose random bits are drawn once for a stack of layers.
 
-Each draw from `jax.random` is a kernel, on a CPU a loop of several, and T5
-drops at 80 places in Small alone: with one draw for each of them a training
-step on two cores took 2 to 4 % longer, and its compilation 10 %.
+Each draw from `jax.random` is a kernel of its own, and T5 Small applies dropout
+in 80 places. With one draw for each, a training step on two CPU cores took 2 to
+4 % longer, and compilation 10 %.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ Array = jax.Array
 
 @dataclasses.dataclass
 class Dropout:
-  """Drops features (Srivastava et al. 2014); each call takes the next bits.
+  """Drops features (Srivastava et al. 2014); each call uses the next bits.
 
   Attributes:
-    rate: share of the features that are dropped.
-    bits: uint32 `[batch, width]`, as many as the calls need together; None for
+    rate: the share of features to drop.
+    bits: uint32 `[batch, width]`, exactly as many as all calls need; None for
       no dropout.
-    used: how many columns are.
+    used: the number of columns of `bits` that are used up.
   """
 
   rate: float
@@ -32,7 +32,7 @@ class Dropout:
   def __call__(self, x: Array) -> Array:
     """Maps `[batch, …, length, n]` to the same shape.
 
-    What is dropped is the same along length, as in T5X.
+    As in T5X, all positions along `length` share one mask.
     """
     if self.bits is None:
       return x
@@ -44,5 +44,5 @@ class Dropout:
     return jnp.where(is_kept, x / keep, jnp.zeros_like(x))
 
   def end(self) -> None:
-    """Checks that all bits were used: that their number was right."""
+    """Asserts that all bits were used, and so that `width` was right."""
     assert self.bits is None or self.used == self.bits.shape[-1]

@@ -1,4 +1,4 @@
-"""The families of models that there are; see `hugging_face.Family`."""
+"""The registry of model families; see `hugging_face.Family`."""
 
 from collections.abc import Collection
 from typing import Any
@@ -21,7 +21,7 @@ def of_config(stated: json_object.JsonObject) -> hugging_face.Family:
   """Returns the family that a config.json belongs to.
 
   Raises:
-    UserError: none.
+    UserError: no family knows its `model_type`.
   """
   model_type = stated.content.get('model_type')
   for family in FAMILIES:
@@ -53,7 +53,7 @@ def of_gguf(metadata: json_object.JsonObject) -> hugging_face.Family:
 
 
 def of_paths(paths: Collection[str]) -> hugging_face.Family:
-  """Returns the family of parameters with these paths, layers one by one."""
+  """Returns the family of parameters with these paths, layers unstacked."""
   return next((f for f in FAMILIES if f.has(paths)), _OTHER)
 
 
@@ -63,17 +63,17 @@ def of(params: Any) -> hugging_face.Family:
 
 
 def network_of(params: Any) -> Any:
-  """Returns the `api.Network` that has parameters of these shapes.
+  """Returns the `api.Network` whose parameters have these shapes.
 
   Args:
     params: unstacked nested dicts of anything with a shape.
 
   Raises:
-    UserError: they are of no known family, or their shapes do not tell.
+    UserError: they are of no known family, or do not determine the network.
   """
   family = of(params)
   if family is _OTHER:
-    raise UserError(f'no {_names()}: its tensors do not tell which network')
+    raise UserError(f'no {_names()} model has these tensors')
   return family.network_of(params)
 
 

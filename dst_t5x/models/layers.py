@@ -1,7 +1,7 @@
 """Layers that all families of networks share.
 
-Every linear map goes through `Dense`, and every table of embeddings through
-`Embed`, so that adapters find them; see `adapters.api`.
+Every linear map is a `Dense`, and every table of embeddings an `Embed`. This is
+how adapters find them; see `adapters.api`.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Initializer = Callable[..., Array]
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Pins the sharding of an activation whose axes have these logical names."""
+  """Returns `x` with the sharding of these logical names of axes."""
   return partitioning.with_sharding_constraint(x, axes)
 
 
 class Dense(nn.Module):
   """A linear map of the last axis: `[…, n] -> […, features]`.
 
-  A family subclasses it to give `kernel_init` a default.
+  Families subclass it to change the default of `kernel_init`.
   """
 
   features: int
@@ -35,7 +35,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
-    """Applies the map in `dtype`."""
+    """Returns `[…, features]`, computed in `dtype`."""
     kernel = partitioning.param_with_axes(
       'kernel',
       self.kernel_init,
@@ -57,9 +57,9 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-  """Token embeddings, by gathering: `[batch, length] -> […, features]`.
+  """Token embeddings: `[batch, length] -> [batch, length, features]`.
 
-  A family subclasses it to give `embedding_init` a default.
+  Families subclass it to change the default of `embedding_init`.
   """
 
   vocab_size: int
@@ -68,7 +68,7 @@ class Embed(nn.Module):
   embedding_init: Initializer = nn.initializers.normal(stddev=1.0)
 
   def setup(self) -> None:
-    """Makes the table."""
+    """Creates the table of embeddings."""
     self.embedding = partitioning.param_with_axes(
       'embedding',
       self.embedding_init,
@@ -78,11 +78,11 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Array) -> Array:
-    """Returns the embeddings; an id outside the vocabulary gives NaN."""
-    # Clamping, JAX's default, would hide a vocabulary of the wrong size.
+    """Returns `[batch, length, features]`; NaN for ids outside the table."""
+    # JAX clamps ids by default, which would hide a vocabulary of another size.
     x = jnp.take(self.embedding, tokens, axis=0, mode='fill')
     return constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
 
   def attend(self, x: Array) -> Array:
-    """Returns float32 `[…, vocab_size]`: x times the transposed embeddings."""
+    """Returns x times the transposed embeddings, float32 `[…, vocab_size]`."""
     return jnp.dot(x.astype(jnp.float32), self.embedding.T)

@@ -1,9 +1,9 @@
-"""Small tensors of which every example of a batch has its own.
+"""Gives each example of a batch its own copy of small tensors.
 
-For serving: the examples of a batch are decoded with different subsets of one
-seed. What a linear map or a table of embeddings makes of an example is
-corrected after the fact, see `serving.corrections`; of all other parameters,
-which are small, every example has a whole tensor.
+In serving, the examples of a batch have different subsets of one seed. The
+outputs of linear maps and tables of embeddings are corrected; see
+`serving.corrections`. All other parameters are small, and each example has its
+own copy of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from flax import linen as nn
 import jax
 
 Array = jax.Array
-# Path -> [batch, …], of the parameters that are neither the matrix of a linear
+# Path -> [batch, …], for the parameters that are neither the matrix of a linear
 # map nor a table of embeddings.
 Tensors = Mapping[str, Array]
 Interceptor = Callable[..., Any]
 
 
 def of(module: nn.Module, tensors: Tensors) -> dict[str, Array]:
-  """Returns name -> [batch, …], of the parameters that a module itself has."""
+  """Returns name -> [batch, …], for the parameters of the module itself."""
   prefix = '/'.join((*module.path, ''))
   return {
     path.removeprefix(prefix): tensors[path]
@@ -35,13 +35,13 @@ def apply(
   """Calls a module for each example with the example's own parameters.
 
   Args:
-    module: of which nothing is used but its fields; no module is inside.
+    module: the module; only its fields are used. It must contain no other.
     own: name -> [batch, …], all of its parameters.
     *args: arrays with the batch as axis 0.
-    **kwargs: what is the same for all.
+    **kwargs: arguments that all examples share.
 
   Returns:
-    What the module returns, with the batch as axis 0.
+    The module's results, with the batch as axis 0.
   """
   plain = module.clone(parent=None)
 
@@ -52,10 +52,10 @@ def apply(
 
 
 def interceptor(tensors: Tensors) -> Interceptor:
-  """Returns an interceptor for modules that work on each row by itself.
+  """Returns an interceptor for modules that treat each row separately.
 
-  That is, axis 0 of all their arguments and of their result is that of the
-  rows, an example's beams adjacent, as of a norm. Others need one of their own.
+  Axis 0 of all their arguments and of their result is the rows, with an
+  example's beams adjacent. Norms are such modules.
   """
 
   def intercept(

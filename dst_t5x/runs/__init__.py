@@ -1,1 +1,1 @@
-"""A run and its folder: from the plan to what it leaves."""
+"""Runs and their folders, from the plan to the result."""

@@ -1,12 +1,15 @@
-"""What a finished run leaves beside its checkpoints: a file to store and send.
+"""The artifacts of a finished run: small files to store and share.
 
-A subset of the seed's parameters becomes `last.dst`, an adapter becomes
-`last_adapter/`, in Hugging Face PEFT's format; the checkpoint that counts (see
-`best`), or else the last, `best.dst` or `best_adapter/`. Full fine-tuning
-leaves nothing, nor does an adapter that PEFT has not: their checkpoint is it.
+A run that tunes a subset of the seed's parameters writes `last.dst`. A run with
+an adapter writes `last_adapter/`, in the format of Hugging Face PEFT. The best
+checkpoint (see `best`), or else the last, becomes `best.dst` or
+`best_adapter/`. Full fine-tuning, and adapters that PEFT does not have, leave
+only their checkpoints.
 """
 
 from collections.abc import Mapping, Sequence
+import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -31,12 +34,12 @@ _REPORT_FILE = 'report.json'
 
 
 def subset_file(folder: epath.Path, name: str = LAST) -> epath.Path:
-  """Returns where a run's subset is."""
+  """Returns the path of a run's subset file."""
   return epath.Path(folder) / f'{name}.dst'
 
 
 class Artifacts:
-  """Writes what a run leaves, if it leaves anything."""
+  """Writes the artifacts of a run, if it has any."""
 
   def __init__(
     self,
@@ -50,10 +53,11 @@ class Artifacts:
 
     Args:
       folder: MODEL_DIR.
-      adapter: the network's.
-      base: shapes of the seed's parameters, stacked or not.
-      extraction: from the seed, where a subset of it is left.
-      replicated: the sharding of what all devices have whole.
+      adapter: the network's adapter.
+      base: the shapes of the seed's parameters, stacked or not.
+      extraction: compares parameters with the seed; None if the artifact is not
+        a subset.
+      replicated: the replicated sharding.
     """
     self._folder = folder
     self._adapter = adapter
@@ -62,13 +66,13 @@ class Artifacts:
     self._replicated = replicated
 
   def gather(self, trained: PyTree) -> Any:
-    """Returns what is to be left of parameters, whole in each process.
+    """Returns the content of an artifact, complete in each process.
 
     Args:
-      trained: what is trained, on the devices.
+      trained: the trained parameters, on the devices.
 
     Returns:
-      A subset, or an adapter's parameters; None if nothing is left.
+      A subset, or an adapter's parameters; None if there is no artifact.
     """
     if peft_files.is_known(self._adapter):
       gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
@@ -76,7 +80,7 @@ class Artifacts:
     return self._extraction and self._extraction.extract(trained)
 
   def on_host(self, trained: PyTree) -> Any:
-    """Returns the same of parameters that this process has whole."""
+    """Returns the same as `gather`, from parameters on this host."""
     if self._extraction is None:
       return trained
     return self._extraction.extract_on_host(trained)
@@ -84,15 +88,16 @@ class Artifacts:
   def write(
     self, names: Sequence[str], left: Any, about: Mapping[str, Any]
   ) -> int | None:
-    """Writes what `gather` or `on_host` returned.
+    """Writes an artifact under each name.
 
     Args:
       names: LAST, BEST, or both.
-      left: a subset, or an adapter's parameters.
+      left: the content, as `gather` or `on_host` returned it.
       about: the metadata of docs/subset_format.md.
 
     Returns:
-      The bytes of the file, of an adapter's tensors; None if there is none.
+      The size in bytes of the subset file, or of the adapter's weights file;
+      None if there is no artifact.
 
     Raises:
       UserError: it cannot be written.
@@ -143,16 +148,16 @@ def write_report(
   results: Mapping[str, float],
   free: int | None = None,
 ) -> None:
-  """Writes what was trained, how much of it, on what, and the last scores.
+  """Writes `report.json`: the budget, the devices and the last scores.
 
   Args:
     folder: MODEL_DIR.
-    step: steps that are done.
-    budget: what the method may train.
-    file_bytes: of the file that the run leaves, None if it leaves none.
-    results: of the last evaluation.
-    free: how many parameters differ from the seed, where a subset is what is
-      trained; may be fewer than the budget.
+    step: the number of completed steps.
+    budget: the method's budget.
+    file_bytes: the size of the run's artifact; None if it has none.
+    results: the metrics of the last evaluation.
+    free: how many parameters differ from the seed, for a subset method; can be
+      fewer than the budget.
   """
   free = budget.free if free is None else free
   report = {
@@ -171,5 +176,15 @@ def write_report(
 
 
 def _devices() -> str:
-  """Returns what this process trains on: `8 × TPU v4`."""
+  """Returns number and kind of all devices: `8 × TPU v4`."""
   return f'{jax.device_count()} × {jax.devices()[0].device_kind}'
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of a finished run's `report.json`.
+
+  Raises:
+    OSError: the run has not finished, or the folder is no run's.
+  """
+  content: dict[str, Any] = json.loads((folder / _REPORT_FILE).read_text())
+  return content

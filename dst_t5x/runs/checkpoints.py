@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what is saved of a training state, and restored."""
+"""Saves and restores the training state of a run."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ _all_finite = jax.jit(finiteness.all_finite)
 
 
 class Restored(NamedTuple):
-  """What a checkpoint holds.
+  """The content of a checkpoint.
 
   Attributes:
-    params: what was trained, unstacked, on the host.
-    rest: the other fields of `trainer.TrainState` but the step.
-    position: the data's.
+    params: the trained parameters, unstacked, on the host.
+    rest: the other fields of `trainer.TrainState`, except `step`.
+    position: the position in the data.
   """
 
   params: PyTree
@@ -39,7 +39,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, and the subsets that it kept of them."""
+  """The checkpoints of one run, and the history of their subsets."""
 
   def __init__(
     self,
@@ -52,11 +52,11 @@ class Checkpoints:
     """Reads nothing yet.
 
     Args:
-      folder: where they are.
-      extraction: from the seed, where a subset of it is what is saved.
-      facts: metadata of a subset, but for its step.
-      record: what `run.json` says.
-      keep_subsets: whether the subset of each checkpoint gets a file.
+      folder: the folder of the checkpoints.
+      extraction: extracts subsets; None to save all trained parameters.
+      facts: the metadata of subsets, except `step`.
+      record: the content of `run.json`.
+      keep_subsets: whether to keep the subset of each checkpoint as a file.
     """
     self.folder = folder
     self._extraction = extraction
@@ -67,20 +67,21 @@ class Checkpoints:
   def save(
     self, step: int, state: trainer_lib.TrainState, position: bytes
   ) -> history_lib.Report | None:
-    """Begins to write a checkpoint; training may go on meanwhile.
+    """Starts to write a checkpoint; training can continue meanwhile.
 
     Args:
-      step: steps done.
+      step: the number of completed steps.
       state: the training state.
-      position: the data's.
+      position: the position in the data.
 
     Returns:
-      What there is to say of the subset, if there is one.
+      The report on the subset, in the first process; None if there is no
+      subset.
 
     Raises:
-      UserError: it cannot be written, or parameters are not finite.
+      UserError: it cannot be written, or the state is not finite.
     """
-    # A finite loss may precede parameters that are not.
+    # A step with a finite loss can leave parameters that are not finite.
     if not _all_finite(state):
       self.folder.wait()
       raise UserError(
@@ -93,7 +94,7 @@ class Checkpoints:
       subset = self._extraction.extract(state.params)
       saved = subsets.to_arrays(subset)
     flat = state_keys.flatten(_rest(state), state.params)
-    # The next step overwrites these arrays while they are being written.
+    # Copies, because the next step donates these arrays while they are written.
     saved, flat = jax.tree.map(_copy, (saved, flat))
     about = {'step': step, **self._facts}
     self.folder.save(
@@ -113,11 +114,11 @@ class Checkpoints:
     )
 
   def parameters(self, step: int) -> PyTree:
-    """Returns what was trained up to a checkpoint, unstacked, on the host."""
+    """Returns a checkpoint's trained parameters, unstacked, on the host."""
     return self._load(step)[0]
 
   def _load(self, step: int) -> tuple[PyTree, subsets.Subset | None]:
-    """Returns the parameters of a checkpoint, and its subset if it has one."""
+    """Returns a checkpoint's parameters, and its subset if it has one."""
     saved = self.folder.parameters(step)
     if self._extraction is None:
       return stacking.unstack_layers(saved['dense']), None
@@ -125,10 +126,10 @@ class Checkpoints:
     return self._extraction.apply(subset), subset
 
   def restore(self, step: int, like: trainer_lib.TrainState) -> Restored:
-    """Goes on from a checkpoint.
+    """Returns the content of a checkpoint to continue from.
 
     Args:
-      step: its step.
+      step: the checkpoint's step.
       like: an abstract training state with shardings.
     """
     params, subset = self._load(step)
@@ -145,7 +146,7 @@ class Checkpoints:
     )
 
 
-# Fields of a training state -> what they are called in a checkpoint.
+# Field of a training state -> its name in a checkpoint.
 _REST = {
   'opt_state': state_keys.OPTIMIZER,
   'projection_state': 'projection',
@@ -155,7 +156,7 @@ _REST = {
 
 
 def _rest(state: trainer_lib.TrainState) -> dict[str, PyTree]:
-  """Returns what else a checkpoint holds, besides parameters and step."""
+  """Returns the state without parameters and step, by names in a checkpoint."""
   return {name: getattr(state, field) for field, name in _REST.items()}
 
 

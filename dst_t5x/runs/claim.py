@@ -1,4 +1,4 @@
-"""A MODEL_DIR that belongs to a run, and the seed that the run starts from."""
+"""Claims a MODEL_DIR for a run, and loads the run's seed."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ PyTree = Any
 
 
 class LoadedSeed(NamedTuple):
-  """θ⁰ of a run, which `run.json` names from now on.
+  """θ⁰ of a run whose `run.json` is written.
 
   Attributes:
     folder: MODEL_DIR.
-    record: what `run.json` says.
+    record: the content of `run.json`.
     params: the parameters on the host, unstacked; None for a run from scratch.
   """
 
@@ -32,12 +32,12 @@ class LoadedSeed(NamedTuple):
 
   @property
   def reference(self) -> dict[str, Any] | None:
-    """Its path and fingerprint; None from scratch."""
+    """`Seed.reference` of the seed; None for a run from scratch."""
     return self.record['seed']
 
 
 class Claim:
-  """A locked MODEL_DIR that is empty, or has this run's settings and rows."""
+  """A locked MODEL_DIR that is empty or has this run's settings and rows."""
 
   def __init__(
     self,
@@ -45,12 +45,12 @@ class Claim:
     identity: identity_lib.Identity,
     rows: Mapping[str, Any],
   ) -> None:
-    """Compares the run with what the folder holds.
+    """Compares the run with the one in the folder.
 
     Args:
       folder: MODEL_DIR.
-      identity: the settings that make the run.
-      rows: `task_checks.rows_of` what is trained on.
+      identity: the settings that identify the run.
+      rows: `task_checks.rows_of` the training data.
 
     Raises:
       UserError: the folder's run had another setting, or other rows.
@@ -70,14 +70,14 @@ class Claim:
     """Loads the seed, and writes `run.json`.
 
     Args:
-      trainer: says whether a seed is needed.
+      trainer: the trainer, whose method may need a seed.
       space: the network's parameters.
       path: INITIAL_CHECKPOINT_PATH.
-      from_scratch: whether there is no seed, on purpose.
+      from_scratch: whether to start from random parameters.
 
     Raises:
-      UserError: there is no seed, it is not for this network, or it is not
-        the one that the folder's run started from.
+      UserError: the seed is missing or does not fit the network, or the run in
+        the folder started from another one.
     """
     path = trainer.seed_path(space.shapes, path, from_scratch)
     reference, params = None, None

@@ -1,31 +1,25 @@
 """A demonstration in minutes: `python -m dst_t5x.demo --output=runs/demo`.
 
-Pretrains a tiny T5 1.1 over bytes, then tunes it for an operation that it does
-not know: all of it, subsets chosen by DST, and random subsets, at the same
-budgets. Everything goes through the gin files and binaries that real runs use.
-A second call finds what the first has done.
+Pretrains a tiny T5 1.1 on bytes, then tunes it for a new operation: by full
+fine-tuning, by DST, and with random subsets at the same budgets. It uses the
+gin files and binaries of real runs. A second call continues the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
-import json
 import pathlib
-import sys
 import time
 from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
-from dst_t5x.checkpoints import seeds
 from dst_t5x.config import binaries
 from dst_t5x.core import command_line
 from dst_t5x.core import json_text
-from dst_t5x.core import metrics_file
 from dst_t5x.core import object_stores
 from dst_t5x.runs import artifacts
-from dst_t5x.runs import evaluating as eval_binary
+from dst_t5x.runs import demonstrations
 from dst_t5x.runs import training
 
 _MODEL = 'gin/models/t5_1_1_demo.gin'
@@ -34,6 +28,16 @@ _CHARACTERS = 'demo_finetune/character_accuracy'
 _PRETRAIN_STEPS = 400
 _STEPS = 120
 _BATCH_SIZE = 64
+# Title, value, format.
+_COLUMNS = (
+  ('method', 'name', ''),
+  ('exact %', 'exact_match', '.1f'),
+  ('characters %', 'character_accuracy', '.1f'),
+  ('free', 'free_parameters', ','),
+  ('share %', 'share', '.4f'),
+  ('bytes', 'bytes', ','),
+  ('s/step', 'seconds_per_step', '.3f'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,10 @@ class Tuning:
   """One fine-tuning run of the demonstration.
 
   Attributes:
-    name: what it is called in the table, and its folder.
-    method: gin file in `gin/methods/`.
+    name: the run's name in the table, and its folder.
+    method: the name of a gin file in `gin/methods/`.
     learning_rate: the best of a search for this method and budget.
-    epsilon: ε, None for full fine-tuning.
+    epsilon: ε; None for full fine-tuning.
   """
 
   name: str
@@ -64,16 +68,9 @@ TUNINGS = (
 )
 
 
-def _call(binary: Callable[..., Any], *arguments: str) -> Any:
-  """Runs a binary as its command line does, in this process."""
-  shown = ' '.join(arguments)
-  print(f'\n$ python -m {binary.__module__} {shown}', file=sys.stderr)
-  return binaries.parse(arguments, binary)()
-
-
 def pretrain(folder: pathlib.Path) -> None:
-  """Makes the seed."""
-  _call(
+  """Pretrains the seed."""
+  demonstrations.call(
     training.train,
     f'--gin_file={_MODEL}',
     '--gin_file=gin/tasks/demo_pretrain.gin',
@@ -98,7 +95,7 @@ def tune(tuning: Tuning, seed: pathlib.Path, folder: pathlib.Path) -> None:
   epsilon = (
     [] if tuning.epsilon is None else [f'--gin.EPSILON={tuning.epsilon}']
   )
-  _call(
+  demonstrations.call(
     training.train,
     f'--gin_file={_MODEL}',
     '--gin_file=gin/tasks/demo_finetune.gin',
@@ -121,29 +118,20 @@ def tune(tuning: Tuning, seed: pathlib.Path, folder: pathlib.Path) -> None:
 
 def zero_shot(seed: pathlib.Path, folder: pathlib.Path) -> dict[str, float]:
   """Evaluates the seed as it is."""
-  done = folder / 'results.json'
-  if done.exists():
-    return json.loads(done.read_text())
-  return _call(
-    eval_binary.evaluate,
+  return demonstrations.evaluate_once(
+    folder,
     f'--gin_file={_MODEL}',
     '--gin_file=gin/tasks/demo_finetune.gin',
     '--gin_file=gin/runs/eval.gin',
     '--gin.EVAL_BATCH_SIZE=128',
     f"--gin.CHECKPOINT_PATH='{seed}'",
-    f"--gin.EVAL_OUTPUT_DIR='{folder}'",
   )
 
 
 def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns a run's row of the table, from what it left in its folder."""
-  rows = metrics_file.read(folder)
-  results = [row for row in rows if _SCORE in row][-1]
-  rates = metrics_file.rates(rows)
-  loaded = seeds.load_run(folder)
-  parameters = sum(x.size for x in jax.tree.leaves(loaded.params))
-  subset_file = artifacts.subset_file(folder)
-  reported = [row['free/total'] for row in rows if 'free/total' in row]
+  """Returns a run's row of the table, from the files in its folder."""
+  results = artifacts.read_report(folder)['results']
+  facts = demonstrations.facts(folder)
   return {
     'name': tuning.name,
     'method': tuning.method,
@@ -151,37 +139,13 @@ def row_of(tuning: Tuning, folder: pathlib.Path) -> dict[str, Any]:
     'learning_rate': tuning.learning_rate,
     'exact_match': results[_SCORE],
     'character_accuracy': results[_CHARACTERS],
-    'free_parameters': int(reported[-1]) if reported else parameters,
-    'parameters': parameters,
-    'bytes': (
-      subset_file.stat().length if subset_file.exists() else 4 * parameters
-    ),
-    # The first report holds the compilation.
-    'seconds_per_step': float(1 / np.median(rates[1:] or rates)),
-    'folder': str(folder),
+    'share': 100 * facts['free_parameters'] / facts['parameters'],
+    **facts,
   }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns the rows as a table for a terminal."""
-  lines = [
-    f'{"method":<12} {"exact":>7} {"chars":>7} {"free":>9} {"share":>9} '
-    f'{"bytes":>10} {"ms/step":>8}'
-  ]
-  for row in rows:
-    step = row['seconds_per_step']
-    lines.append(
-      f'{row["name"]:<12} {row["exact_match"]:>6.1f}% '
-      f'{row["character_accuracy"]:>6.1f}% {row["free_parameters"]:>9,} '
-      f'{row["free_parameters"] / row["parameters"]:>9.4%} '
-      f'{row["bytes"]:>10,} '
-      + (f'{1000 * step:>8.1f}' if step else f'{"-":>8}')
-    )
-  return '\n'.join(lines)
-
-
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws score against budget (as the paper's Fig. 1) to a PNG."""
+  """Draws score against budget, like the paper's Fig. 1, to a PNG file."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -227,17 +191,17 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   """Runs the whole demonstration.
 
   Args:
-    output: folder for the runs, `results.json` and `score_vs_budget.png`.
+    output: the folder for the runs, `results.json` and `score_vs_budget.png`.
 
   Returns:
-    A flat row for each line of the table.
+    The rows of the table.
 
   Raises:
     UserError: the folder cannot be written to.
   """
   started = time.time()
   object_stores.check_writable('--output', epath.Path(output))
-  # Runs of one shape share what is compiled for evaluation.
+  # Runs of the same shapes share compiled programs.
   jax.config.update('jax_compilation_cache_dir', str(output / '.compiled'))
   seed = output / 'seed'
   pretrain(seed)
@@ -255,6 +219,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
       'exact_match': before[_SCORE],
       'character_accuracy': before[_CHARACTERS],
       'free_parameters': 0,
+      'share': 0.0,
       'parameters': rows[0]['parameters'],
       'bytes': 0,
       'folder': str(output / 'zero_shot'),
@@ -263,7 +228,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   (output / 'results.json').write_text(json_text.dumps(rows, indent=2) + '\n')
   plot(rows, output / 'score_vs_budget.png')
   best = output / 'dst_1e-3'
-  print(f'\n{table(rows)}\n')
+  print(f'\n{demonstrations.table(rows, _COLUMNS)}\n')
   print(f'{time.time() - started:.0f} s in all')
   print(f'table and picture   {output}/results.json, score_vs_budget.png')
   print(f'subset file         {artifacts.subset_file(best)}')
@@ -273,7 +238,7 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  """Parses the command line."""
+  """Runs the command."""
   parser = command_line.Parser(description=__doc__.splitlines()[0])
   parser.add_argument(
     '--output', type=pathlib.Path, default=pathlib.Path('runs/demo')

@@ -1,4 +1,4 @@
-"""Evaluation of one checkpoint."""
+"""Evaluates one checkpoint."""
 
 import os
 
@@ -31,18 +31,18 @@ def evaluate(
   Args:
     network: the model.
     checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
-    output_dir: where `results.json` and the predictions go; the first process
-      writes them.
-    evaluation: what is evaluated.
-    partitioner: how devices share the work.
-    checkpoint_step: which checkpoint of a run; the last by default.
-    initial_checkpoint_path: where the run's seed is; by default where it was.
+    output_dir: the folder for `results.json` and the predictions. The first
+      process writes them.
+    evaluation: the settings of the evaluation.
+    partitioner: the mesh and its shardings.
+    checkpoint_step: the checkpoint of a run folder; the last by default.
+    initial_checkpoint_path: the path of the run's seed, if it was moved.
 
   Returns:
-    The metrics.
+    The metrics, by name.
 
   Raises:
-    UserError: the checkpoint, the task or the data are not there, or the
+    UserError: the checkpoint, the task or the data cannot be read, or the
       folder cannot be written to.
   """
   evaluation.check(network)

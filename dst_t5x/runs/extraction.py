@@ -1,4 +1,4 @@
-"""The subset of trained parameters that differ from the run's seed."""
+"""Extracts the subset in which trained parameters differ from the seed."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class Extraction:
-  """Compares what is trained with the seed, of which it keeps a copy."""
+  """Compares trained parameters with a copy of the seed."""
 
   def __init__(self, seed: PyTree, is_partial: bool) -> None:
     """Keeps the seed.
@@ -27,7 +27,7 @@ class Extraction:
     self._is_partial = is_partial
 
   def extract(self, trained: PyTree) -> subsets.Subset:
-    """Returns what differs from the seed, whole in each process.
+    """Returns the components that differ from the seed, all in each process.
 
     Args:
       trained: the trained parameters, stacked or not; on the devices if there
@@ -45,11 +45,11 @@ class Extraction:
     )
 
   def extract_on_host(self, trained: PyTree) -> subsets.Subset:
-    """Returns what differs from the seed in what this process has."""
+    """Returns the components that differ, from parameters on this host."""
     if self._is_partial:
       trained = parts.join(self.seed, stacking.unstack_layers(trained))
     return subsets.extract(trained, self.seed)
 
   def apply(self, subset: subsets.Subset) -> PyTree:
-    """Returns all parameters, with a subset of this seed applied."""
+    """Returns all parameters, with a subset applied to the seed."""
     return subsets.apply(subset, self.seed)

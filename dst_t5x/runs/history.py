@@ -1,9 +1,9 @@
 """The subsets of a run's checkpoints: `MODEL_DIR/subsets/STEP.dst`.
 
-When a checkpoint is made the subset is on the host anyway. It is kept as a file
-of its own, which outlives the checkpoint, and compared with the first and with
-the last one that were kept. Between checkpoints all of this costs nothing, and
-it is the same for any number of devices and however often a run is resumed.
+A checkpoint brings the subset to the host. The subset is then also written to a
+file, which outlives the checkpoint, and compared with the first and the last
+saved subsets. This costs nothing between checkpoints. The results do not depend
+on the number of devices, or on how often a run is resumed.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ _BINS_PER_DECADE = 4
 
 
 class Report(NamedTuple):
-  """What is said of a subset when it is saved.
+  """The report on a saved subset.
 
   Attributes:
-    overlaps: `overlap/first` and `overlap/last_saved`: the share of the first
+    overlaps: `overlap/first` and `overlap/last_saved`, the share of the first
       and of the last saved subset that is still free (Eq. 9).
-    distances: `histogram` of how far the free components are from the seed.
+    distances: the `histogram` of the free components' distances from the seed.
   """
 
   overlaps: dict[str, float]
@@ -40,14 +40,14 @@ class Report(NamedTuple):
 
 
 class History:
-  """The subsets of a run so far."""
+  """The saved subsets of a run."""
 
   def __init__(self, folder: str | os.PathLike[str], keep: bool) -> None:
-    """Reads nothing yet.
+    """Starts without subsets; see `resume`.
 
     Args:
       folder: MODEL_DIR.
-      keep: whether each subset gets a file.
+      keep: whether to write a file for each subset.
     """
     self._folder = epath.Path(folder) / FOLDER
     self._keep = keep
@@ -55,31 +55,31 @@ class History:
     self._last: subset_lib.Subset | None = None
 
   def resume(self, step: int, subset: subset_lib.Subset) -> None:
-    """Goes on from a checkpoint.
+    """Continues from a checkpoint.
 
     Args:
-      step: its step; files of later ones will be written anew.
-      subset: its subset.
+      step: the checkpoint's step. Files of later steps will be rewritten.
+      subset: the checkpoint's subset.
     """
     self._last = subset
     before = [path for at, path in files(self._folder.parent) if at <= step]
     try:
       self._first = subset_lib.load(before[0])[0] if before else None
-    except UserError:  # It is only looked at.
+    except UserError:  # Needed for one report only, so no reason to fail.
       self._first = None
 
   def add(
     self, step: int, subset: subset_lib.Subset, about: Mapping[str, Any]
   ) -> dict[str, float]:
-    """Takes the subset of a checkpoint; returns its overlaps.
+    """Adds the subset of a checkpoint; returns its overlaps.
 
     Args:
-      step: the checkpoint's.
-      subset: the checkpoint's.
+      step: the checkpoint's step.
+      subset: the checkpoint's subset.
       about: the metadata of docs/subset_format.md.
 
     Raises:
-      UserError: its file cannot be written.
+      UserError: the subset's file cannot be written.
     """
     if self._keep:
       object_stores.make_folder(self._folder)
@@ -96,7 +96,7 @@ class History:
 
 
 def files(folder: str | os.PathLike[str]) -> list[tuple[int, epath.Path]]:
-  """Returns step and file of all subsets that a run kept, in order.
+  """Returns (step, file) of all saved subsets of a run, in order.
 
   Args:
     folder: MODEL_DIR.
@@ -108,16 +108,13 @@ def files(folder: str | os.PathLike[str]) -> list[tuple[int, epath.Path]]:
 def distances_from_seed(
   subset: subset_lib.Subset, seed: PyTree, distance: str
 ) -> np.ndarray:
-  """Returns how far each free component is from its seed.
+  """Returns each free component's distance from the seed, float32 [size].
 
   Args:
-    subset: what is free.
+    subset: the subset.
     seed: θ⁰ on the host, stacked or not.
-    distance: a name in `distances.DISTANCES` (Table 1), not divided by
-      anything; for any other the absolute difference.
-
-  Returns:
-    float32 [k].
+    distance: a name in `distances.DISTANCES` (Table 1), without normalization.
+      Any other name stands for the absolute difference.
   """
   tensors = dict(fingerprint.tensors(seed))
   nothing = [np.zeros(0, np.float32)]
@@ -129,7 +126,7 @@ def distances_from_seed(
     nothing + [subset.values[path] for path in subset.positions],
     dtype=np.float32,
   )
-  # All at once: JAX compiles for each shape.
+  # One call for all tensors, because JAX compiles for each shape.
   measure = distances.DISTANCES.get(distance, distances.absolute)
   return np.asarray(measure(jnp.asarray(new), jnp.asarray(old)))
 
@@ -138,10 +135,11 @@ def histogram(values: np.ndarray) -> np.ndarray:
   """Returns a histogram of logarithms to base 10.
 
   Args:
-    values: [k], not negative; what is zero or not finite is left out.
+    values: [n], not negative. Zeros and values that are not finite are left
+      out.
 
   Returns:
-    float64 [bins, 3]: lower edge, upper edge, count; four bins a decade.
+    float64 [bins, 3]: lower edge, upper edge and count, four bins per decade.
   """
   logs = np.log10(values[(values > 0) & np.isfinite(values)], dtype=np.float64)
   if not len(logs):

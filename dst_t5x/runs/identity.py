@@ -1,27 +1,28 @@
-"""What makes a run this run, and the MODEL_DIR that belongs to it.
+"""The identity of a run, and checks that a MODEL_DIR belongs to the run.
 
-A run is its settings, its seed and, as far as they can be told, the rows that
-it is trained on. `run.json` says so, and so does each checkpoint: neither a
-lost nor a foreign `run.json` lets a run go on from another one's parameters.
+A run is identified by its settings, its seed and, if known, its training rows.
+`run.json` and each checkpoint record the identity. A run therefore never
+continues from another run's parameters, even if `run.json` is lost or
+exchanged.
 
 `run.json` is an object:
 
     format      `formats.FORMAT`
     task        the task's name
-    model       the network: its id, and its settings
-    method      how it is tuned: `{"method": "dst", "epsilon": 0.0001, …}`
-    optimizer   its id and settings, with the learning rate's
-    trainer     what else a step is made of: loss, microbatches
-    data        how batches are made
+    model       the network's id and settings
+    method      the method: `{"method": "dst", "epsilon": 0.0001, …}`
+    optimizer   the optimizer's id and settings, with the learning rate's
+    trainer     the other settings of a step: loss, microbatches
+    data        the settings of batches
     random_seed, from_scratch
-    other       id -> settings of what code calls without a reference in gin's
-                files: the vocabulary, the task of one's own
-    rows        task -> what tells its rows from others
+    other       id -> settings of functions that code calls and gin configures
+                without a reference: the vocabulary, a user's own task
+    rows        task -> what identifies its rows
     seed        path, format, step and fingerprint; null from scratch
-    version     of the package that wrote it
+    version     the version of the package that wrote the file
 
-Ids are those of `core.stable_ids`: no module's path is among them, so that a
-module can move. All settings are there, defaults included.
+Ids are those of `core.stable_ids`. They contain no module paths, so that a
+module can move. All settings are recorded, defaults included.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +41,7 @@ from dst_t5x.models import adapted
 from dst_t5x.runs import methods
 
 # Parameters of `training.train` that may differ between two calls for the same
-# run: they change nothing of what is computed in a step.
+# run, because they do not change the computation of a step.
 _MAY_CHANGE = frozenset(
   [
     'model_dir',
@@ -56,31 +57,31 @@ _CHOOSE = 'go on with that, or choose another MODEL_DIR'
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """The settings that make a run.
+  """The settings that identify a run.
 
   Attributes:
-    settings: what `run.json` says of them; JSON.
-    defaults: dotted names of those that nobody set.
+    settings: their record in `run.json`; JSON.
+    defaults: dotted names of the settings that have their default.
   """
 
   settings: Mapping[str, Any]
   defaults: frozenset[str] = frozenset()
 
   def is_default(self, name: str) -> bool:
-    """Whether a setting, or what it is part of, has its default."""
+    """Returns whether a setting, or one that contains it, has its default."""
     parts = name.split('.')
     ends = range(1, len(parts) + 1)
     return any('.'.join(parts[:end]) in self.defaults for end in ends)
 
 
 def of(binary: Callable[..., Any]) -> Identity:
-  """Returns what makes the run, as gin is configured now.
+  """Returns the identity of the run that gin now configures.
 
   Args:
     binary: `training.train`.
 
   Raises:
-    UserError: a setting of the method makes no sense.
+    UserError: a setting of the method is invalid.
   """
   train, unreferenced = described.calls(binary)
   tree = {k: v for k, v in train.settings.items() if k not in _MAY_CHANGE}
@@ -105,7 +106,7 @@ _OF_TRAINER = ('network', 'optimizer', 'projection', 'trained')
 def _take(
   call: described.Call, *names: str
 ) -> tuple[dict[str, Any], described.Call]:
-  """Returns some settings of a call, and the call without them."""
+  """Returns the named settings of a call, and the call without them."""
   rest = {k: v for k, v in call.settings.items() if k not in names}
   return {name: call.settings.get(name) for name in names}, call._replace(
     settings=rest
@@ -113,7 +114,7 @@ def _take(
 
 
 def _without_adapter(network: Any) -> tuple[Any, described.Call | None]:
-  """Returns the network that gin builds, and the adapter that changes it."""
+  """Returns the configured network without its adapter, and the adapter."""
   if network is None or network.function is not adapted.with_adapter:
     return network, None
   return network.settings['network'], network.settings['adapter']
@@ -122,7 +123,7 @@ def _without_adapter(network: Any) -> tuple[Any, described.Call | None]:
 def _by_id(
   calls: Iterable[tuple[str, described.Call]],
 ) -> dict[str, Any]:
-  """Returns id, after its scope if it has one, -> call, or calls if several."""
+  """Returns `scope/id`, or the id alone, -> the call, or a list of calls."""
   found: dict[str, list[described.Call]] = {}
   for scope, call in calls:
     name = stable_ids.stable_id(call.function)
@@ -131,17 +132,18 @@ def _by_id(
 
 
 def records(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns what a folder says its run is: `run.json`, the last checkpoint.
+  """Returns the records of a folder's run.
 
   Args:
     model_dir: MODEL_DIR.
 
   Returns:
-    As many of these as there are; none for a folder without a run.
+    The records in `run.json` and in the last checkpoint, as many as exist; []
+    for a folder without a run.
 
   Raises:
-    UserError: a file is damaged, or has a newer format; or there are
-      checkpoints that nothing tells the run of.
+    UserError: a file is damaged or has a newer format, or there are checkpoints
+      and no record.
   """
   path = epath.Path(model_dir)
   found = []
@@ -159,14 +161,14 @@ def records(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check(model_dir: str | os.PathLike[str], identity: Identity) -> None:
-  """Checks that the folder is empty or that of a run.
+  """Checks that the folder is empty or belongs to a run.
 
-  A setting that the folder's run does not know has been added since: it must
-  have its default.
+  A setting that the folder's record lacks was added to the package later, and
+  must have its default.
 
   Args:
     model_dir: MODEL_DIR.
-    identity: `of` the run.
+    identity: the run's identity.
 
   Raises:
     UserError: the folder's run had another setting.
@@ -188,12 +190,12 @@ def check(model_dir: str | os.PathLike[str], identity: Identity) -> None:
         )
 
 
-# What else a record says.
+# The keys of a record that are not settings.
 _NO_SETTINGS = ('format', 'rows', 'seed', 'version')
 
 
 def _ids_first(name: str) -> tuple[bool, str]:
-  """Orders settings: another class explains why all of its own differ."""
+  """Returns a sort key: ids first, as another class explains other settings."""
   is_id = name.rpartition('.')[2] in ('id', 'function', methods.NAME)
   return not is_id, name
 
@@ -201,11 +203,11 @@ def _ids_first(name: str) -> tuple[bool, str]:
 def check_seed(
   model_dir: str | os.PathLike[str], reference: Mapping[str, Any] | None
 ) -> None:
-  """Checks that the folder is empty or that of a run from this seed.
+  """Checks that the folder is empty or its run started from this seed.
 
   Args:
     model_dir: MODEL_DIR.
-    reference: the seed's, with its `fingerprint`; None from scratch.
+    reference: `Seed.reference` of the seed; None from scratch.
 
   Raises:
     UserError: the folder's run started from another seed.
@@ -224,11 +226,11 @@ def check_seed(
 def check_rows(
   model_dir: str | os.PathLike[str], rows: Mapping[str, Any]
 ) -> None:
-  """Checks that the folder is empty or that of a run on these rows.
+  """Checks that the folder is empty or its run was trained on these rows.
 
   Args:
     model_dir: MODEL_DIR.
-    rows: `task_checks.rows_of` what is trained on.
+    rows: `task_checks.rows_of` the training data.
 
   Raises:
     UserError: the folder's run was trained on other rows.

@@ -1,4 +1,4 @@
-"""Decoding of a text file, or of a task's split."""
+"""Decodes a text file, or a split of a task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
@@ -19,6 +19,7 @@ from dst_t5x.core import object_stores
 from dst_t5x.core import values
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, check_positive, writing
+from dst_t5x.data import conversations
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
 from dst_t5x.data import text_files
@@ -50,29 +51,31 @@ def infer(
   Args:
     network: the model.
     checkpoint_path: a run folder, or a checkpoint in any format of `seeds`.
-    output_dir: where `predictions.jsonl` goes, rows in the inputs' order:
-      `{"inputs": …, "prediction": …}` and, from a split, `"targets"` and what
-      the task accepts as well: lists of texts such as `"references"`; from a
-      mixture's split also `"task"`.
-    task: whose vocabulary, lengths and, without a file, inputs are used.
-    feature_lengths: feature -> longest length; longer inputs are cut.
+    output_dir: the folder of `predictions.jsonl`, whose rows have the inputs'
+      order: `{"inputs": …, "prediction": …}`. Rows of a split also have
+      `"targets"`, and lists of texts such as `"references"` if the task has
+      them. Rows of a mixture also have `"task"`. The first process writes.
+    task: the task; supplies the vocabulary, and the inputs if there is no
+      `input_file`.
+    feature_lengths: feature -> longest length; longer inputs are truncated.
     decoder: greedy or beam search.
-    partitioner: how devices share the work; the first process writes.
-    checkpoint_step: which checkpoint of a run; the last by default.
-    initial_checkpoint_path: where the run's seed is; by default where it was.
-    input_file: inputs as the task's preprocessing makes them, one a line; in
-      rows, by their names, if the file's name ends in `.jsonl` or `.tsv`.
-    split: of the task.
-    num_examples: how many, of all tasks together; all by default.
-    batch_size: inputs that are decoded at once, or a few more: as many as
-      devices can share evenly.
+    partitioner: the mesh and its shardings.
+    checkpoint_step: the checkpoint of a run folder; the last by default.
+    initial_checkpoint_path: the path of the run's seed, if it was moved.
+    input_file: inputs as the task's preprocessing makes them, one per line. If
+      the name ends in `.jsonl` or `.tsv`, lines are rows with named fields. A
+      row may have `messages` instead; see `conversations`.
+    split: the task's split, if there is no `input_file`.
+    num_examples: the number of inputs, over all tasks; all by default.
+    batch_size: the number of inputs in a batch, rounded up so that the devices
+      share it evenly.
 
   Returns:
     The path of the predictions.
 
   Raises:
-    UserError: something is missing, or predictions for other inputs are in the
-      way.
+    UserError: a setting is out of range, the checkpoint, the task or the inputs
+      cannot be read, or the output folder has predictions for other inputs.
   """
   check_positive('INFER_BATCH_SIZE', batch_size)
   if num_examples is not None:
@@ -125,7 +128,7 @@ def _decode(
   batch_size: int,
   partitioner: partitioning.Partitioner,
 ) -> list[np.ndarray]:
-  """Returns the predicted tokens of each row; arguments as of `infer`."""
+  """Returns the predicted tokens of each row; arguments as in `infer`."""
   network, length = loaded.network, feature_lengths['inputs']
   predictor = evaluation_lib.Predictor(
     network, decoder, batch_size, feature_lengths['targets'], partitioner
@@ -148,7 +151,7 @@ def _write(
   decoded: Sequence[np.ndarray],
   vocabulary: seqio.Vocabulary,
 ) -> None:
-  """Writes rows and their predictions, whole or not at all."""
+  """Writes rows and their predictions, atomically."""
   lines = []
   for row, tokens in zip(rows, decoded, strict=True):
     shown = {k: v for k, v in row.items() if k != 'tokens'}
@@ -163,7 +166,7 @@ def _write(
 def _check_replaceable(
   path: epath.Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Raises UserError where predictions for other inputs would be lost."""
+  """Raises UserError if predictions for other inputs would be overwritten."""
   with object_stores.explained(path, f'cannot read {path}: '):
     if not path.exists():
       return
@@ -181,16 +184,23 @@ def _check_replaceable(
 def _of_file(
   path: str, feature: seqio.Feature, lengths: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-  length = lengths['inputs']
-  for texts in _texts(path):
-    tokens = feature.vocabulary.encode(texts['inputs'])
-    if feature.add_eos:
-      tokens = [*tokens[: length - 1], feature.vocabulary.eos_id]
-    yield texts | {'tokens': tokens[:length]}
+  length, is_told = lengths['inputs'], False
+  for number, texts in enumerate(_texts(path), start=1):
+    tokens = list(feature.vocabulary.encode(texts['inputs']))
+    most = length - feature.add_eos
+    if len(tokens) > most and not is_told:
+      is_told = True
+      logging.warning(
+        'INPUT_FILE %s: input %d has %d pieces: TASK_FEATURE_LENGTHS cuts its'
+        ' end, and that of all others above %d',
+        *(path, number, len(tokens), most),
+      )
+    end = [feature.vocabulary.eos_id] if feature.add_eos else []
+    yield texts | {'tokens': [*tokens[:most], *end]}
 
 
 def _texts(path: str) -> Iterator[dict[str, Any]]:
-  """Reads INPUT_FILE: `inputs`, and from rows what to score them against."""
+  """Yields the rows of INPUT_FILE: `inputs`, and targets if it has them."""
   what = f'INPUT_FILE {path}'
   suffix = epath.Path(path).suffix
   if suffix == '.jsonl':
@@ -210,6 +220,10 @@ def _parse_row(line: str) -> dict[str, Any] | None:
   row = text_files.parse_object(line)
   if row is None:
     return None
+  if conversations.KEY in row:
+    asked, answer = conversations.split(row[conversations.KEY])
+    vocabulary.check_messages(asked)
+    return {'inputs': asked} | ({} if answer is None else {'targets': answer})
   texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
   for name in ('targets', 'references'):
     if name in row:
@@ -237,5 +251,5 @@ def _of_split(
           texts[name] = [text.decode() for text in value.flat]
       if len(members) > 1:
         texts['task'] = member.name
-      # Cut and ended as the task does it: just as they are evaluated.
+      # Truncated, with the end token, as in an evaluation.
       yield texts | {'tokens': example['inputs']}

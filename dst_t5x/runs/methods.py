@@ -1,15 +1,15 @@
-"""What `run.json` says of a run's method, under the key `method`.
+"""The record of a run's method in `run.json`, under the key `method`.
 
-An object with the method's name, `method`, and its settings:
+It is an object with the method's name, `method`, and its settings. Names:
 
     full        all parameters are trained
-    dst, random, …   a projection, as its `settings` say
-    lora, prompt, ia3, …   an adapter, by the id of its class
-    norms, head_only, …   some parameters, `trained`: the method file of the
-                package with the same TRAINED; of others `partial`
-    own         a trainer that code of one's own makes, which says no more
+    dst, random, …   a projection; the name comes from its `settings`
+    lora, prompt, ia3, …   an adapter; the name is the id of its class
+    norms, head_only, …   some parameters are `trained`; the name is that of the
+                package's method file with the same TRAINED, or else `partial`
+    own         a user's code makes the trainer; there are no settings
 
-Where an adapter or `trained` goes with a projection, it is another setting.
+With a projection, an adapter or `trained` is a further setting.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,16 @@ def settings(
   adapter: described.Call | None,
   trained: Sequence[str] | None,
 ) -> dict[str, Any]:
-  """Returns name and settings of a method.
+  """Returns the name and the settings of a method.
 
   Args:
-    projection: of the trainer; None where code of one's own makes it.
-    adapter: of its network.
+    projection: the trainer's projection; None if a user's code makes the
+      trainer.
+    adapter: the network's adapter.
     trained: TRAINED.
 
   Raises:
-    UserError: a setting makes no sense.
+    UserError: a setting is invalid.
   """
   if projection is None:
     return {NAME: _OWN}
@@ -63,7 +64,7 @@ def _settings(call: described.Call) -> dict[str, Any]:
 
 @functools.cache
 def _by_trained() -> dict[tuple[str, ...], str]:
-  """Returns TRAINED -> the method file of the package that sets it."""
+  """Returns TRAINED -> name of the package's method file that sets it."""
   of_files = {
     file.rpartition('/')[2].removesuffix('.gin'): gin_files.literals(file)
     for file in gin_files.shipped()

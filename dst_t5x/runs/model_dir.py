@@ -1,15 +1,15 @@
-"""MODEL_DIR: the folder of one run, which one process at a time trains in.
+"""MODEL_DIR: the folder of one run. Only one process at a time trains in it.
 
 MODEL_DIR/
-  run.json          what the run is; see `identity`
-  .lock             held by the process that trains here
+  run.json          the run's identity; see `identity`
+  .lock             locked by the process that trains here
   config.gin        every parameter that gin supplied, defaults included
   checkpoints/      see `checkpoints.run_folder`
-  metrics.jsonl     all metrics, a row a report; events.…: the same for
-                    TensorBoard
+  metrics.jsonl     all metrics, one row per report
+  events.…          the same metrics for TensorBoard
   evaluation/       predictions, as JSON lines
-  best.json         which checkpoint counts, with KEEP_BEST_BY; see `best`
-  report.json       at the end: what was trained, how much, and the scores
+  best.json         the best checkpoint by KEEP_BEST_BY; see `best`
+  report.json       written at the end: the budget and the scores
   last.dst, best.dst, or last_adapter/, best_adapter/: see `artifacts`
   subsets/          the subset of each checkpoint; see `history`
 """
@@ -30,17 +30,17 @@ from dst_t5x.runtime import processes
 
 
 class ModelDir:
-  """A folder that no other process trains in; a context manager.
+  """A locked MODEL_DIR; a context manager.
 
   Attributes:
-    path: of the folder.
+    path: the folder's path.
   """
 
   def __init__(self, path: str | os.PathLike[str]) -> None:
     """Makes the folder, and locks it until the end of the context.
 
     Args:
-      path: MODEL_DIR. What an interrupted run left in it stays.
+      path: MODEL_DIR. The results of an interrupted run stay in it.
 
     Raises:
       UserError: it cannot be written to, or another process trains in it.
@@ -48,7 +48,7 @@ class ModelDir:
     self.path = epath.Path(path)
     self._lock: IO[str] | None = None
     if processes.is_first() and not object_stores.is_remote(self.path):
-      self._lock = _lock(self.path)  # Object stores know no locks.
+      self._lock = _lock(self.path)  # Object stores have no locks.
       for folder in (self.path, self.path / history.FOLDER):
         whole_files.sweep(folder)
     processes.wait_for_all()
@@ -59,7 +59,7 @@ class ModelDir:
   def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
     if self._lock is not None:
       self._lock.close()
-    if error and errors.is_io(error):  # A full disk, most likely.
+    if error and errors.is_io(error):  # Most likely a full disk.
       reason = object_stores.reason(error, self.path)
       raise UserError(
         f'cannot write to MODEL_DIR {self.path}: {reason}; '
@@ -68,7 +68,7 @@ class ModelDir:
 
 
 def _lock(path: epath.Path) -> IO[str]:
-  """Returns a file of the folder, locked as long as it is open."""
+  """Returns the folder's lock file, which is locked until it is closed."""
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock: IO[str] = (path / '.lock').open('w')

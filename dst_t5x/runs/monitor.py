@@ -1,4 +1,4 @@
-"""What is said while training: metrics, the subset, progress, and trouble."""
+"""Reports during training: metrics, the subset, progress, and warnings."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -33,7 +33,7 @@ _NOT_AVERAGED = (
 
 
 class Monitor:
-  """Collects the metrics of steps and reports them now and then."""
+  """Collects the metrics of steps, and reports them."""
 
   def __init__(
     self,
@@ -49,12 +49,12 @@ class Monitor:
 
     Args:
       folder: MODEL_DIR.
-      projection: says what the subset is counted by.
-      state: before the first step.
-      seed: θ⁰ on the devices, or ().
-      steps: of the whole run.
+      projection: the method.
+      state: the state before the first step.
+      seed: θ⁰ on the devices; () if the projection does not keep it.
+      steps: the number of steps of the whole run.
       max_refused_steps: how many refused steps in a row end the run.
-      budget: how much the method trains.
+      budget: the method's budget.
     """
     first_step = int(state.step)
     self._summaries = summaries.Summaries(folder, first_step)
@@ -76,7 +76,7 @@ class Monitor:
     self._max_refused_steps = max_refused_steps
     self._last_step = steps
     self._refused_steps = int(state.refused_steps)
-    # Whether the last step that was looked at changed nothing.
+    # Whether the last checked step was refused.
     self.is_refused = False
     self._seed = seed
     self._subset = (
@@ -92,21 +92,22 @@ class Monitor:
     )
 
   def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step.
+    """Takes the metrics of a step, and checks the step before it.
+
+    To check this step at once would make the device wait for the host.
 
     Raises:
-      UserError: too many steps in a row were refused, up to the one before.
-        Looking at this one would make the device wait for us.
+      UserError: too many steps in a row were refused, before this one.
     """
     self.check()
     self._unchecked = (step, metrics)
     self._progress.advance()
 
   def check(self) -> None:
-    """Looks at the last step.
+    """Checks the last recorded step.
 
     Raises:
-      UserError: too many steps in a row were refused, or those before the end.
+      UserError: too many steps in a row were refused, or the last of the run.
     """
     if self._unchecked is None:
       return
@@ -163,7 +164,7 @@ class Monitor:
   def _warn_if_nothing_moves(
     self, step: int, metrics: Mapping[str, np.ndarray]
   ) -> None:
-    """Says so, once, if a step with a learning rate above 0 moved nothing."""
+    """Warns once if a step with a learning rate above 0 moved nothing."""
     rate = float(metrics['learning_rate'])
     if rate > 0 and metrics['update_norm'] == 0 and not self._has_warned:
       self._has_warned = True
@@ -185,7 +186,7 @@ class Monitor:
     )
 
   def saved(self, step: int, report: history.Report | None) -> None:
-    """Writes what is said of the subset of a checkpoint, if there is one."""
+    """Writes the report on a checkpoint's subset, if it has one."""
     if report is None:
       return
     if report.overlaps:
@@ -199,14 +200,14 @@ class Monitor:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Takes what happens inside out of the rate of steps."""
+    """Excludes the time in the block from the rate of steps."""
     self.check()
     self._progress.pause()
     yield
     self._progress.restart()
 
   def close(self) -> None:
-    """Writes everything out and closes the files."""
+    """Flushes and closes the files."""
     self._progress.close()
     try:
       self._summaries.flush()
@@ -215,7 +216,7 @@ class Monitor:
 
 
 class SubsetMonitor:
-  """How large the subset is, where it is, how it churns."""
+  """Reports the subset's size, its place and its churn."""
 
   def __init__(
     self,
@@ -225,27 +226,28 @@ class SubsetMonitor:
     seed: PyTree,
     replicated: Any,
   ) -> None:
-    """Remembers the subset.
+    """Stores the mask of the subset, for the first report's churn.
 
     Args:
       projection: the method.
-      params: what is trained, before the first step.
-      projection_state: that goes with it.
-      seed: θ⁰, or () if the projection does not keep it.
-      replicated: the sharding of what all devices have whole.
+      params: the trained parameters before the first step.
+      projection_state: the projection's state at that step.
+      seed: θ⁰; () if the projection does not keep it.
+      replicated: the replicated sharding.
     """
     self._projection = projection
     self._modules = silos.make_layout(params, 'per_module').names
     self._free = jax.jit(_pack)(projection, params, projection_state, seed)
-    # Every process wants the counts; masks stay where the parameters are.
+    # Counts are replicated; masks are sharded as the parameters are.
     self._report = jax.jit(_report, out_shardings=(replicated, None))
 
   def report(
     self, params: PyTree, projection_state: PyTree, seed: PyTree
   ) -> dict[str, float]:
-    """Returns free parameters by module, their churn, and the method's own.
+    """Returns scalars: free parameters by module, churn, and the method's own.
 
-    The churn is that since the last report.
+    Churn is the share of free components that were not free at the last
+    report.
     """
     counts, self._free = self._report(
       self._projection, params, projection_state, seed, self._free

@@ -1,4 +1,4 @@
-"""What a run trains on, and when it does what."""
+"""The training data of a run, and its plan of steps."""
 
 from collections.abc import Collection, Mapping
 import dataclasses
@@ -9,16 +9,17 @@ from dst_t5x.core.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class TrainData:
-  """What is trained on.
+  """The training data.
 
   Attributes:
     task: a registered seqio task or mixture.
-    feature_lengths: feature -> pieces per row; longer examples are cut.
-    batch_size: rows of a batch, over all devices.
-    pack: whether short examples share a row.
-    shards: parts into which seqio divides the data; each fills its share of the
-      rows of every batch, and a process reads those only that its devices need.
-      The batches depend on this number, and on no number of processes.
+    feature_lengths: feature -> tokens per row; longer examples are truncated.
+    batch_size: the number of rows of a batch, over all devices.
+    pack: whether several short examples share a row.
+    shards: the number of parts into which seqio divides the data. Each part
+      fills its share of the rows of every batch, and a process reads only the
+      parts that its devices need. Batches depend on this number, but not on the
+      number of processes.
   """
 
   task: str
@@ -38,19 +39,19 @@ class TrainData:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """When to do what, in steps of this run.
+  """The steps at which a run logs, evaluates and saves.
 
   Attributes:
-    train_steps: how many steps to train.
+    train_steps: the number of steps.
     log_period: steps between two rows of training metrics.
     eval_period: steps between two evaluations; the last step is evaluated too.
-    checkpoint_period: steps between two checkpoints; the last step is saved
-      too, and with `keep_best_by` every step that is evaluated.
+    checkpoint_period: steps between two checkpoints. The last step is saved
+      too, and with `keep_best_by` every evaluated step.
     keep: how many of the latest checkpoints to keep.
-    keep_best_by: name of the metric whose best checkpoint is kept too.
-    max_refused_steps: how many steps in a row may be refused, for a loss or an
-      update that is not finite, before training stops.
-    keep_subsets: whether the subset of each checkpoint is kept as a file.
+    keep_best_by: the name of a metric; the best checkpoint by it is kept too.
+    max_refused_steps: how many steps in a row may be refused, because they are
+      not finite, before training stops.
+    keep_subsets: whether to keep the subset of each checkpoint as a file.
   """
 
   train_steps: values.Positive
@@ -66,15 +67,15 @@ class Plan:
     values.check_fields(self)
 
   def logs(self, step: int) -> bool:
-    """Whether training metrics are written after this step."""
+    """Returns whether training metrics are written after this step."""
     return step % self.log_period == 0 or step == self.train_steps
 
   def evaluates(self, step: int) -> bool:
-    """Whether an evaluation follows this step."""
+    """Returns whether an evaluation follows this step."""
     return step % self.eval_period == 0 or step == self.train_steps
 
   def saves(self, step: int) -> bool:
-    """Whether a checkpoint is made after this step."""
+    """Returns whether a checkpoint is saved after this step."""
     return (
       step % self.checkpoint_period == 0
       or step == self.train_steps

@@ -1,4 +1,4 @@
-"""Checks that a run can start."""
+"""Checks, before a run starts, that it can."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
@@ -37,11 +37,11 @@ _PACKAGES = ('jax', 'jaxlib', 'numpy', 'flax', 'optax', 'orbax-checkpoint')
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a check found in one process.
+  """The result of a check in one process.
 
   Attributes:
-    text: what to tell.
-    same: name -> what all processes have to have alike.
+    text: a line to print.
+    same: name -> value that must be the same in all processes.
   """
 
   text: str = ''
@@ -53,18 +53,18 @@ Check = Callable[[], Found]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """What training begins with.
+  """The settings of a training run.
 
   Attributes:
-    trainer: says what is trained.
-    train_data: what is trained on.
-    evaluation: what is evaluated.
-    plan: when to do what.
-    partitioner: with nothing left open.
+    trainer: network, optimizer, projection and loss.
+    train_data: the training data.
+    evaluation: the settings of the evaluation.
+    plan: the steps at which to log, evaluate and save.
+    partitioner: the mesh, with all sizes chosen.
     space: the network's parameters.
-    binary: what gin configured.
+    binary: the function that gin configures.
     seed_path: INITIAL_CHECKPOINT_PATH.
-    from_scratch: whether there is no seed, on purpose.
+    from_scratch: whether to start from random parameters.
   """
 
   trainer: trainer_lib.Trainer
@@ -83,16 +83,17 @@ def check_training(
   training: Training,
   with_seed: bool = False,
 ) -> None:
-  """Makes the checks that training begins with; leaves no trace.
+  """Runs the checks before training, and leaves no files behind.
 
   Args:
     model_dir: MODEL_DIR.
-    training: what is to be trained.
-    with_seed: whether the seed is loaded, too, which training does itself; the
-      first process then prints what each check found.
+    training: the settings of the run.
+    with_seed: whether to also load the seed, which training does itself, and to
+      print the result of each check in the first process.
 
   Raises:
-    UserError: the first check that failed, and where; in all processes.
+    UserError: a check failed in some process. All processes raise it, for the
+      first failed check.
   """
   path = epath.Path(model_dir)
   with no_trace(path) as token:
@@ -105,7 +106,7 @@ def check_training(
 def _checks_of_training(
   model_dir: epath.Path, training: Training, token: str
 ) -> list[tuple[str, Check]]:
-  """Returns the checks; arguments as of `check_training`, and no_trace's."""
+  """Returns the checks; arguments as in `check_training` and of `no_trace`."""
   trainer, partitioner = training.trainer, training.partitioner
   train_data, evaluation = training.train_data, training.evaluation
   space, plan = training.space, training.plan
@@ -163,14 +164,15 @@ def _checks_of_training(
 
 
 def run_checks(checks: Iterable[tuple[str, Check]], show: bool = False) -> None:
-  """Makes each check in all processes, one after the other.
+  """Runs the checks in order, each in all processes.
 
   Args:
     checks: names and checks, the same in all processes.
-    show: whether the first process prints what each check found.
+    show: whether the first process prints the result of each check.
 
   Raises:
-    UserError: the first check that failed, and where; in all processes.
+    UserError: a check failed in some process. All processes raise it, for the
+      first failed check.
   """
   for name, check in checks:
     start = time.monotonic()
@@ -210,7 +212,7 @@ def _compare(of_all: list[dict[str, Any]]) -> None:
 
 
 def devices() -> Found:
-  """Whether all processes have as many devices of one kind."""
+  """Checks that all processes have equally many devices of the same kind."""
   kind, count = jax.local_devices()[0].device_kind, jax.local_device_count()
   return Found(
     f'{jax.device_count()} of kind {kind}, {count} for each of '
@@ -220,7 +222,7 @@ def devices() -> Found:
 
 
 def versions() -> Found:
-  """Whether all processes run the same program."""
+  """Checks that all processes have the same versions of packages."""
   installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
   same = {'dst_t5x': dst_t5x.__version__} | installed
   text = ', '.join(f'{name} {version}' for name, version in same.items())
@@ -228,11 +230,11 @@ def versions() -> Found:
 
 
 def model_dir_writable(path: epath.Path, token: str) -> Found:
-  """Whether each process can write to the folder; leaves a file there.
+  """Checks that each process can write to the folder; leaves a file there.
 
   Args:
-    path: MODEL_DIR, which is made if it is not there.
-    token: names the files, the same in all processes.
+    path: MODEL_DIR; made if it does not exist.
+    token: a part of the files' names, the same in all processes.
   """
   object_stores.check_writable('MODEL_DIR', path)
   with writing(f'MODEL_DIR {path}'):
@@ -242,7 +244,10 @@ def model_dir_writable(path: epath.Path, token: str) -> Found:
 
 
 def model_dir_shared(path: epath.Path, token: str) -> Found:
-  """Whether the folder is one and the same; after `model_dir_writable`."""
+  """Checks that all processes have the same folder.
+
+  It looks for the files of `model_dir_writable`, which must come first.
+  """
   for process in range(jax.process_count()):
     if not _token(path, token, process).exists():
       raise UserError(
@@ -258,31 +263,31 @@ def _token(path: epath.Path, token: str, process: int) -> epath.Path:
 
 @contextlib.contextmanager
 def no_trace(path: epath.Path) -> Iterator[str]:
-  """Lends a token; removes its files, and folders made for them, afterwards."""
+  """Yields a token; then removes its files and the folders made for them."""
   missing = []
   if not object_stores.is_remote(path):
     missing = [p for p in (path, *path.parents) if not p.exists()]
-  # All have looked before anyone makes one.
+  # `gather` waits until all processes have looked for missing folders.
   token = processes.gather(uuid.uuid4().hex[:8])[0]
   try:
     yield token
   finally:
-    with contextlib.suppress(Exception):  # It is not there, or not to be had.
+    with contextlib.suppress(Exception):  # The file may not exist.
       _token(path, token, jax.process_index()).unlink()
-    for folder in missing:  # The last process finds them empty.
+    for folder in missing:  # Only the last process finds them empty.
       with contextlib.suppress(OSError):
         os.rmdir(folder)
-  # Else one may remove the folder that another has begun to use.
+  # Otherwise one could remove a folder that another has begun to use.
   processes.wait_for_all()
 
 
 def disk_space(path: epath.Path, needed: int, what: str) -> Found:
-  """Whether what a run writes fits.
+  """Checks that a run's files fit on the disk.
 
   Args:
     path: MODEL_DIR, or a folder that it will be in.
-    needed: bytes.
-    what: what takes them.
+    needed: the bytes that the run needs.
+    what: the files that need them, for the message.
   """
   gib = f'{needed / _GIB:.3f} GiB'
   if object_stores.is_remote(path):
@@ -302,14 +307,15 @@ def written(
   space: parameters.ParameterSpace,
   plan: plan_lib.Plan,
 ) -> tuple[int, str]:
-  """Returns about how many bytes a run writes, and what takes them.
+  """Returns the approximate bytes that a run writes, and for which files.
 
-  A new checkpoint is whole before the oldest one goes. Logs are not counted.
+  The oldest checkpoint is deleted only after a new one is whole, so there is
+  one more than the plan keeps. Logs are not counted.
 
   Args:
-    trainer: says what is saved.
+    trainer: network, optimizer, projection and loss.
     space: the network's parameters.
-    plan: when to do what.
+    plan: the steps at which to save, and how many checkpoints to keep.
   """
 
   def size(tree: Any) -> int:
@@ -332,11 +338,11 @@ def written(
 
 
 def seed(model_dir: epath.Path, training: Training) -> Found:
-  """Whether each process can read the seed, and it is the run's.
+  """Checks that each process can read the seed, and that it is the run's.
 
   Args:
     model_dir: MODEL_DIR.
-    training: what is to be trained.
+    training: the settings of the run.
   """
   space = training.space
   path = training.trainer.seed_path(

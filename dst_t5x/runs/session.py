@@ -1,8 +1,8 @@
-"""A run that is under way: its training state, from the seed or a checkpoint.
+"""A run in progress: its training state, from the seed or a checkpoint.
 
-What comes first cannot be left out: a `Session` takes a `LoadedSeed`, which
-comes from a `Claim`, which takes a `ModelDir`; and it has its state from the
-start.
+The types enforce the order of the preparations: a `Session` takes a
+`LoadedSeed`, which comes from a `Claim`, which takes a `ModelDir`. A session
+has its training state from the start.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +41,12 @@ class Session:
   Attributes:
     path: MODEL_DIR.
     trainer: network, optimizer, projection and loss.
-    step: steps that are done.
-    state: the training state after them.
-    position: in the data, where the session begins; None at its start.
-    constants: what no step changes.
-    budget: how much the method trains.
+    step: the number of completed steps.
+    state: the training state after these steps.
+    position: the position in the data at which the session begins; None for the
+      start of the data.
+    constants: the inputs of a step that no step changes.
+    budget: the method's budget.
   """
 
   def __init__(
@@ -58,17 +59,17 @@ class Session:
     random_seed: int,
     encode: Callable[[str], list[int]],
   ) -> None:
-    """Goes on from the last checkpoint, or else begins at the seed.
+    """Continues from the last checkpoint, or else begins at the seed.
 
     Args:
-      seed: θ⁰, in a MODEL_DIR that is this run's. The session keeps no more of
-        it than it needs.
+      seed: θ⁰, in a MODEL_DIR that belongs to this run. The session keeps only
+        the parts that it needs.
       trainer: network, optimizer, projection and loss.
       space: the network's parameters.
-      partitioner: where they live.
-      plan: says what is kept.
-      random_seed: of parameters that do not come from the seed, and dropout.
-      encode: text -> pieces, for prompts that start as texts.
+      partitioner: the mesh and its shardings.
+      plan: which checkpoints and subsets to keep.
+      random_seed: the seed of random parameters and of dropout.
+      encode: text -> ids, for prompts that start as texts.
 
     Raises:
       UserError: a checkpoint cannot be read.
@@ -86,7 +87,7 @@ class Session:
     adapter = trainer.network.adapter
     constrains, is_partial = trainer.projection.constrains, bool(frozen)
     self._facts = _facts(seed, trainer, space, is_partial)
-    # Where a subset of the seed's own parameters is what the run leaves.
+    # Only for runs whose result is a subset of the seed's own parameters.
     extraction = None
     if constrains or (is_partial and not adapter.added):
       extraction = extraction_lib.Extraction(seed.params, is_partial)
@@ -121,7 +122,7 @@ class Session:
     self._closing.__exit__(*error)
 
   def _place_constants(self, seed: PyTree) -> trainer_lib.Constants:
-    """Returns what no step changes, on the devices."""
+    """Returns the seed and the frozen parameters, on the devices."""
     trained, frozen = self._shapes
     to_devices = self._space.to_devices
     keep_seed = self.trainer.projection.keep_seed
@@ -131,9 +132,9 @@ class Session:
     )
 
   def _count_budget(self) -> budget_lib.Budget:
-    """Returns how much the method trains, and logs it."""
+    """Returns the method's budget, and logs it."""
     trained, _ = self._shapes
-    # Scores as long as they may be expected.
+    # Placeholders with as many digits as usual scores have.
     scores = dict.fromkeys(('eval/loss', 'step'), 1 / 3)
     about = self._about(0, scores)
     projection = self.trainer.projection
@@ -146,7 +147,7 @@ class Session:
     return budget
 
   def _resumed(self) -> trainer_lib.TrainState | None:
-    """Returns the state of the last checkpoint, if there is one."""
+    """Returns the state of the last checkpoint; None if there is none."""
     folder = self._checkpoints.folder
     step = folder.latest_step
     processes.agree(f'the last checkpoint in {self.path}', step)
@@ -177,7 +178,7 @@ class Session:
     random_seed: int,
     encode: Callable[[str], list[int]],
   ) -> trainer_lib.TrainState:
-    """Returns the state at the seed; arguments as of the class."""
+    """Returns the state before the first step; arguments as in `__init__`."""
     if seed is None:
       logging.info('training from scratch, random seed %d', random_seed)
       params = self._space.initialize(random_seed)
@@ -193,7 +194,7 @@ class Session:
 
   @functools.cached_property
   def _shardings(self) -> trainer_lib.TrainState:
-    """Where the state lies: as the parameters, or everywhere."""
+    """The shardings of the state: like the parameters, or replicated."""
     trained, _ = self._shapes
     abstract = jax.eval_shape(self.trainer.init, trained)
     return self._partitioner.like_parameters(
@@ -214,8 +215,8 @@ class Session:
     """Makes one training step; returns its metrics.
 
     Args:
-      batch: the model's features, each [batch, length], on the devices.
-      report: whether norms are wanted.
+      batch: the network's features, each [batch, length], on the devices.
+      report: whether to compute norms.
     """
     self.state, metrics = self._train_step(
       self._program,
@@ -230,7 +231,7 @@ class Session:
 
   @property
   def evaluation_folder(self) -> str:
-    """Where predictions are written."""
+    """The folder for predictions."""
     return os.fspath(self.path / 'evaluation')
 
   @property
@@ -239,16 +240,16 @@ class Session:
     return parts.join(self.state.params, self.constants.frozen)
 
   def save(self, position: bytes) -> history.Report | None:
-    """Begins to write a checkpoint; see `Checkpoints.save`.
+    """Starts to write a checkpoint; see `Checkpoints.save`.
 
     Args:
-      position: the data's.
+      position: the position in the data.
     """
     return self._checkpoints.save(self.step, self.state, position)
 
   @contextlib.contextmanager
   def kept_whole(self) -> Iterator[None]:
-    """Has what is being saved written to the end before an error goes on."""
+    """On an error in the block, waits for the checkpoint that is written."""
     try:
       yield
     except Exception:
@@ -257,19 +258,19 @@ class Session:
 
   @property
   def lacks_evaluation(self) -> bool:
-    """Whether the evaluation of `step` is missing, as after a kill in it."""
+    """Whether `step` was not evaluated, such as after a kill in it."""
     return self._evaluations.lacks(self.step)
 
   def evaluated(self, results: Mapping[str, float]) -> None:
-    """Takes the results of an evaluation; says which checkpoint counts now."""
+    """Adds the results of an evaluation, and updates `best.json`."""
     self._evaluations.add(self.step, results)
     self._evaluations.write_best(self._checkpoints.folder.steps)
 
   def stop(self) -> NoReturn:
-    """Ends a run that was told to, once its checkpoint is written.
+    """Ends a run that SIGTERM stops, after its checkpoint is written.
 
     Raises:
-      preemption.Stopped: always; says after which step, and what is whole.
+      preemption.Stopped: always; names the step and the last whole checkpoint.
       UserError: the checkpoint could not be written.
     """
     folder = self._checkpoints.folder
@@ -280,7 +281,7 @@ class Session:
     )
 
   def finish(self) -> dict[str, float]:
-    """Waits for the last checkpoint, writes the subset, or the adapter.
+    """Waits for the last checkpoint, and writes artifacts and `report.json`.
 
     Returns:
       The metrics of the last evaluation.
@@ -319,7 +320,7 @@ def _facts(
   space: parameters.ParameterSpace,
   is_partial: bool,
 ) -> dict[str, Any]:
-  """Returns the metadata of docs/subset_format.md, but for the step's."""
+  """Returns a subset's metadata, except `step` and `scores`."""
   settings = trainer.projection.settings()
   return {
     'seed': seed.reference,
@@ -337,9 +338,9 @@ def _facts(
 def _close(
   folder: run_folder.RunFolder, kind: Any, error: BaseException | None, _: Any
 ) -> None:
-  """Closes a run's checkpoints; what went wrong before counts more."""
+  """Closes a run's checkpoints; an earlier error takes precedence."""
   try:
-    # Among several, closing waits for the others, who may not come.
+    # After an error, closing could wait forever for other processes.
     if error is None or jax.process_count() == 1:
       folder.close()
   except UserError:

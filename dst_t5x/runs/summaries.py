@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: TensorBoard, JSON lines, and the terminal."""
+"""Writes a run's metrics to TensorBoard, JSON lines, and the terminal."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -26,9 +26,9 @@ from dst_t5x.runtime import processes
 
 
 class Summaries:
-  """Writes metrics of a run, in the background where that takes time.
+  """Writes the metrics of a run; TensorBoard's in the background.
 
-  Of several processes the first one writes.
+  Only the first process writes.
   """
 
   def __init__(
@@ -38,9 +38,8 @@ class Summaries:
 
     Args:
       folder: MODEL_DIR.
-      first_step: the step that a resumed run starts at; what an interrupted
-        run wrote beyond it is dropped, since it will be written again; of
-        TensorBoard's files too.
+      first_step: the step that a resumed run starts at. Metrics of later steps,
+        from before the interruption, are dropped here and in TensorBoard.
     """
     self._folder = folder
     self._tensorboard: metric_writers.AsyncWriter | None = None
@@ -53,7 +52,7 @@ class Summaries:
     self._tensorboard = metric_writers.AsyncWriter(writer)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes numbers; those that are NaN were not measured.
+    """Writes scalars. NaN means "not measured" and is left out.
 
     Raises:
       OSError: these or earlier ones cannot be written.
@@ -72,9 +71,9 @@ class Summaries:
 
     Args:
       step: the step.
-      name: its name.
-      bins: [bins, 3], lower edge, upper edge and count of each.
-      about: what it shows.
+      name: the histogram's tag.
+      bins: [bins, 3], lower edge, upper edge and count of each bin.
+      about: the histogram's description.
     """
     if self._tensorboard is None or not len(bins):
       return
@@ -90,7 +89,7 @@ class Summaries:
       self._tensorboard.write_texts(step, dict(texts))
 
   def flush(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until all metrics are written."""
     if self._tensorboard is None:
       return
     with _as_os_error():
@@ -98,7 +97,7 @@ class Summaries:
     self._events.upload()
 
   def close(self) -> None:
-    """Ends the background thread."""
+    """Writes all metrics and ends the background thread."""
     if self._tensorboard is None:
       return
     with _as_os_error():
@@ -107,10 +106,10 @@ class Summaries:
 
 
 def _purge_after(writer: metric_writers.SummaryWriter, step: int) -> None:
-  """Has TensorBoard drop what earlier files of the folder have beyond a step.
+  """Makes TensorBoard drop the events of earlier files beyond a step.
 
-  It does so where a file says that a session starts; neither CLU nor
-  TensorFlow has a name of its own for that.
+  TensorBoard does so when a file has an event for the start of a session.
+  Neither CLU nor TensorFlow has a public function that writes one.
   """
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
   event = event_pb2.Event(
@@ -123,7 +122,7 @@ def _purge_after(writer: metric_writers.SummaryWriter, step: int) -> None:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-  """TensorBoard's writer fails in ways of its own, some time later."""
+  """Turns errors of the background writer into OSErrors."""
   try:
     yield
   except asynclib.AsyncError as e:
@@ -132,7 +131,7 @@ def _as_os_error() -> Iterator[None]:
 
 
 class Progress:
-  """A bar on a terminal, log lines elsewhere; rate and remaining time.
+  """Shows rate and remaining time: a bar on a terminal, log lines elsewhere.
 
   `clu.periodic_actions.ReportProgress` does not replace this: its rate counts
   evaluations and checkpoints as training time, and it shows no metrics.
@@ -144,9 +143,9 @@ class Progress:
     """Starts the clock.
 
     Args:
-      first_step: steps that are done already.
-      steps: steps in all.
-      stream: where to show it.
+      first_step: the number of steps that are done already.
+      steps: the number of steps in total.
+      stream: the stream of the bar.
     """
     self._steps = steps
     self._done = first_step
@@ -164,16 +163,16 @@ class Progress:
       self._bar.update()
 
   def pause(self) -> None:
-    """Takes what follows out of the rate, until `restart`."""
+    """Stops the clock until `restart`."""
     self._paused = time.perf_counter()
 
   def restart(self) -> None:
-    """Ends a pause."""
+    """Restarts the clock after `pause`."""
     step, since = self._since
     self._since = (step, since + time.perf_counter() - self._paused)
 
   def report(self, values: Mapping[str, float]) -> float:
-    """Shows a few numbers; returns steps per second since the last report."""
+    """Shows values; returns the steps per second since the last report."""
     step, since = self._since
     now = time.perf_counter()
     rate = (self._done - step) / max(now - since, 1e-9)
@@ -194,6 +193,6 @@ class Progress:
     return rate
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Ends the bar, which stays visible."""
     if self._bar is not None:
       self._bar.close()

@@ -1,6 +1,6 @@
-"""Training, from a gin file's configuration to the last step.
+"""Training, from a gin configuration to the last step.
 
-The step itself is `trainer.Trainer.train_step`, which `Session.advance` calls.
+`Session.advance` calls the step itself, `trainer.Trainer.train_step`.
 """
 
 from collections.abc import Callable
@@ -38,27 +38,26 @@ def train(
   random_seed: values.RandomSeed = 0,
   only_check: bool = False,
 ) -> dict[str, float]:
-  """Trains, evaluates and saves; continues where an earlier call was killed.
+  """Trains, evaluates and saves; continues an interrupted run.
 
   Args:
     model_dir: the run's folder.
     trainer: network, optimizer, projection and loss.
-    train_data: what is trained on.
-    evaluation: what is evaluated.
-    plan: when to do what.
-    partitioner: how devices share the work.
+    train_data: the training data.
+    evaluation: the settings of the evaluation.
+    plan: the steps at which to log, evaluate and save.
+    partitioner: the mesh and its shardings.
     initial_checkpoint_path: the seed, θ⁰, in any format of `seeds`.
-    from_scratch: start from random parameters instead.
-    random_seed: of initialisation, data order and dropout.
-    only_check: whether to do no more than `python -m dst_t5x.preflight` does.
+    from_scratch: whether to start from random parameters instead.
+    random_seed: the seed of initialisation, data order and dropout.
+    only_check: whether to only check, as `python -m dst_t5x.preflight` does.
 
   Returns:
     The metrics of the last evaluation.
 
   Raises:
-    UserError: something is missing, contradictory, or went wrong for a reason
-      outside of the program.
-    preemption.Stopped: SIGTERM came; the same call goes on.
+    UserError: a setting, an input or the machine is at fault.
+    preemption.Stopped: SIGTERM stopped the run; the same call continues it.
   """
   partitioner = parameters.choose_mesh(
     trainer.network, partitioner, partitioning.IN_TRAINING
@@ -82,7 +81,7 @@ def train(
   if only_check:
     return {}
   task = task_checks.find(train_data.task)
-  encode = task.output_features['inputs'].vocabulary.encode
+  encode = task.output_features['targets'].vocabulary.encode
   with partitioner.activate(), model_dir_lib.ModelDir(model_dir) as folder:
     claim = claim_lib.Claim(
       folder, identity.of(train), task_checks.rows_of(task, 'train')
@@ -111,12 +110,12 @@ def _make_steps(
   partitioner: partitioning.Partitioner,
   random_seed: int,
 ) -> None:
-  """Makes the steps that are left; the arguments are those of `train`.
+  """Makes the remaining steps; arguments as in `train`.
 
   Raises:
     preemption.Stopped: SIGTERM came.
   """
-  # A step was saved, and then the run was ended.
+  # The run ended after a save and before the evaluation.
   is_due = plan.evaluates(session.step) and session.lacks_evaluation
   if session.step >= plan.train_steps and not is_due:
     logging.info('nothing left to train: step %d is done', session.step)
@@ -174,15 +173,15 @@ def _make_step(
   batches: pipeline.TrainIterator,
   evaluate: Callable[[], None],
 ) -> None:
-  """Makes one step, and whatever is due after it."""
+  """Makes one step, and logs, saves and evaluates if the plan says so."""
   step, batch, position = next(batches)
   monitor.record(step, session.advance(batch, report=plan.logs(step)))
   if plan.logs(step):
     monitor.log(step, session.state)
-  # Before the evaluation: should that fail, no step is lost.
+  # Saved before the evaluation, so that no step is lost if that fails.
   if position is not None:
     with monitor.paused():
-      # What a refused step leaves was good, or never was: not known yet.
+      # Not after a refused step: whether its state is good is not yet known.
       if not monitor.is_refused:
         monitor.saved(step, session.save(position))
   if plan.evaluates(step):

@@ -32,7 +32,7 @@ _STATUS: dict[type[UserError], int] = {
   scheduler_lib.DeadlineError: 504,
 }
 PAGE = pathlib.Path(__file__).parent / 'page.html'
-# The page has all in itself, and talks to nobody else.
+# The page loads nothing else, and connects to this server only.
 _POLICY = (
   "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
   " connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
@@ -41,13 +41,13 @@ _Name = Annotated[str, fastapi.Path(description='of the subset')]
 
 
 class Error(pydantic.BaseModel):
-  """What is wrong, and what to do."""
+  """What went wrong, and how to fix it."""
 
   error: str
 
 
 class GenerateRequest(pydantic.BaseModel):
-  """Inputs for one subset, which is named, or sent along, or neither."""
+  """Inputs, and a subset by name or as a file; without either, the seed."""
 
   model_config = pydantic.ConfigDict(extra='forbid')
 
@@ -90,7 +90,7 @@ class GenerateResponse(pydantic.BaseModel):
 
 
 class Subset(pydantic.BaseModel):
-  """A subset that the server has."""
+  """A subset of the server."""
 
   name: str
   bytes: int
@@ -100,7 +100,7 @@ class Subset(pydantic.BaseModel):
 
 
 class Listing(pydantic.BaseModel):
-  """All names, and what the files say that can be read."""
+  """All subsets with names; `damaged` maps the unusable ones to errors."""
 
   seed: str
   subsets: list[Subset]
@@ -108,7 +108,7 @@ class Listing(pydantic.BaseModel):
 
 
 class Health(pydantic.BaseModel):
-  """Whether requests are taken."""
+  """Whether the server takes requests."""
 
   status: Literal['ok', 'ending']
   version: str
@@ -118,7 +118,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
   return {status: {'model': Error} for status in (401, *statuses)}
 
 
-# Where the answer itself is no JSON.
+# For routes whose own answer is not JSON.
 _JSON_ERROR = {
   'description': 'Unauthorized',
   'content': {
@@ -135,9 +135,9 @@ def create_app(
   """Returns the application.
 
   Args:
-    service: closed when the application ends.
-    token: what clients must show, if anything.
-    hosts: names of the server that requests may use; any by default.
+    service: the service; closed when the application ends.
+    token: the bearer token that clients must send; None for no check.
+    hosts: the host names that requests may use; any if None.
   """
 
   @contextlib.asynccontextmanager
@@ -150,7 +150,7 @@ def create_app(
     title='dst_t5x',
     summary='One seed, many subsets',
     version=dst_t5x.__version__,
-    docs_url=None,  # They would load scripts from elsewhere.
+    docs_url=None,  # These pages load scripts from another site.
     redoc_url=None,
     lifespan=ending,
   )
@@ -161,9 +161,9 @@ def create_app(
   _generate_route(guarded, service)
   _subset_routes(guarded, service)
   app.include_router(guarded)
-  # The last one is the first to see a request.
+  # Middleware that is added last sees a request first.
   app.add_middleware(presence.WhilePresent)
-  # Base64, and the rest of the request.
+  # Base64 takes 4/3 of a file's bytes; 1 MiB is for the rest of the request.
   limit = service.library.limits.upload_bytes * 4 // 3 + 2**20
   app.add_middleware(uploads.BodyLimit, limit=limit)
   if hosts:
@@ -173,14 +173,14 @@ def create_app(
 
 
 def _guard(token: str) -> Callable[..., None]:
-  """Returns what refuses requests without the token."""
+  """Returns a dependency that refuses requests without the token."""
   bearer = security.HTTPBearer(auto_error=False)
   Given = Annotated[
     security.HTTPAuthorizationCredentials | None, fastapi.Depends(bearer)
   ]
 
   def check(given: Given) -> None:
-    # Starlette takes a header's bytes for Latin-1.
+    # Starlette decodes headers as Latin-1.
     shown = given.credentials.encode('latin-1') if given else b''
     if not secrets.compare_digest(shown, token.encode()):
       raise fastapi.HTTPException(
@@ -193,9 +193,10 @@ def _guard(token: str) -> Callable[..., None]:
 
 
 def _only_json(request: fastapi.Request) -> None:
-  """Refuses bodies that say they are something else, or nothing.
+  """Refuses a request whose content type is not JSON.
 
-  Pages of other sites can make a browser send those without asking us first.
+  A page of another site can make a browser send such a request without a CORS
+  preflight.
   """
   given = request.headers.get('content-type', '')
   kind = given.partition(';')[0].strip().lower()
@@ -211,7 +212,7 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
   def say(
     status: int, text: str, headers: Any = None
   ) -> responses.JSONResponse:
-    # A request's own words may not be text, or of several lines.
+    # Text quoted from a request can have surrogates and line breaks.
     line = ' '.join(text.encode('utf-8', 'backslashreplace').decode().split())
     return responses.JSONResponse({'error': line}, status, headers)
 
@@ -237,7 +238,7 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
 
 
 def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
-  """What needs no token: nothing is said of the subsets."""
+  """Adds the routes that need no token; they tell nothing about subsets."""
 
   @app.get('/', response_class=responses.HTMLResponse, include_in_schema=False)
   def page() -> responses.HTMLResponse:
@@ -248,7 +249,7 @@ def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
 
   @app.get('/health', responses={503: {'model': Health}})
   def health(response: fastapi.Response) -> Health:
-    """Says whether requests are taken."""
+    """Returns whether the server takes requests."""
     is_open = service.scheduler.is_open
     response.status_code = 200 if is_open else 503
     status: Literal['ok', 'ending'] = 'ok' if is_open else 'ending'
@@ -258,7 +259,7 @@ def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:
 def _generate_route(
   router: fastapi.APIRouter, service: service_lib.Service
 ) -> None:
-  """Decoding, and how it goes."""
+  """Adds the routes for decoding and for metrics."""
 
   @router.post(
     '/generate',
@@ -266,7 +267,7 @@ def _generate_route(
     responses=_errors(400, 404, 413, 415, 422, 429, 503, 504),
   )
   async def generate(request: GenerateRequest) -> GenerateResponse:
-    """Decodes inputs with a subset, as if they were alone."""
+    """Decodes each input with the subset, as if it were alone."""
     if request.subset is not None and request.subset_file is not None:
       raise UserError('give subset or subset_file, not both')
     start = time.perf_counter()
@@ -290,7 +291,7 @@ def _generate_route(
     responses={401: _JSON_ERROR},
   )
   def metrics() -> fastapi.Response:
-    """Counts and times for Prometheus."""
+    """Returns counts and times for Prometheus."""
     return fastapi.Response(
       service.metrics.text(), media_type='text/plain; version=0.0.4'
     )
@@ -299,7 +300,7 @@ def _generate_route(
 def _subset_routes(
   router: fastapi.APIRouter, service: service_lib.Service
 ) -> None:
-  """The library: list, look at, add, delete."""
+  """Adds the routes that list, describe, add and delete subsets."""
   library = service.library
 
   @router.get('/subsets', responses=_errors())
@@ -317,7 +318,7 @@ def _subset_routes(
 
   @router.get('/subsets/{name}', responses=_errors(404, 413, 422))
   def get_subset(name: _Name) -> Subset:
-    """Says what a subset is."""
+    """Describes a subset."""
     return Subset(**service.describe(name, library.facts(name)))
 
   @router.put(
@@ -327,7 +328,7 @@ def _subset_routes(
     openapi_extra=uploads.FILE_BODY,
   )
   async def put_subset(name: _Name, request: fastapi.Request) -> Subset:
-    """Adds a subset, or replaces it; the body is a `.dst` file."""
+    """Adds or replaces a subset; the body is a `.dst` file."""
     blob = await request.body()
     facts = await anyio.to_thread.run_sync(library.add, name, blob)
     return Subset(**service.describe(name, facts))

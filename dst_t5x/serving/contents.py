@@ -1,9 +1,9 @@
-"""Files by their content: the SHA-256, read no more often than they change.
+"""Caches the SHA-256 of files, and reads a file again only when it changes.
 
-A file's state is what `stat` says of it. Its change time is the system's own:
-whoever copies another file of equal size and modification time over it cannot
-set it. But the clock of a file system is coarse: the state of a file that has
-just been changed is not trusted yet, and the file is read again.
+A file has changed if its `stat` has. The system sets the change time (ctime):
+a program that replaces a file can copy its size and modification time, but not
+its ctime. A file system's clock is coarse, so the digest of a file that changed
+less than `SETTLED_SECONDS` ago is not cached.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from typing import NamedTuple
 
 import cachetools
 
-# More than the clock of any usual file system takes for one step.
+# Longer than one tick of the clock of any usual file system.
 SETTLED_SECONDS = 2.0
 _MOST_STATES = 2**16
 
 
 class Content(NamedTuple):
-  """What is in a file.
+  """The content of a file.
 
   Attributes:
-    blob: all of it.
-    digest: its SHA-256, 64 hexadecimal digits.
+    blob: the bytes.
+    digest: their SHA-256, 64 hexadecimal digits.
   """
 
   blob: bytes
@@ -32,12 +32,12 @@ class Content(NamedTuple):
 
 
 def of(blob: bytes) -> Content:
-  """Returns the content of a file that is all of `blob`."""
+  """Returns the content of a file with these bytes."""
   return Content(blob, hashlib.sha256(blob).hexdigest())
 
 
 class Digests:
-  """Those of the files that were read; safe to use from several threads."""
+  """The digests of the files that were read. Thread-safe."""
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
@@ -46,15 +46,15 @@ class Digests:
     )
 
   def get(self, status: os.stat_result) -> str | None:
-    """Returns the digest of a file in this state, None if it is not known."""
+    """Returns the digest of a file with this `stat`; None if unknown."""
     with self._lock:
       return self._known.get(_state(status))
 
   def read(self, path: str | os.PathLike[str]) -> Content:
-    """Reads a file.
+    """Reads a file and returns its content.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     with open(path, 'rb') as f:
       status, now = os.fstat(f.fileno()), time.time()

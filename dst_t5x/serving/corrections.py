@@ -1,15 +1,15 @@
-"""One forward pass in which every example has a subset of its own.
+"""One forward pass in which each example has its own subset.
 
-The big matrices are the seed's for all examples. Where a linear map y = xW is
-applied, an example b adds x·(W_b - W), a sum over its few entries of W:
+All examples share the seed's large matrices. Where a linear map y = xW is
+applied, example b adds x·(W_b - W), a sum over its few entries of W:
 
     y[b, :, column] += x[b, :, row] · (value - seed)
 
-The same for the embeddings. Of what is small, such as the scales of norms,
-every example has a tensor of its own; see `api.Network.own_tensors`.
+Embeddings are corrected in the same way. For small tensors, such as the scales
+of norms, each example has its own; see `api.Network.own_tensors`.
 
-Flax's `nn.intercept_methods` lets this be added from outside: the network
-knows nothing of it.
+Flax's `nn.intercept_methods` adds this from outside, so that networks need no
+code for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,13 +33,13 @@ PyTree = Any
 
 
 class Entries(NamedTuple):
-  """What the subsets of a batch have in one matrix.
+  """The entries of a batch's subsets in one matrix.
 
   Attributes:
     rows: int32 [batch, room].
     columns: int32 [batch, room].
-    values: float32 [batch, room], the subset's; 0 where there is nothing.
-    seeds: float32 [batch, room], the seed's; 0 where there is nothing.
+    values: float32 [batch, room], the subset's values; 0 in unused slots.
+    seeds: float32 [batch, room], the seed's values; 0 in unused slots.
   """
 
   rows: Array
@@ -48,7 +48,12 @@ class Entries(NamedTuple):
   seeds: Array
 
   def differences(self, dtype: Any) -> Array:
-    """Returns float32 [batch, room], to the seed, of a matrix in a type."""
+    """Returns values minus seeds, float32 [batch, room].
+
+    Args:
+      dtype: the type to which the network casts the matrix; both are rounded to
+        it first.
+    """
     values, seeds = (
       x.astype(dtype).astype(jnp.float32) for x in (self.values, self.seeds)
     )
@@ -56,7 +61,7 @@ class Entries(NamedTuple):
 
 
 class _Noting(dict[str, Any]):
-  """A dict that notes which of its keys were used."""
+  """A dict that records which keys were read."""
 
   def __init__(self, content: Mapping[str, Any]) -> None:
     super().__init__(content)
@@ -68,7 +73,7 @@ class _Noting(dict[str, Any]):
 
 
 class Corrections:
-  """Changes a network's modules as the subsets of a batch want it."""
+  """Corrects the outputs of a network's modules for the subsets of a batch."""
 
   def __init__(
     self,
@@ -79,22 +84,22 @@ class Corrections:
     rooms: on_device.Rooms,
     slots: slots_lib.Slots,
   ) -> None:
-    """Sorts entries by tensors.
+    """Sorts the subsets' entries by tensor.
 
     Args:
-      network: whose modules are changed.
-      tensors: of the seed.
+      network: the network.
+      tensors: the paths and shapes of the seed's tensors.
       params: the seed.
-      subsets: of each example, stacked on axis 0.
-      rooms: of each tensor; large enough for each subset in one round.
-      slots: those of the rooms.
+      subsets: each example's subset, stacked on axis 0.
+      rooms: [tensors], each large enough for every subset, in one round.
+      slots: the slots of the rooms.
     """
     spread = jax.vmap(lambda of: slots_lib.spread(of, slots))(subsets)
     spread = jax.lax.optimization_barrier(spread)
     begins = np.cumsum([0, *rooms])
     matrices = _matrices(tensors, spread, slots, begins)
     small = _tensors(tensors, params, spread, begins)
-    # Once a batch, not once a step.
+    # Computed once per batch, not once per decoding step.
     matrices, small = jax.lax.optimization_barrier((matrices, small))
     self._matrices, self._tensors = _Noting(matrices), _Noting(small)
     self._own = network.own_tensors(self._tensors)
@@ -111,9 +116,9 @@ class Corrections:
     kwargs: Mapping[str, Any],
     context: nn.module.InterceptorContext,
   ) -> Any:
-    """An interceptor for `nn.intercept_methods`."""
+    """Calls a module and corrects its output; for `nn.intercept_methods`."""
     module, method = context.module, context.method_name
-    if not module.path:  # The network itself, or one that is applied alone.
+    if not module.path:  # The network itself, or a module applied alone.
       return call(*args, **kwargs)
     if method == '__call__' and adapters.is_linear(module):
       return self._linear(call, module, *args, **kwargs)
@@ -133,7 +138,7 @@ class Corrections:
     if (path := _path(module, adapters.BIAS)) in self._tensors:
       seed: Array = module.get_variable('params', adapters.BIAS)
       added = (self._tensors[path] - seed).astype(y.dtype)
-      # An example's beams are adjacent rows.
+      # The beams of an example are adjacent rows.
       added = jnp.repeat(added, len(y) // len(added), axis=0)
       y += added.reshape(len(y), *[1] * (y.ndim - 2), -1)
     return y
@@ -174,12 +179,12 @@ def _path(module: nn.Module, name: str) -> str:
 
 
 def _dtype(module: nn.Module) -> Any:
-  """Returns the type of a linear map's activations."""
+  """Returns the dtype of a linear map's activations."""
   return getattr(module, 'dtype', None) or jnp.float32
 
 
 def _is_small(path: str) -> bool:
-  """Returns whether every example gets a whole tensor of its own."""
+  """Returns whether each example gets its own copy of the tensor."""
   name = path.rpartition('/')[2]
   return name not in (adapters.KERNEL, adapters.TABLE)
 
@@ -190,11 +195,11 @@ def _matrices(
   slots: slots_lib.Slots,
   begins: np.ndarray,
 ) -> dict[str, Entries]:
-  """Returns path -> entries, of what is not small."""
+  """Returns path -> entries, for tensors that are not small."""
   columns = [shape[-1] if shape else 1 for shape in tensors.shapes]
   of_slot = jnp.asarray(columns, jnp.uint32)[slots.tensor]
-  # A slot without an entry reads and adds nothing but in its own row's first
-  # place: what others have there may be infinite, and 0 times that is NaN.
+  # An unused slot reads and adds 0 at position 0 of its own example. Elsewhere
+  # it could read another example's infinity, and 0·∞ is NaN.
   positions = jnp.where(spread.own, spread.positions, 0)
   row, column = jnp.divmod(positions, of_slot)
   all_entries = Entries(
@@ -203,7 +208,7 @@ def _matrices(
     jnp.where(spread.own, spread.values, 0),
     jnp.where(spread.own, spread.seeds, 0),
   )
-  # Else XLA would work each slice out anew.
+  # Without the barrier, XLA would recompute all entries for each slice.
   all_entries = jax.lax.optimization_barrier(all_entries)
   return {
     path: Entries(*(x[:, begins[i] : begins[i + 1]] for x in all_entries))
@@ -218,12 +223,12 @@ def _tensors(
   spread: slots_lib.Spread,
   begins: np.ndarray,
 ) -> dict[str, Array]:
-  """Returns path -> each example's tensor [batch, …], of what is small."""
+  """Returns path -> each example's tensor [batch, …], for small tensors."""
   small = [i for i, path in enumerate(tensors.paths) if _is_small(path)]
   if not small:
     return {}
   leaves = jax.tree.leaves(params)
-  # One scatter for all of them.
+  # One scatter for all small tensors.
   seed = jnp.concatenate([leaves[i].reshape(-1) for i in small])
   sizes = tensors.sizes
   ends = np.cumsum([sizes[i] for i in small])
@@ -246,17 +251,17 @@ def _tensors(
 def _add_products(
   y: Array, x: Array, entries: Entries, differences: Array
 ) -> Array:
-  """Returns y + x·D, D [n, features] of each example.
+  """Returns y + x·D, where each example has its own sparse D [n, features].
 
   Args:
     y: `[batch · beams, length, features]`.
     x: `[batch · beams, length, n]`.
-    entries: where those of D are.
-    differences: float32 [batch, room], the entries of D.
+    entries: the positions of D's entries.
+    differences: float32 [batch, room], the values of D's entries.
   """
   rows, columns = entries.rows, entries.columns
   batch, (n, features) = len(rows), (x.shape[-1], y.shape[-1])
-  # Flattened, the simplest gather and scatter that there are.
+  # On flattened arrays, gather and scatter have their simplest form.
   row = jnp.arange(y.size // features).reshape(batch, -1, 1)
   found = x.reshape(-1).at[row * n + rows[:, None]].get(mode='clip')
   products = found.astype(jnp.float32) * differences[:, None]
@@ -273,9 +278,8 @@ def check(network: api.Network, params: PyTree) -> None:
     params: its parameters.
 
   Raises:
-    UserError: they cannot: a parameter acts in another way than through a
-      linear map, a table of embeddings, or what the network says; or not all
-      are float32.
+    UserError: a parameter is not float32, or is used neither in a linear map,
+      nor in a table of embeddings, nor in `network.own_tensors`.
   """
   if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
     raise UserError('only seeds whose parameters are float32 can be served')
@@ -306,6 +310,6 @@ def check(network: api.Network, params: PyTree) -> None:
   if unknown := sorted(set(tensors.paths) - used):
     raise UserError(
       f'serving cannot give each row a {unknown[0]} of its own: it belongs to'
-      ' no linear map and no table of embeddings, and the network says nothing'
-      f' of it, see `api.Network.own_tensors` ({len(unknown)} such tensors)'
+      ' no linear map and no table of embeddings, and the network does not'
+      f' handle it in `api.Network.own_tensors` ({len(unknown)} such tensors)'
     )

@@ -1,7 +1,7 @@
-"""What there is to say of a subset, to anyone.
+"""The facts about a subset that the server shows.
 
-The metadata of a file are a stranger's: any JSON. Only facts of the kind that
-docs/subset_format.md describes are shown: they fit into every answer.
+The metadata of a file are untrusted JSON. Only short values under the names of
+docs/subset_format.md are shown.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 _SHOWN = ('task', 'step', 'epsilon', 'silos', 'distance', 'scores')
 _MOST_CHARACTERS = 1000
 _MOST_ITEMS = 100
-# What every reader of JSON takes for the same number.
+# Integers up to this one are exact in every JSON reader.
 _MOST_NUMBER = 2**53
 
 
 class Facts(NamedTuple):
-  """What a server keeps of a subset, whether or not it is in memory.
+  """Facts about a subset; the server keeps them when it drops the subset.
 
   Attributes:
-    digest: the SHA-256 of its file, which tells it from all others.
+    digest: the SHA-256 of its file, the subset's identity.
     size: the number of its entries.
-    file_bytes: the file's size.
-    about: what the file says of the training.
+    file_bytes: the file's size in bytes.
+    about: the file's metadata that are shown.
   """
 
   digest: str
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
 
 
 def shown(about: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the metadata of a file that are as they should be."""
+  """Returns the metadata of a file that have a known name and a plain value."""
   return {
     key: about[key]
     for key in _SHOWN
@@ -44,16 +44,16 @@ def _is_plain(value: Any, levels: int) -> bool:
   """Returns whether a value is short and simple.
 
   Args:
-    value: any JSON.
-    levels: of lists and objects that it may have.
+    value: a JSON value.
+    levels: how deep lists and objects may be nested in it.
   """
   if value is None or isinstance(value, bool):
     return True
   if isinstance(value, str):
-    # Neither half a character (a lone surrogate) nor a line's end.
+    # Excludes lone surrogates and line breaks.
     return len(value) <= _MOST_CHARACTERS and value.isprintable()
   if isinstance(value, (int, float)):
-    # An int may be too large for a float, so it is compared first.
+    # Compared first: an int can be too large to convert to float.
     return abs(value) <= _MOST_NUMBER or (
       isinstance(value, float) and math.isfinite(value)
     )

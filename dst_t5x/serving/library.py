@@ -1,14 +1,13 @@
-"""The subsets that a server knows: files on the disk, some of them in memory.
+"""The server's subsets: files on disk, some of them also in memory.
 
-    DIR/<name>.dst            by name; here until someone deletes it
-    DIR/.sent/<sha256>.dst    came with a request; the one not used for longest
-                              makes room for others
+    DIR/<name>.dst            named by the user; kept until deleted
+    DIR/.sent/<sha256>.dst    sent with a request; the least recently used is
+                              deleted to make room
 
-A name leads to a file, the file to the SHA-256 of its content, and that to the
-subset: in memory and on the device only content tells subsets apart. So a name
-whose file was replaced stands for the new one from then on, while who has
-found the older one keeps it. Every file is checked as a stranger's when it is
-read. Other servers may use the same folder.
+A name maps to a file, and the file to the SHA-256 of its content. Memory and
+device identify a subset by this digest. When a name's file is replaced, new
+requests use the new subset, and requests under way keep the old one. Files are
+untrusted: each is checked when it is read. Several servers can share a folder.
 """
 
 from collections.abc import Iterator
@@ -45,11 +44,11 @@ _MOST_VERDICTS = 2**14
 
 
 class NotFoundError(UserError):
-  """There is no subset of this name."""
+  """There is no subset with this name."""
 
 
 class TooLargeError(UserError):
-  """A subset has more entries or bytes than the server takes."""
+  """A subset has more entries or bytes than the server accepts."""
 
 
 class FullError(UserError):
@@ -58,14 +57,14 @@ class FullError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How much of what; in bytes unless it says otherwise.
+  """The library's limits, in bytes except `share`.
 
   Attributes:
-    upload_bytes: a file.
-    share: of the parameters that a subset may have.
-    disk_bytes: all files with names.
-    sent_bytes: all files that came with requests.
-    host_bytes: the subsets in memory.
+    upload_bytes: of one file.
+    share: the largest share of the parameters that a subset may have.
+    disk_bytes: of all named files.
+    sent_bytes: of all files sent with requests.
+    host_bytes: of the subsets in memory.
   """
 
   upload_bytes: int = 64 * 2**20
@@ -79,8 +78,8 @@ class Known(NamedTuple):
   """A subset in memory.
 
   Attributes:
-    facts: what there is to say of it.
-    subset: checked; it is one of the server's seed.
+    facts: what the server shows of it.
+    subset: the subset, checked to belong to the server's seed.
   """
 
   facts: facts_lib.Facts
@@ -88,24 +87,24 @@ class Known(NamedTuple):
 
   @property
   def nbytes(self) -> int:
-    """Bytes of its positions and values."""
+    """The bytes of its positions and values."""
     arrays = (*self.subset.positions.values(), *self.subset.values.values())
     return sum(array.nbytes for array in arrays)
 
   def row(self, tokens: np.ndarray) -> model_lib.Row:
-    """Returns what a model decodes with this subset."""
+    """Returns the row that decodes tokens, int32 [length], with this subset."""
     return model_lib.Row(tokens, self.facts.digest, lambda: self.subset)
 
 
 class _Wrong(NamedTuple):
-  """What is wrong with a file, but for its name."""
+  """A file's error; `text` is the message without the subset's name."""
 
   kind: type[UserError]
   text: str
 
 
 class Library:
-  """All subsets of a folder; safe to use from several threads."""
+  """The subsets of a folder. Thread-safe."""
 
   def __init__(
     self, folder: str, layout: on_device.Layout, limits: Limits = Limits()
@@ -113,9 +112,9 @@ class Library:
     """Makes the folder if there is none.
 
     Args:
-      folder: where the files are.
-      layout: of the seed that they must belong to.
-      limits: see there.
+      folder: the folder of the files.
+      layout: the layout of the seed that the subsets must belong to.
+      limits: see `Limits`.
 
     Raises:
       UserError: the folder cannot be used.
@@ -124,7 +123,7 @@ class Library:
     self._folder = pathlib.Path(folder)
     self._layout = layout
     self._writing = threading.Lock()
-    self._lock = threading.Lock()  # Of all that follows.
+    self._lock = threading.Lock()  # Guards the fields below.
     self.host: cachetools.LRUCache[str, Known] = cachetools.LRUCache(
       limits.host_bytes, lambda known: known.nbytes
     )
@@ -137,11 +136,11 @@ class Library:
     self._digests = contents.Digests()
     with errors.writing(f'the folder of subsets {folder}'):
       (self._folder / SENT).mkdir(parents=True, exist_ok=True)
-    for its in (self._folder, self._folder / SENT):
-      whole_files.sweep(its)
+    for swept in (self._folder, self._folder / SENT):
+      whole_files.sweep(swept)
 
   def names(self) -> list[str]:
-    """Returns the names, in order; also those of what cannot be read."""
+    """Returns all names, sorted; those of unreadable files too."""
     return sorted(
       path.stem
       for path in self._folder.glob(f'*{_SUFFIX}')
@@ -152,8 +151,8 @@ class Library:
     """Returns the subset that a name stands for now.
 
     Raises:
-      NotFoundError: there is none of this name.
-      UserError: its file is damaged, or not of this seed.
+      NotFoundError: there is no subset with this name.
+      UserError: its file is damaged, or belongs to another seed.
     """
     if name.startswith(SENT_PREFIX):
       return self._find_sent(name)
@@ -163,13 +162,13 @@ class Library:
     return known or self._known(self._read(path, name), name)
 
   def facts(self, name: str) -> facts_lib.Facts:
-    """Returns what there is to say of a subset.
+    """Returns what the server shows of a subset.
 
     A file that has not changed is not read again.
 
     Raises:
-      NotFoundError: there is none of this name.
-      UserError: its file is damaged, or not of this seed.
+      NotFoundError: there is no subset with this name.
+      UserError: its file is damaged, or belongs to another seed.
     """
     if name.startswith(SENT_PREFIX):
       return self._find_sent(name).facts
@@ -183,13 +182,12 @@ class Library:
     return _passed(verdict, name)
 
   def add(self, name: str, blob: bytes) -> facts_lib.Facts:
-    """Keeps a file under a name, whole or not at all.
+    """Writes a file under a name, atomically, and returns its facts.
 
     Raises:
-      TooLargeError: there is too much in it.
+      TooLargeError: the file or the subset is too large.
       FullError: there is no room for it.
-      UserError: the name cannot be one, or the file is not a subset of this
-        seed.
+      UserError: the name is invalid, or the file is not a subset of this seed.
     """
     path = self._path(name)
     if os.path.isdir(path):
@@ -197,7 +195,7 @@ class Library:
     known = self._known(contents.of(blob), name)
     with self._writing:
       files = _files(self._folder)
-      taken = sum(its.st_size for other, its in files if other != path)
+      taken = sum(status.st_size for other, status in files if other != path)
       if taken + len(blob) > self.limits.disk_bytes:
         raise FullError(
           f'there is no room for {name}: {taken:,} of'
@@ -213,13 +211,14 @@ class Library:
     return known.facts
 
   def send(self, blob: bytes) -> Known:
-    """Returns the subset that came with a request, and keeps it for a while.
+    """Returns the subset that was sent with a request, and stores its file.
 
-    If it cannot be kept, it has to be sent again.
+    The file stays until its space is needed. If it cannot be stored, the client
+    has to send it again.
 
     Raises:
-      TooLargeError: there is too much in it.
-      UserError: it is not a subset of this seed.
+      TooLargeError: the file or the subset is too large.
+      UserError: the file is not a subset of this seed.
     """
     content = contents.of(blob)
     known = self._known(content, 'the subset that was sent')
@@ -240,7 +239,7 @@ class Library:
     """Deletes a name's file.
 
     Raises:
-      NotFoundError: there is none of this name.
+      NotFoundError: there is no subset with this name.
     """
     path = self._path(name)
     with self._reading(name):
@@ -249,10 +248,10 @@ class Library:
       path.unlink()
 
   def _find_sent(self, name: str) -> Known:
-    """Returns a subset that came with a request, by its content's digest."""
+    """Returns a subset that was sent with a request, by its digest."""
     digest = name.removeprefix(SENT_PREFIX)
     if not _DIGEST.fullmatch(digest):
-      raise NotFoundError(f'{name!r} is no name of a subset that was sent')
+      raise NotFoundError(f'{name!r} is not the name of a subset that was sent')
     path = self._sent(digest)
     if (known := self._in_memory(digest)) is None:
       try:
@@ -262,7 +261,7 @@ class Library:
           raise FileNotFoundError
       except OSError as e:
         raise NotFoundError(
-          f'{name} is not kept any more: send the subset again'
+          f'{name} is no longer stored: send the subset again'
         ) from e
       known = self._known(content, name)
     with contextlib.suppress(OSError):  # Another server may have removed it.
@@ -276,7 +275,7 @@ class Library:
       return known
 
   def _read(self, path: pathlib.Path, name: str) -> contents.Content:
-    """Returns what is in a file that may be anything."""
+    """Returns the content of a file, after checking its type and size."""
     with self._reading(name):
       status = path.stat()
       if stat.S_ISDIR(status.st_mode):
@@ -288,7 +287,7 @@ class Library:
 
   @contextlib.contextmanager
   def _reading(self, name: str) -> Iterator[None]:
-    """Says what is wrong with a name's file that cannot be read."""
+    """Turns OSErrors about a name's file into UserErrors."""
     try:
       yield
     except FileNotFoundError as e:
@@ -299,7 +298,7 @@ class Library:
       raise UserError(f'{name} cannot be read: {e.strerror}') from e
 
   def _known(self, content: contents.Content, name: str) -> Known:
-    """Returns a content's subset, checked as a stranger's."""
+    """Returns a content's subset from memory, or checks and caches it."""
     if (known := self._in_memory(content.digest)) is not None:
       return known
     try:
@@ -331,7 +330,7 @@ class Library:
         f'{name} has {subset.size:,} values, more than the {most:,} that this'
         ' server takes'
       )
-    # The seed's own table, which all subsets share.
+    # All subsets share the seed's table of tensors.
     subset = dataclasses.replace(subset, tensors=self._layout.types)
     shown = facts_lib.shown(about)
     return Known(facts_lib.Facts(digest, subset.size, len(blob), shown), subset)
@@ -346,8 +345,8 @@ class Library:
   def _path(self, name: str) -> pathlib.Path:
     if not _NAME.fullmatch(name):
       raise NotFoundError(
-        f'{name!r} is no name of a subset: letters, digits and ._- after a'
-        ' letter or digit, at most 100'
+        f'{name!r} cannot name a subset: a name has at most 100 letters, digits'
+        ' and ._- and begins with a letter or digit'
       )
     return self._folder / f'{name}{_SUFFIX}'
 
@@ -358,22 +357,22 @@ class Library:
     return f'there is no subset {name!r}{errors.nearest(name, self.names())}'
 
   def _make_room(self, size: int, path: pathlib.Path) -> None:
-    """Removes files that came with requests until another one has room."""
-    files = [of for of in _files(self._folder / SENT) if of[0] != path]
-    taken = sum(its.st_size for _, its in files)
-    for other, its in sorted(files, key=lambda of: of[1].st_mtime_ns):
+    """Deletes files sent with requests until another one has room."""
+    files = [file for file in _files(self._folder / SENT) if file[0] != path]
+    taken = sum(status.st_size for _, status in files)
+    for other, status in sorted(files, key=lambda file: file[1].st_mtime_ns):
       if taken + size <= self.limits.sent_bytes:
         return
-      taken -= its.st_size
+      taken -= status.st_size
       other.unlink(missing_ok=True)
       self.counts['sent_evictions'] += 1
 
 
 def _passed(verdict: facts_lib.Facts | _Wrong, name: str) -> facts_lib.Facts:
-  """Returns the facts of a file that is right.
+  """Returns the facts of a file that passed its check.
 
   Raises:
-    UserError: it is not.
+    UserError: the file did not pass.
   """
   if isinstance(verdict, _Wrong):
     raise verdict.kind(f'{name}{verdict.text}')
@@ -383,7 +382,7 @@ def _passed(verdict: facts_lib.Facts | _Wrong, name: str) -> facts_lib.Facts:
 def _files(
   folder: pathlib.Path,
 ) -> list[tuple[pathlib.Path, os.stat_result]]:
-  """Returns the files of subsets; links themselves, not what they lead to."""
+  """Returns the files of subsets and their `lstat`: links are not followed."""
   found = []
   for path in folder.glob(f'*{_SUFFIX}'):
     with contextlib.suppress(OSError):  # Another server may have removed it.
@@ -393,6 +392,6 @@ def _files(
 
 
 def _touch(path: pathlib.Path) -> None:
-  """Notes that a file was used now, by a clock finer than the disk's."""
+  """Sets a file's times to now, from a clock finer than the file system's."""
   now = time.time_ns()
   os.utime(path, ns=(now, now))

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests, batches, caches."""
+"""Metrics for Prometheus: requests, batches, caches."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,12 +14,12 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics(registry.Collector):
-  """Counts and times; `text` is what Prometheus reads."""
+  """Counts and times; `text` returns them for Prometheus."""
 
   def __init__(
     self, model: model_lib.MultiSubsetModel, library: library_lib.Library
   ) -> None:
-    """Registers everything under names that begin with `dst_`."""
+    """Registers the metrics, under names that begin with `dst_`."""
     self._model = model
     self._library = library
     self._registry = prometheus_client.CollectorRegistry()
@@ -48,21 +48,21 @@ class Metrics(registry.Collector):
     self._registry.register(self)
 
   def queue(self, scheduler: scheduler_lib.Scheduler) -> None:
-    """Reads the queue's length from a scheduler from now on."""
+    """Reports the length of a scheduler's queue from now on."""
     self._waiting.set_function(lambda: len(scheduler))
 
   def note(self, path: str, status: int) -> None:
-    """Notes how a request ended."""
+    """Counts a request by its route and status."""
     self._requests.labels(path, str(status)).inc()
 
   def watch(self, batch: list[scheduler_lib.Request], seconds: float) -> None:
-    """Notes a batch that was decoded."""
+    """Records a decoded batch and the seconds that it took."""
     self._rows.observe(len(batch))
     self._subsets.observe(len({r.row.subset for r in batch}))
     self._decoding.observe(seconds)
 
   def collect(self) -> Iterator[core.Metric]:
-    """Yields the counts that others keep."""
+    """Yields the counts that the model and the library keep."""
     library = self._library
     happened = {**_counts_of(self._model), **library.counts}
     for name in ('device_subsets', 'device_bytes'):
@@ -77,12 +77,12 @@ class Metrics(registry.Collector):
       )
 
   def text(self) -> bytes:
-    """Returns all of it in Prometheus' text format."""
+    """Returns all metrics in Prometheus' text format."""
     return prometheus_client.generate_latest(self._registry)
 
 
 def _counts_of(model: model_lib.MultiSubsetModel) -> Mapping[str, int]:
-  """Returns how often what happened, and how much is on the device."""
+  """Returns the model's event counts and the size of its device cache."""
   return {
     **model.counts,
     'device_subsets': len(model.placed),

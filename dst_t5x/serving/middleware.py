@@ -1,10 +1,10 @@
-"""What all ASGI middleware of the server shares."""
+"""The base class of the server's ASGI middleware."""
 
 from starlette import types
 
 
 class OnHttp:
-  """ASGI middleware for HTTP; all else goes to the application as it is."""
+  """ASGI middleware for HTTP; other scopes pass through unchanged."""
 
   def __init__(self, app: types.ASGIApp) -> None:
     """Wraps an application."""
@@ -13,12 +13,12 @@ class OnHttp:
   async def __call__(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Passes a request to `answer`, if it is one of HTTP."""
+    """Passes an HTTP request to `answer`, any other to the application."""
     answer = self.answer if scope['type'] == 'http' else self._app
     await answer(scope, receive, send)
 
   async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers a request of HTTP; a subclass says how."""
+    """Answers an HTTP request; subclasses define how."""
     raise NotImplementedError

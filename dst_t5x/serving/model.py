@@ -1,4 +1,4 @@
-"""One seed on the device, many subsets: each row decoded with its own."""
+"""Decodes each row with its own subset, on one seed on the device."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 import contextlib
@@ -27,8 +27,8 @@ Decoder = decoding.GreedyDecoder | decoding.BeamSearch
 
 GREEDY = decoding.GreedyDecoder()
 LEAST_LENGTH = 16
-# A subset of a larger share of the parameters is not mixed with others: then
-# one batch after the other is faster, see benchmarks/README.md.
+# The largest share of the parameters for a subset that is mixed with others.
+# Above it, one batch per subset is faster; see benchmarks/README.md.
 MIX_UP_TO = 1e-3
 
 
@@ -37,8 +37,8 @@ class Row(NamedTuple):
 
   Attributes:
     tokens: int32 [length], with the end token.
-    subset: None, or what its cache knows it by.
-    load: returns the subset, if it is not on the device.
+    subset: the subset's key in the cache of placed subsets; None for the seed.
+    load: returns the subset; called if it is not on the device.
   """
 
   tokens: np.ndarray
@@ -47,11 +47,11 @@ class Row(NamedTuple):
 
 
 class Answer(NamedTuple):
-  """What was decoded.
+  """The result for one row.
 
   Attributes:
     tokens: int32 [max_decode_length], 0 after the end token.
-    score: see the decoders; not finite where the logits were not.
+    score: the decoder's score; not finite if the logits were not.
   """
 
   tokens: np.ndarray
@@ -61,16 +61,16 @@ class Answer(NamedTuple):
 class MultiSubsetModel:
   """Decodes with any subset of one seed.
 
-  Not for several threads at once: give it one.
+  Not thread-safe: use it from one thread only.
 
   Attributes:
-    layout: of the seed.
-    max_decode_length: tokens that are decoded at most.
-    placed: the subsets on the device, by what they are known by, up to some
-      bytes; the one not used for longest goes first.
-    max_batch: rows that are decoded at once.
-    most_mixed: entries that a subset may have to be mixed with others.
-    counts: how often what happened: `swaps`, `device_hits`, `device_misses`,
+    layout: the layout of the seed.
+    max_decode_length: the most tokens to decode.
+    placed: the subsets on the device, by `Row.subset`. A cache with a limit in
+      bytes, which evicts the least recently used.
+    max_batch: the most rows in a batch.
+    most_mixed: the most entries of a subset that is mixed with others.
+    counts: number of events: `swaps`, `device_hits`, `device_misses`,
       `restored`.
   """
 
@@ -88,23 +88,24 @@ class MultiSubsetModel:
     """Puts the seed on the device.
 
     Args:
-      network: the model, whose layers are not stacked.
-      load_seed: returns the seed, unstacked, on the host; called again if the
-        parameters on the device were lost or spoilt by a failure.
-      fingerprint: the seed's.
-      max_decode_length: tokens that are decoded at most.
-      device_bytes: of the subsets on the device.
-      mix_up_to: largest share of the parameters that a subset may have to be
-        decoded in one batch with others.
-      max_batch: rows that are decoded at once.
+      network: the model; its layers must not be stacked.
+      load_seed: returns the seed, unstacked, on the host. Called again if a
+        failure lost or changed the parameters on the device.
+      fingerprint: the seed's fingerprint.
+      max_decode_length: the most tokens to decode.
+      device_bytes: the most bytes of subsets on the device.
+      mix_up_to: the largest share of the parameters that a subset may have to
+        be mixed with others.
+      max_batch: the most rows in a batch.
 
     Raises:
-      UserError: the seed cannot be served so.
+      UserError: an argument is out of range, the network's layers are stacked,
+        or `corrections.check` refuses the network.
     """
     check_positive('max_decode_length', max_decode_length)
     check_positive('max_batch', max_batch)
     if network.scan_layers:
-      raise UserError('serving wants a network with scan_layers = False')
+      raise UserError('serving needs a network with scan_layers = False')
     self.max_decode_length = max_decode_length
     self.placed: cachetools.LRUCache[Hashable, on_device.Placed] = (
       cachetools.LRUCache(device_bytes, lambda placed: placed.nbytes)
@@ -127,17 +128,17 @@ class MultiSubsetModel:
   def decode(
     self, rows: Sequence[Row], decoder: Decoder = GREEDY
   ) -> list[Answer]:
-    """Decodes each row with its subset, as if it were alone.
+    """Returns each row's answer, as if the row were decoded alone.
 
-    Whatever goes wrong, the parameters are the seed's afterwards, or the
-    subset's that was applied last, without a trace of another one.
+    After a failure, the parameters equal the seed, or the seed with the last
+    applied subset.
 
     Args:
-      rows: at most `max_batch` of one batch are decoded at once.
+      rows: any number; they are decoded in batches of at most `max_batch`.
       decoder: greedy or beam search.
 
     Raises:
-      UserError: a subset is not one of this seed.
+      UserError: a subset does not belong to this seed.
     """
     with self._repairing():
       answers: dict[int, Answer] = {}
@@ -150,16 +151,16 @@ class MultiSubsetModel:
     return [answers[i] for i in range(len(rows))]
 
   def warm_up(self, rows: Sequence[Row], decoder: Decoder = GREEDY) -> None:
-    """Compiles what batches of any size with rows like these will need.
+    """Compiles the functions for batches of rows like these, of all sizes.
 
     Args:
-      rows: of the lengths and of the classes that there will be.
+      rows: examples of the lengths and of the capacity classes to expect.
       decoder: greedy or beam search.
     """
     with self._repairing():
       for placed in self._place_all(rows):
         if placed is not None:
-          # From any subset to another of the class.
+          # Compiles the swap between two subsets of the class.
           other = self._none(placed.capacity)._replace(slack=placed.slack)
           self._apply(other)
           self._apply(placed)
@@ -172,21 +173,21 @@ class MultiSubsetModel:
       size *= 2
 
   def mixes(self, placed: on_device.Placed | None) -> bool:
-    """Returns whether a subset may be in one batch with others."""
+    """Returns whether a subset can be in one batch with others."""
     return placed is None or (
       placed.rounds == 1 and placed.size <= self.most_mixed
     )
 
   def revert(self) -> PyTree:
-    """Returns the parameters, on the device, after making them the seed's.
+    """Removes the applied subset; returns the seed's parameters on the device.
 
-    They are the model's own: the next call of a method gives them away.
+    The arrays belong to the model: the next method call may donate them.
     """
     with self._repairing():
       return self._seed()
 
   def is_intact(self) -> bool:
-    """Returns whether the parameters without a subset are the seed's bits."""
+    """Returns whether the parameters without a subset equal the seed's bits."""
     with self._repairing():
       found = integrity.checksum(self._seed())
     return bool(np.array_equal(np.asarray(found), self._checksum))
@@ -194,17 +195,17 @@ class MultiSubsetModel:
   def _groups(
     self, rows: Sequence[Row], placed: Sequence[on_device.Placed | None]
   ) -> list[list[int]]:
-    """Returns which rows are decoded together."""
+    """Returns lists of indices of the rows to decode together."""
     groups: dict[Hashable, list[int]] = {}
-    for i, (row, its) in enumerate(zip(rows, placed, strict=True)):
-      if its is not None:
+    for i, (row, subset) in enumerate(zip(rows, placed, strict=True)):
+      if subset is not None:
         key: Hashable = ('alone', row.subset)
-        if self.mixes(its):
-          key = its.capacity
+        if self.mixes(subset):
+          key = subset.capacity
         groups.setdefault(key, []).append(i)
-    plain = [i for i, its in enumerate(placed) if its is None]
+    plain = [i for i, subset in enumerate(placed) if subset is None]
     for key, group in groups.items():
-      # The seed's own rows go with anything that is mixed.
+      # Rows without a subset join the first group that is mixed.
       if plain and isinstance(key, int):
         group += plain
         plain = []
@@ -216,27 +217,29 @@ class MultiSubsetModel:
     placed: list[on_device.Placed | None],
     decoder: Decoder,
   ) -> Iterator[Answer]:
-    """Yields the answers of rows that may be together; then those of padding.
+    """Yields the answers of one group's rows, then those of padding rows.
 
     Args:
-      tokens: int32 [batch, length], as many as `placed` or more.
-      placed: of the first rows.
+      tokens: int32 [batch, length]; rows beyond those of `placed` are padding.
+      placed: the subset of each row that is not padding.
       decoder: greedy or beam search.
     """
     how = _How(self._network, decoder, self.max_decode_length)
-    if all(its is placed[0] for its in placed):
+    if all(subset is placed[0] for subset in placed):
       self._apply(placed[0])
       found = _decode_alone(self._params, tokens, how=how)
     else:
       params = self._seed()
-      capacity = max(its.capacity for its in placed if its is not None)
+      capacity = max(subset.capacity for subset in placed if subset is not None)
       nothing = self._none(capacity)
-      all_rows = [its or nothing for its in placed]
+      all_rows = [subset or nothing for subset in placed]
       all_rows += [nothing] * (len(tokens) - len(placed))
-      rooms = self.layout.rooms(capacity, max(its.slack for its in all_rows))
+      rooms = self.layout.rooms(
+        capacity, max(subset.slack for subset in all_rows)
+      )
       found = _decode_mixed(
         params,
-        tuple(its.arrays for its in all_rows),
+        tuple(subset.arrays for subset in all_rows),
         self._slots(rooms),
         tokens,
         how=how,
@@ -247,7 +250,7 @@ class MultiSubsetModel:
       yield Answer(tokens_of, float(score))
 
   def _place_all(self, rows: Sequence[Row]) -> list[on_device.Placed | None]:
-    """Returns each row's subset on the device, None of the seed."""
+    """Returns each row's subset on the device; None for the seed."""
     found: dict[Hashable, on_device.Placed | None] = {None: None}
     for row in rows:
       if row.subset not in found:
@@ -269,18 +272,18 @@ class MultiSubsetModel:
     return placed
 
   def _none(self, capacity: int) -> on_device.Placed:
-    """Returns a subset of a class that has no entries."""
+    """Returns an empty subset of a capacity class."""
     if capacity not in self._nothing:
       self._nothing[capacity] = self.layout.empty(capacity)
     return self._nothing[capacity]
 
   def _seed(self) -> PyTree:
-    """Returns the parameters, after making them the seed's."""
+    """Removes the applied subset; returns the seed's parameters."""
     self._apply(None)
     return self._params
 
   def _apply(self, placed: on_device.Placed | None) -> None:
-    """Makes the parameters those of a subset."""
+    """Applies a subset to the parameters in place of the present one."""
     if self._params is None:
       self._restore()
     old = self._applied
@@ -293,18 +296,18 @@ class MultiSubsetModel:
       self._params = self.layout.write(self._params, old, tuned=False)
       self._applied = None
     elif placed is not None:
-      # Noted before: a write that fails halfway is undone like a whole one.
+      # Set first: a write that fails halfway is undone like a complete one.
       self._applied = placed
       self._params = self.layout.write(self._params, placed, tuned=True)
     self.counts['swaps'] += placed is not None
 
   @contextlib.contextmanager
   def _repairing(self) -> Iterator[None]:
-    """Makes the parameters the seed's, if what is done with them fails."""
+    """Restores the seed's parameters if the block fails."""
     try:
       yield
     except UserError:
-      raise  # Found before anything was written.
+      raise  # Raised before anything was written.
     except BaseException:
       self._repair()
       raise
@@ -332,14 +335,14 @@ class MultiSubsetModel:
     self.counts['restored'] += 1
 
   def _to_device(self) -> PyTree:
-    # Committed to its device, as all that is written later will be: else what
-    # is compiled for the one would not do for the other.
+    # Committed to the device, like the results of later writes: functions
+    # compiled for the one then serve the other.
     return jax.device_put(_copied(self._load_seed()), jax.devices()[0])
 
 
 @jax.jit
 def _copied(params: PyTree) -> PyTree:
-  """Returns a copy on the device: XLA:CPU may share memory with the host's."""
+  """Returns a copy on the device: XLA:CPU may share memory with the host."""
   return jax.tree.map(jnp.copy, params)
 
 
@@ -356,7 +359,7 @@ class _How(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='how')
 def _decode_alone(params: PyTree, tokens: jax.Array, how: _How) -> Any:
-  """Decodes all rows with the parameters as they are."""
+  """Decodes all rows with the present parameters."""
   return how(params, tokens)
 
 
@@ -385,7 +388,7 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _batch(network: api.Network, inputs: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns int32 [batch, length], both powers of two: few shapes compile."""
+  """Returns int32 [batch, length], padded to powers of two for few shapes."""
   rows = [network.prompt_of_inputs(tokens) for tokens in inputs]
   longest = max(len(row) for row in rows)
   length = max(LEAST_LENGTH, 1 << (longest - 1).bit_length())

@@ -1,4 +1,4 @@
-"""What becomes of a request: its client may go, or mean another server."""
+"""ASGI middleware that cancels, counts and refuses requests."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -11,21 +11,20 @@ from starlette import types
 
 from dst_t5x.serving import middleware
 
-GONE = 499  # nginx's status for a client that has gone; nobody receives it.
+GONE = 499  # nginx's status for a client that closed the connection.
 
 
 class WhilePresent(middleware.OnHttp):
-  """ASGI middleware: no work is done for a client that has gone.
+  """ASGI middleware: cancels the application when the client disconnects.
 
-  The application is cancelled, whether the request was cut short or its client
-  does not wait for the answer any more. What runs in a thread goes on to its
-  end.
+  This holds while the request is sent and while its answer is awaited. Work in
+  a thread runs to its end.
   """
 
   async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers, or answers nothing if the client has gone."""
+    """Answers, unless the client disconnects."""
     watching: list[asyncio.Task[None]] = []
     with anyio.CancelScope() as work:
 
@@ -53,19 +52,19 @@ class WhilePresent(middleware.OnHttp):
 
 
 class Counted(middleware.OnHttp):
-  """ASGI middleware: says how each request ended; 500 if it failed."""
+  """ASGI middleware: reports each request's status, 500 if it failed."""
 
   def __init__(
     self, app: types.ASGIApp, note: Callable[[str, int], None]
   ) -> None:
-    """Wraps an application; `note` gets a route and a status."""
+    """Wraps an application; calls `note` with a request's route and status."""
     super().__init__(app)
     self._note = note
 
   async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers as the application does, if that does."""
+    """Answers as the application does; 500 if it raised before it answered."""
     status = None
 
     async def noting(message: types.Message) -> None:
@@ -89,17 +88,17 @@ class Counted(middleware.OnHttp):
 
 
 class OnlyHosts(middleware.OnHttp):
-  """ASGI middleware: requests that name another host are refused."""
+  """ASGI middleware: refuses requests that name another host."""
 
   def __init__(self, app: types.ASGIApp, hosts: Collection[str]) -> None:
-    """Wraps an application; `hosts` are names and addresses, no ports."""
+    """Wraps an application; `hosts` are names and addresses without ports."""
     super().__init__(app)
     self._hosts = frozenset(hosts)
 
   async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers 400 instead of the application, if it must."""
+    """Answers 400 if the request names another host."""
     if _host(scope) not in self._hosts:
       text = 'the request names another host than this server: use the address'
       response = responses.JSONResponse(
@@ -111,7 +110,7 @@ class OnlyHosts(middleware.OnHttp):
 
 
 def _host(scope: types.Scope) -> str | None:
-  """Returns the host of a request without its port; None if there is none."""
+  """Returns a request's host without port; None if it names none or several."""
   named = [value for name, value in scope['headers'] if name == b'host']
   if len(named) != 1:
     return None

@@ -1,9 +1,9 @@
-"""Requests that wait, and which of them are decoded together.
+"""The queue of requests, and the forming of batches.
 
-The oldest request is always served next, so none waits for ever. Others join
-it: those with the same subset, and, where theirs can be mixed with its, those
-with other subsets. A batch that is not full waits for more until the oldest of
-it has waited for `max_wait`.
+The oldest request is always served next, so none waits forever. Requests with
+the same subset join its batch. Requests with other subsets join if both can be
+mixed. A batch that is not full waits until its oldest request has waited for
+`max_wait` seconds.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from dst_t5x.serving import model as model_lib
 
 
 class BusyError(UserError):
-  """The queue is full: the request may be made again later."""
+  """The queue is full; the client can try again later."""
 
 
 class DrainingError(UserError):
-  """The server is ending: the request may be made elsewhere."""
+  """The server is shutting down and takes no more requests."""
 
 
 class DeadlineError(UserError):
-  """The request has waited for as long as it wanted to."""
+  """The request's deadline has passed."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -35,12 +35,12 @@ class Request:
   """An input that waits for its answer.
 
   Attributes:
-    row: what to decode.
+    row: the input and its subset.
     decoder: greedy or beam search.
-    mixes: whether it may be in one batch with other subsets.
-    deadline: time.monotonic() until which it wants to be begun.
-    future: gets the answer.
-    arrived: time.monotonic() when it was made.
+    mixes: whether it can be in one batch with other subsets.
+    deadline: the latest time.monotonic() at which decoding may begin.
+    future: receives the answer.
+    arrived: time.monotonic() when the request was made.
   """
 
   row: model_lib.Row
@@ -53,7 +53,7 @@ class Request:
   arrived: float = dataclasses.field(default_factory=time.monotonic)
 
   def joins(self, first: 'Request') -> bool:
-    """Returns whether it can be decoded together with another."""
+    """Returns whether it can be in one batch with `first`."""
     if self.decoder != first.decoder:
       return False
     same = self.row.subset == first.row.subset
@@ -75,11 +75,11 @@ class Scheduler:
     """Starts the thread.
 
     Args:
-      model: nobody else may use it from now on.
-      max_queue: requests that may wait.
-      max_batch: requests that are decoded together.
-      max_wait: seconds that a request may wait for others to join it.
-      watch: is told of each batch, and the seconds that it took.
+      model: the model; no other thread may use it from now on.
+      max_queue: the most requests that wait.
+      max_batch: the most requests in a batch.
+      max_wait: seconds that a request waits for others to join its batch.
+      watch: called with each decoded batch and the seconds that it took.
     """
     self._model = model
     self._max_queue = max_queue
@@ -100,15 +100,15 @@ class Scheduler:
 
   @property
   def is_open(self) -> bool:
-    """Whether it takes requests."""
+    """Whether the scheduler takes requests."""
     return self._open and self._thread.is_alive()
 
   def submit(self, requests: list[Request]) -> None:
-    """Takes requests, all or none.
+    """Puts requests into the queue, all or none.
 
     Raises:
       BusyError: the queue is full.
-      DrainingError: it takes no more.
+      DrainingError: the scheduler was closed.
     """
     with self._changed:
       if not self.is_open:
@@ -123,7 +123,7 @@ class Scheduler:
       self._changed.notify()
 
   def close(self) -> None:
-    """Takes no more requests, and returns when those that wait are served."""
+    """Refuses new requests, and returns when all waiting ones are served."""
     with self._changed:
       self._open = False
       self._changed.notify()
@@ -131,7 +131,7 @@ class Scheduler:
 
   def _run(self) -> None:
     while (batch := self._next()) is not None:
-      # Those whose client has gone are not decoded.
+      # Requests whose client disconnected are not decoded.
       batch = [r for r in batch if r.future.set_running_or_notify_cancel()]
       if not batch:
         continue
@@ -143,7 +143,7 @@ class Scheduler:
         logging.exception('watching a batch failed')
 
   def _next(self) -> list[Request] | None:
-    """Returns the next batch, when it is time; None at the end."""
+    """Waits for the next batch and returns it; None after `close`."""
     with self._changed:
       while True:
         self._drop_late()
@@ -161,7 +161,7 @@ class Scheduler:
         self._changed.wait(rest)
 
   def _drop_late(self) -> None:
-    """Drops what nobody waits for any more."""
+    """Removes cancelled requests and those past their deadline."""
     now = time.monotonic()
     self._waiting = [r for r in self._waiting if not r.future.cancelled()]
     late = [r for r in self._waiting if r.deadline < now]
@@ -180,7 +180,7 @@ class Scheduler:
       if len(batch) == 1:
         batch[0].future.set_exception(e)
         return
-      # Only whoever is to blame gets no answer.
+      # One by one, so that only the request that fails gets no answer.
       for request in batch:
         self._decode([request])
       return

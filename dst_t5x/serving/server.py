@@ -2,7 +2,8 @@
 
     python -m dst_t5x.serve --seed=SEED --subsets=DIR
 
-SEED is what `python -m dst_t5x.convert` reads; DIR holds `<name>.dst` files.
+SEED is anything that `python -m dst_t5x.convert` reads. DIR holds files
+`<name>.dst`.
 """
 
 import argparse
@@ -33,7 +34,7 @@ LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
 def main(arguments: Sequence[str]) -> int:
-  """The command line; returns the exit status."""
+  """Runs the command and returns its exit status."""
   options = _parser().parse_args(arguments)
   absl_logging.set_verbosity(absl_logging.INFO)
   try:
@@ -77,7 +78,7 @@ def _serve(
   )
   server = uvicorn.Server(config)
   ended_by: list[int] = []
-  # uvicorn answers signals by draining, and raises them again at its end.
+  # On a signal, uvicorn drains, ends, and then raises the signal again.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: ended_by.append(number))
   shown = f'[{host}]' if ':' in host else host
@@ -87,7 +88,7 @@ def _serve(
 
 
 def make_service(options: argparse.Namespace) -> Any:
-  """Returns the service that the options describe, with its seed loaded.
+  """Loads the seed and returns the service that the options describe.
 
   Raises:
     UserError: the seed, the vocabulary or the folder cannot be used.
@@ -108,7 +109,7 @@ def make_service(options: argparse.Namespace) -> Any:
   del seed
 
   def load() -> Any:
-    # The host's copy is not kept: it is read again if it is ever needed.
+    # The host keeps no copy; the seed is read again if it is needed.
     return first.pop() if first else _load_seed(options.seed).params
 
   model = model_lib.MultiSubsetModel(
@@ -150,7 +151,7 @@ def _limits(options: argparse.Namespace) -> Any:
 
 
 def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
-  """Compiles before the first request, which would wait for it."""
+  """Compiles for the given input lengths before the first request."""
   from dst_t5x.serving import model as model_lib
   from dst_t5x.subsets import on_device
 
@@ -180,7 +181,13 @@ def _load_seed(path: str) -> seeds.Seed:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-  """Returns a socket, taken before the seed is loaded."""
+  """Returns a listening socket.
+
+  It is opened before the seed is loaded, so that a taken port fails at once.
+
+  Raises:
+    UserError: the address cannot be used.
+  """
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
@@ -192,10 +199,10 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _token(path: str | None) -> str | None:
-  """Returns what clients must show: a file's text, or the variable's.
+  """Returns the token from the file, or else from the environment variable.
 
   Raises:
-    UserError: there is no text, or no header can hold it.
+    UserError: the file cannot be read, or its text cannot be a token.
   """
   source, text = f'--token-file {path}', os.environ.get(TOKEN_VARIABLE)
   if path:
@@ -216,7 +223,7 @@ def _token(path: str | None) -> str | None:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for options that contradict each other."""
+  """Raises UserError if options contradict each other."""
   for length in options.warm_up:
     if length > options.input_length:
       raise UserError(f'--warm-up: no input has {length} pieces')
@@ -249,34 +256,34 @@ def _parser() -> command_line.Parser:
   add('--host', '127.0.0.1', 'address')
   port = command_line.whole(0, 2**16 - 1)
   add('--port', 8000, 'port; 0 chooses a free one', port)
-  add('--token-file', None, f'what clients must show; or {TOKEN_VARIABLE}')
+  add('--token-file', None, f'file of the token, else ${TOKEN_VARIABLE}')
   add('--input-length', 512, 'pieces of an input; longer ones are refused',
       count)  # fmt: skip
-  add('--output-length', 128, 'pieces that are decoded at most', count)
+  add('--output-length', 128, 'most pieces to decode', count)
   parser.add_argument(
     '--warm-up',
     nargs='+',
     type=count,
     default=[],
     metavar='LENGTH',
-    help='compile for inputs of these lengths and all batch sizes before'
-    ' serving, for classes of subsets that are there',
+    help='before serving, compile for inputs of these lengths, all batch sizes'
+    ' and the size classes of the present subsets',
   )
-  add('--beams', 4, 'of requests that want beam search', count)
-  add('--max-batch', 16, 'inputs that are decoded at once', count)
+  add('--beams', 4, 'beams of a beam search', count)
+  add('--max-batch', 16, 'most inputs in a batch', count)
   seconds = command_line.number(year, with_zero=True)
   add('--max-wait', 0.002, 'seconds that an input waits for others', seconds)
   add('--max-queue', 256, 'inputs that may wait; more are refused', count)
   seconds = command_line.number(year)
   add('--deadline', 60.0, 'seconds until a request is given up', seconds)
-  add('--drain-seconds', 30, 'for requests under way when the server ends',
+  add('--drain-seconds', 30, 'seconds to finish requests when the server ends',
       command_line.whole(1, year))  # fmt: skip
   add('--mix-up-to', 1e-3, 'largest ε that is mixed in a batch with others',
       command_line.number(1, with_zero=True))  # fmt: skip
   add('--max-share', 0.1, 'largest ε that is accepted', ratio)
-  add('--upload-bytes', 64 * 2**20, 'of a subset file', count)
-  add('--device-bytes', 2**30, 'of subsets on the device', count)
-  add('--host-bytes', 2**30, 'of subsets in memory', count)
-  add('--disk-bytes', 10 * 2**30, 'of subsets with names', count)
-  add('--sent-bytes', 2**30, 'of subsets that came with requests', count)
+  add('--upload-bytes', 64 * 2**20, 'most bytes of a subset file', count)
+  add('--device-bytes', 2**30, 'most bytes of subsets on the device', count)
+  add('--host-bytes', 2**30, 'most bytes of subsets in memory', count)
+  add('--disk-bytes', 10 * 2**30, 'most bytes of files with names', count)
+  add('--sent-bytes', 2**30, 'most bytes of files sent with requests', count)
   return parser

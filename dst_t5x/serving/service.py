@@ -1,4 +1,4 @@
-"""What the server does, apart from HTTP."""
+"""The server's work, independent of HTTP."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Output:
   """The answer to one input.
 
   Attributes:
-    text: what was decoded.
-    tokens: how many, with the end token.
-    score: the decoder's.
+    text: the decoded text.
+    tokens: the number of decoded tokens, with the end token.
+    score: the decoder's score.
   """
 
   text: str
@@ -38,14 +38,14 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How the server works.
+  """The settings of a service.
 
   Attributes:
-    beams: of the decoder `beam`.
-    deadline: seconds, of requests that name none; also the longest.
-    max_queue: inputs that may wait.
-    max_batch: inputs that are decoded at once.
-    max_wait: seconds that an input may wait for others to join it.
+    beams: the number of beams of the decoder `beam`.
+    deadline: seconds until a request is given up; the default and the maximum.
+    max_queue: the most inputs that wait.
+    max_batch: the most inputs in a batch.
+    max_wait: seconds that an input waits for others to join its batch.
   """
 
   beams: int = 4
@@ -65,7 +65,7 @@ class Service:
     texts: texts_lib.Texts,
     options: Options = Options(),
   ) -> None:
-    """Starts the thread that decodes; nobody else may use the model."""
+    """Starts the decoding thread; no other thread may use the model."""
     self.library = library
     self.options = options
     self.metrics = metrics_lib.Metrics(model, library)
@@ -98,22 +98,24 @@ class Service:
 
     Args:
       inputs: texts.
-      subset: its name, None for the seed.
-      sent: a subset file instead.
+      subset: the subset's name; None for the seed.
+      sent: the content of a subset file, instead of a name.
       decoder: 'greedy' or 'beam'.
-      deadline: seconds.
+      deadline: seconds; None for the service's own.
 
     Returns:
-      The answers, and the name of the subset.
+      The answers, and the subset's name.
 
     Raises:
-      UserError: of a kind that says what is wrong.
+      UserError: the subset or an input cannot be used, or the logits are not
+        finite. Its subclass tells the kinds apart: `NotFoundError`,
+        `TooLargeError`, `BusyError`, `DrainingError` and `DeadlineError`.
     """
     until = time.monotonic() + min(
       deadline or self.options.deadline, self.options.deadline
     )
-    # Found once: all inputs are decoded with the same one, whatever becomes of
-    # its name meanwhile.
+    # Looked up once: all inputs use the same subset, even if its file is
+    # replaced meanwhile.
     known = await anyio.to_thread.run_sync(self._find, subset, sent)
     if sent is not None and known is not None:
       subset = library_lib.SENT_PREFIX + known.facts.digest
@@ -152,7 +154,7 @@ class Service:
     return Output(self._texts.decode(answer.tokens), tokens, answer.score)
 
   def describe(self, name: str, facts: facts_lib.Facts) -> dict[str, Any]:
-    """Returns what there is to say of a subset."""
+    """Returns a description of a subset, as JSON."""
     return {
       'name': name,
       'bytes': facts.file_bytes,
@@ -165,7 +167,11 @@ class Service:
 async def _gathered(
   requests: list[scheduler_lib.Request], until: float
 ) -> list[model_lib.Answer]:
-  """Returns the answers, or none of them: then nothing more is decoded."""
+  """Returns all answers.
+
+  Raises:
+    DeadlineError: not all came in time; the others are cancelled.
+  """
   all_of_them = asyncio.gather(
     *(asyncio.wrap_future(request.future) for request in requests)
   )

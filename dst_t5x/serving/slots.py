@@ -1,8 +1,8 @@
-"""The entries of placed subsets, tensor by tensor, for batches of several.
+"""Arranges the entries of placed subsets by tensor, for mixed batches.
 
-A placed subset's vectors hold its entries one after the other. Here each tensor
-has a room of its own, as large for every subset of a class, so that the entries
-of a tensor are the same slice for all examples of a batch.
+A placed subset's vectors hold its entries without gaps. Here each tensor gets a
+room, a fixed number of slots that is the same for every subset of a class. The
+entries of a tensor are then the same slice for all examples of a batch.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ Array = jax.Array
 
 
 class Slots(NamedTuple):
-  """Where rooms lie one after the other; it depends on the rooms alone.
+  """The slots of all rooms, in order.
 
   Attributes:
-    tensor: int32 [slots], whose room a slot is in.
-    place: int32 [slots], which slot of its room it is.
+    tensor: int32 [slots], the index of the tensor whose room holds the slot.
+    place: int32 [slots], the slot's index in its room.
   """
 
   tensor: Array
@@ -29,7 +29,7 @@ class Slots(NamedTuple):
 
 
 def slots_of(rooms: on_device.Rooms) -> Slots:
-  """Returns the slots of some rooms."""
+  """Returns the slots of the rooms."""
   tensor = np.repeat(np.arange(len(rooms), dtype=np.int32), rooms)
   begins = np.cumsum([0, *rooms[:-1]])
   place = np.arange(len(tensor)) - begins[tensor]
@@ -37,13 +37,14 @@ def slots_of(rooms: on_device.Rooms) -> Slots:
 
 
 class Spread(NamedTuple):
-  """A subset of one round, each entry in a slot: [slots] all.
+  """A subset of one round, with each entry in a slot; all arrays are [slots].
 
   Attributes:
-    positions: uint32, in the flattened tensors.
-    values: float32, the subset's.
-    seeds: float32, the seed's.
-    own: whether there is an entry; else the others mean nothing.
+    positions: uint32, positions in the flattened tensors.
+    values: float32, the subset's values.
+    seeds: float32, the seed's values.
+    own: bool, whether the slot has an entry; if not, its other arrays are
+      undefined.
   """
 
   positions: Array
@@ -53,9 +54,9 @@ class Spread(NamedTuple):
 
 
 def spread(arrays: on_device.Arrays, slots: Slots) -> Spread:
-  """Gives each entry of a float32 subset its slot.
+  """Returns a float32 subset with each entry in its slot.
 
-  There has to be room for all of them.
+  Each room must be large enough for its tensor's entries.
   """
   entry = arrays.starts[slots.tensor] + slots.place
   positions, values, seeds = (

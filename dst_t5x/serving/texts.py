@@ -1,4 +1,4 @@
-"""Texts to tokens and back, as `infer` does it."""
+"""Converts texts to tokens and back, as `infer` does."""
 
 import re
 
@@ -9,20 +9,20 @@ from dst_t5x.core.errors import UserError
 from dst_t5x.data import vocabulary as vocabulary_lib
 from dst_t5x.models import api
 
-# More for each piece than text of any language has: T5's longest has 16.
+# The most characters per piece. T5's longest piece has 16.
 _CHARACTERS = 64
 _SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Texts:
-  """A vocabulary, and how long an input may be."""
+  """A vocabulary and the greatest length of an input."""
 
   def __init__(self, vocabulary: seqio.Vocabulary, input_length: int) -> None:
     """Reads the vocabulary.
 
     Args:
-      vocabulary: of inputs and targets.
-      input_length: pieces of an input, with the end token.
+      vocabulary: the vocabulary of inputs and targets.
+      input_length: the most pieces of an input, with the end token.
 
     Raises:
       UserError: the vocabulary cannot be read.
@@ -32,18 +32,23 @@ class Texts:
     self._input_length = input_length
 
   def check_fits(self, network: api.Network) -> None:
-    """Raises UserError if the model lacks an embedding for an id."""
+    """Checks that the model has an embedding for each id.
+
+    Raises:
+      UserError: it has too few.
+    """
     feature = seqio.Feature(self._vocabulary)
     vocabulary_lib.check_fits({'inputs': feature}, network.vocab_size)
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns int32 [length], with the end token.
+    """Returns the tokens of a text with the end token, int32 [length].
 
     Raises:
-      UserError: it is no text, or too long; nothing is cut.
+      UserError: the text has a lone surrogate, or is too long. It is never
+        truncated.
     """
     most = _CHARACTERS * self._input_length
-    # Before any work, which takes some 20 bytes for each.
+    # Checked first: tokenization takes some 20 bytes per character.
     if len(text) > most:
       raise UserError(
         f'an input has {len(text):,} characters, more than the {most:,} that'
@@ -63,5 +68,5 @@ class Texts:
     return np.array(tokens, np.int32)
 
   def decode(self, tokens: np.ndarray) -> str:
-    """Returns the text of int32 [length]; 0 is padding."""
+    """Returns the text of tokens, int32 [length]; 0 is padding."""
     return self._vocabulary.decode([int(t) for t in tokens])

@@ -1,11 +1,11 @@
-"""What may be sent to the server: not more than it wants to hold."""
+"""Limits the size of request bodies."""
 
 from starlette import responses
 from starlette import types
 
 from dst_t5x.serving import middleware
 
-# A body of bytes, in OpenAPI's terms.
+# OpenAPI's description of a binary request body.
 FILE_BODY = {
   'requestBody': {
     'required': True,
@@ -19,7 +19,7 @@ FILE_BODY = {
 
 
 class BodyLimit(middleware.OnHttp):
-  """ASGI middleware: a body that is too long is not read to its end."""
+  """ASGI middleware: refuses a body that is too long without reading it all."""
 
   def __init__(self, app: types.ASGIApp, limit: int) -> None:
     """Wraps an application; `limit` is in bytes."""
@@ -29,7 +29,7 @@ class BodyLimit(middleware.OnHttp):
   async def answer(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers 413 instead of the application, if it must."""
+    """Answers 413 if the body is too long."""
     headers = dict(scope['headers'])
     length = headers.get(b'content-length', b'0')
     if length.isdigit() and int(length) > self._limit:
@@ -43,7 +43,7 @@ class BodyLimit(middleware.OnHttp):
       read += len(message.get('body', b''))
       if read > self._limit:
         too_long = True
-        # To the application, the client has gone.
+        # The application sees a client that disconnected.
         return {'type': 'http.disconnect'}
       return message
 

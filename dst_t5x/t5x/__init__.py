@@ -1,1 +1,1 @@
-"""The plug-in for genuine T5X; nothing else imports it. See docs/t5x.md."""
+"""The plug-in for genuine T5X, see docs/t5x.md. No other room imports it."""

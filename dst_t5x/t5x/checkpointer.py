@@ -1,9 +1,9 @@
-"""What T5X starts from: a seed of any format that this package reads.
+"""Starts T5X from a seed in any format that this package reads.
 
-T5X's own restoring maps names to names, and what it does not find it may draw
-at random. Here the pretrained parameters are read, and the state before the
-first step is made of them: the seed is a copy of what was read, the optimizer's
-moments and the step are zero. A run that is resumed goes T5X's own way.
+T5X restores by names, and can replace missing parameters by random ones. This
+checkpointer reads all pretrained parameters and makes the state before the
+first step from them: the seed is a copy of them, and the optimizer's moments
+and the step are zero. Resuming a run uses T5X's own checkpointer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,10 @@ PyTree = Any
 
 
 def of_a_step(path: str) -> str:
-  """Returns a path that `t5x.eval` can take.
+  """Returns the path, checked for `t5x.eval`.
 
   Raises:
-    SystemExit: it does not end in a step. T5X would fail after all the work.
+    SystemExit: it does not end in a step. T5X would fail at the very end.
   """
   if not re.search(r'\d/?$', path):
     raise SystemExit(
@@ -47,9 +47,10 @@ def of_a_step(path: str) -> str:
 
 
 class SeedCheckpointer(checkpoints.Checkpointer):
-  """Restores a seed, for training, or a tuned model, for evaluation.
+  """Restores a seed for training, or a tuned model for evaluation.
 
-  For `utils.RestoreCheckpointConfig.checkpointer_cls`, with use_orbax=False.
+  Use it as `utils.RestoreCheckpointConfig.checkpointer_cls`, with
+  use_orbax=False.
   """
 
   def __init__(
@@ -61,14 +62,14 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     random_seed: int = 0,
     **options: Any,
   ) -> None:
-    """Takes what T5X gives any checkpointer, and what a seed needs.
+    """Stores the arguments.
 
     Args:
-      train_state: shapes of the state to restore.
+      train_state: the shapes of the state to restore.
       *arguments: see `checkpoints.Checkpointer`.
       network: the model, with the method's adapter if it has one.
-      task: whose vocabulary an adapter's texts are in.
-      random_seed: what an adapter's parameters are drawn from.
+      task: the task whose vocabulary encodes an adapter's texts.
+      random_seed: the seed of an adapter's initial parameters.
       **options: see `checkpoints.Checkpointer`.
     """
     self._network = network
@@ -88,13 +89,14 @@ class SeedCheckpointer(checkpoints.Checkpointer):
 
     Args:
       step: not used.
-      path: what `seeds.load_seed` takes.
-      state_transformation_fns: none are possible.
-      fallback_state: none is possible.
+      path: see `seeds.load_seed`.
+      state_transformation_fns: must be empty.
+      fallback_state: must be empty.
       lazy_parameters: not used.
 
     Raises:
-      SystemExit: there is no such seed, or it is not one of this model.
+      SystemExit: the seed cannot be loaded or does not fit this model, or an
+        argument must be empty and is not.
     """
     del step, lazy_parameters
     try:
@@ -110,8 +112,8 @@ class SeedCheckpointer(checkpoints.Checkpointer):
       raise SystemExit(f'error: {error}') from error
 
   def _tuned(self, found: seeds.Seed) -> train_state_lib.TrainState:
-    """Returns the state of a model that is evaluated."""
-    # T5X's own checkpoints do not say which adapter they have.
+    """Returns the state of a model for evaluation."""
+    # T5X's own checkpoints do not record their adapter.
     adapter = self._network.adapter
     if found.adapter.added and found.adapter != adapter:
       raise UserError(
@@ -159,7 +161,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     return features['targets'].vocabulary.encode(text)
 
   def _like_network(self, params: PyTree, expected: PyTree) -> PyTree:
-    """Returns unstacked parameters as the network has them, checked."""
+    """Checks unstacked parameters and gives them the network's structure."""
     expected = flax.core.unfreeze(expected)
     matching.check_matches(
       params, jax.eval_shape(stacking.unstack_layers, expected)
@@ -169,7 +171,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     return params
 
   def _place(self, params: PyTree, axes: PyTree) -> PyTree:
-    """Puts host arrays on the devices, each where its part is needed."""
+    """Returns host arrays on the devices, with the shardings of `axes`."""
     specs = parts.flatten(axes)
     placed = {
       path: partitioning.place(

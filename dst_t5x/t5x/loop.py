@@ -1,4 +1,4 @@
-"""T5X's trainer at the start of a run without gin, for a loop of one's own."""
+"""Makes T5X's trainer without gin, for a user's own training loop."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from dst_t5x.t5x import trainer as trainer_lib
 
 
 def logical_axis_rules() -> Any:
-  """Returns T5X's rules, and those for adapters' axes."""
+  """Returns T5X's rules, extended to adapters' axes."""
   added = [(axis, None) for axis in optimizer_lib.ADDED_AXES]
   return partitioning.standard_logical_axis_rules(additional_rules=added)
 
@@ -36,17 +36,18 @@ def trainer(
   """Returns the trainer before the first step.
 
   Args:
-    network: ours, or T5X's own.
-    projection: what is done to the parameters after the optimizer's step.
-    task: whose vocabularies the model has.
-    seed: what `seeds.load_seed` takes.
-    batch: features [batch, length], of the shapes of all batches.
+    network: a network of this package, or T5X's own.
+    projection: the method.
+    task: the task whose vocabularies the model has.
+    seed: the seed's path, see `seeds.load_seed`.
+    batch: features [batch, length]; all batches must have their shapes.
     learning_rate: step -> learning rate.
-    partitioner: T5X's; one device's copy of the model by default.
-    inner: T5X's optimizer; AdaFactor by default.
+    partitioner: a partitioner of T5X; by default each device has all
+      parameters.
+    inner: an optimizer of T5X; AdaFactor by default.
 
   Raises:
-    SystemExit: the seed cannot be loaded, or is not one of this network.
+    SystemExit: the seed cannot be loaded, or does not fit the network.
   """
   partitioner = partitioner or partitioning.PjitPartitioner(
     num_partitions=1, logical_axis_rules=logical_axis_rules()

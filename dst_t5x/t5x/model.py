@@ -1,4 +1,4 @@
-"""T5X's encoder-decoder model around our network, decoders and loss."""
+"""T5X's encoder-decoder model, made from our network, decoder and loss."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,9 +22,9 @@ from dst_t5x.models.t5 import network as network_lib
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):
-  """T5X's model, made of what the gin files of this package say.
+  """T5X's model, with the arguments that this package's gin files have.
 
-  It computes what T5X's does; only its arguments differ.
+  Its computation is that of T5X's model.
   """
 
   def __init__(
@@ -38,12 +38,12 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
     """Makes the model.
 
     Args:
-      network: ours, or T5X's own, perhaps with an adapter.
-      task: whose vocabularies the model has.
-      optimizer: T5X's, or one around it; None if nothing is trained.
-      decoder: `decoding.GreedyDecoder` or `decoding.BeamSearch`, which T5X's
-        own search then stands for; greedy by default.
-      loss: its settings.
+      network: a network of this package, or T5X's own; may have an adapter.
+      task: the task whose vocabularies the model has.
+      optimizer: an optimizer of T5X; None for evaluation and inference.
+      decoder: `decoding.GreedyDecoder` or `decoding.BeamSearch`, replaced by
+        T5X's own equivalent; greedy by default.
+      loss: the settings of T5X's loss.
     """
     loss = loss or losses.Loss()
     features = seqio.get_mixture_or_task(task).output_features
@@ -67,12 +67,12 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
 def _search(
   decoder: decoding.GreedyDecoder | decoding.BeamSearch | None,
 ) -> tuple[int, Callable[..., Any]]:
-  """Returns the beams, and T5X's function that does the same."""
+  """Returns the number of beams, and T5X's function equivalent to a decoder."""
   if isinstance(decoder, decoding.BeamSearch):
     search = functools.partial(t5x_decoding.beam_search, alpha=decoder.alpha)
     return decoder.num_beams, search
-  # T5X's beam search of one beam is not greedy: it goes on behind an end token,
-  # in search of a better one.
+  # T5X's beam search with one beam is not greedy: it continues after an end
+  # token to search for a better sequence.
   greedy = functools.partial(t5x_decoding.temperature_sample, temperature=0.0)
   return 1, greedy
 
@@ -88,18 +88,18 @@ class _WithAdapter:
     return getattr(self._module, name)
 
   def init(self, *args: Any, **kwargs: Any) -> Any:
-    """As `nn.Module.init`."""
+    """See `nn.Module.init`."""
     with nn.intercept_methods(self._intercept):
       return self._module.init(*args, **kwargs)
 
   def apply(self, *args: Any, **kwargs: Any) -> Any:
-    """As `nn.Module.apply`."""
+    """See `nn.Module.apply`."""
     with nn.intercept_methods(self._intercept):
       return self._module.apply(*args, **kwargs)
 
 
 class OwnNetwork(t5x_network.Transformer, api.Network):
-  """T5X's own T5 1.1, as far as T5X's loop asks for the model contract."""
+  """T5X's own T5 1.1, with the parts of the model contract that T5X needs."""
 
   @property
   def vocab_size(self) -> int:
@@ -119,7 +119,10 @@ class OwnNetwork(t5x_network.Transformer, api.Network):
 
 
 def t5x_own(like: network_lib.Transformer) -> OwnNetwork:
-  """Returns T5X's own T5 1.1 of our sizes; see gin/t5x/t5x_network.gin."""
+  """Returns T5X's own T5 1.1 with the sizes of a network of ours.
+
+  See gin/t5x/t5x_network.gin.
+  """
   names = {field.name for field in dataclasses.fields(t5x_network.T5Config)}
   settings = vars(like.config).items()
   return OwnNetwork(

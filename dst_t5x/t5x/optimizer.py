@@ -1,8 +1,8 @@
-"""Any optimizer of T5X, followed by a projection.
+"""An optimizer of T5X, followed by a projection.
 
-The state is T5X's own, `step` and `param_states`, and beside these what the
-projection needs: `seed`, θ⁰, and `projection`. Without a projection there is
-nothing beside them, and checkpoints are those of plain T5X.
+The state has T5X's own fields, `step` and `param_states`. With a projection it
+also has `seed`, θ⁰, `projection` and `refused_in_row`. Without one, checkpoints
+are those of plain T5X.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +23,24 @@ from dst_t5x.method import api as methods
 from dst_t5x.models import api
 
 PyTree = Any
-# What an optimizer state of T5X consists of.
+# The fields of an optimizer state of T5X.
 _INNER = ('step', 'param_states')
-# Names that adapters give to axes, of which T5X's rules know nothing.
+# The names of adapters' axes, which T5X's rules do not have.
 ADDED_AXES = ('lora_rank', 'prompt')
 
 
 class SubsetState(flax.struct.PyTreeNode):
-  """The optimizer's state and the projection's.
+  """The states of the optimizer and of the projection.
 
   Attributes:
-    step: int32 [].
-    param_states: the inner optimizer's, of what is trained.
-    seed: θ⁰ of what is trained; () where the projection keeps none. All NaN
-      until `SubsetOptimizer.begin` has set it: T5X initialises the state from
-      random parameters, which are not the seed.
-    projection: the projection's.
-    refused_in_row: int32 [], how many of the last steps changed nothing because
-      they were not finite; () without a projection.
+    step: int32 [], the number of completed steps.
+    param_states: the inner optimizer's states of the trained parameters.
+    seed: θ⁰ of the trained parameters; () if the projection does not keep it.
+      All NaN until `SubsetOptimizer.begin` sets it, because T5X initialises the
+      state from random parameters, which are not the seed.
+    projection: the projection's state.
+    refused_in_row: int32 [], how many of the last steps were refused in a row;
+      () without a projection.
   """
 
   step: jax.Array
@@ -51,16 +51,16 @@ class SubsetState(flax.struct.PyTreeNode):
 
 
 def logical_factor_rules() -> Mapping[str, adafactor.FactorDim]:
-  """Returns T5X's rules for AdaFactor, and those for adapters' axes."""
+  """Returns T5X's rules for AdaFactor, extended to adapters' axes."""
   added = dict.fromkeys(ADDED_AXES, adafactor.FactorDim.NONE)
   return {**adafactor.standard_logical_factor_rules(), **added}
 
 
 class SubsetOptimizer(optimizers.OptimizerDef):
-  """An optimizer of T5X that trains a part of the model, and projects.
+  """An optimizer of T5X that trains some of the parameters, and projects.
 
-  A step that is not finite is refused, as in `Trainer.train_step`: everything
-  stays as it was, but for the count of steps.
+  With a projection, a step that is not finite is refused, as in
+  `Trainer.train_step`: only the counts of steps change.
   """
 
   def __init__(
@@ -70,16 +70,16 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     projection: methods.Projection,
     trained: Sequence[str] | None = None,
   ) -> None:
-    """Takes what the method's gin file says.
+    """Stores the method's settings.
 
     Args:
-      inner: an optimizer of T5X, a MultiOptimizer too.
-      network: whose adapter is trained, if it has one.
-      projection: what is done to the parameters after the optimizer's step.
+      inner: an optimizer of T5X; may be a MultiOptimizer.
+      network: the network. If it has an adapter, only the adapter is trained.
+      projection: the method.
       trained: TRAINED; see `trained.expressions`.
 
     Raises:
-      UserError: these do not go together.
+      UserError: the arguments contradict each other.
     """
     self.inner = inner
     self.projection = projection
@@ -87,34 +87,34 @@ class SubsetOptimizer(optimizers.OptimizerDef):
 
   @property
   def hyper_params(self) -> Any:
-    """The inner optimizer's."""
+    """The hyperparameters of the inner optimizer."""
     return self.inner.hyper_params
 
   def update_hyper_params(self, **overrides: Any) -> Any:
-    """Returns the inner optimizer's, with `learning_rate`, say, replaced."""
+    """Returns them with some replaced, such as `learning_rate`."""
     return self.inner.update_hyper_params(**overrides)
 
   def set_param_axes(self, param_logical_axes: PyTree) -> None:
-    """Tells the inner optimizer the names of the axes of what is trained."""
+    """Passes the axis names of trained parameters to the inner optimizer."""
     if hasattr(self.inner, 'set_param_axes'):
       self.inner.set_param_axes(self.split(param_logical_axes)[0])
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
-    """Returns what is trained and what is frozen, in T5X's FrozenDicts."""
+    """Returns the trained and the frozen parameters, as T5X's FrozenDicts."""
     trained, frozen = parts.split(params, self._trained)
     return flax.core.freeze(trained), flax.core.freeze(frozen)
 
   def init_state(self, params: PyTree) -> SubsetState:
-    """Returns the state before the first step, for parameters of no meaning."""
+    """Returns the state for T5X's random parameters, with a seed of NaNs."""
     state = self._state(params)
     unknown = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.seed)
     return state.replace(seed=unknown)
 
   def begin(self, params: PyTree) -> optimizers.Optimizer:
-    """Returns the state before the first step from the seed; jittable.
+    """Returns the optimizer before the first step from the seed; jittable.
 
     Args:
-      params: the pretrained parameters, and those that an adapter adds.
+      params: the pretrained parameters, and an adapter's initial ones.
     """
     state = self._state(params)
     return optimizers.Optimizer(self, state, jax.tree.map(jnp.copy, params))
@@ -137,13 +137,13 @@ class SubsetOptimizer(optimizers.OptimizerDef):
   def apply_gradient(
     self, hyper_params: Any, params: PyTree, state: SubsetState, grads: PyTree
   ) -> tuple[PyTree, SubsetState]:
-    """One step of the paper's Algorithm 1: the optimizer, and the projection.
+    """Returns parameters and state after one step of the paper's Algorithm 1.
 
     Args:
-      hyper_params: the inner optimizer's.
-      params: θᵗ.
-      state: that goes with it.
-      grads: of all parameters; those of frozen ones are not used.
+      hyper_params: the hyperparameters of the inner optimizer.
+      params: θᵗ, all parameters.
+      state: the state at step t.
+      grads: the gradients of all parameters; frozen ones are ignored.
     """
     before, frozen = self.split(params)
     new_params, inner = self.inner.apply_gradient(
@@ -194,8 +194,8 @@ class SubsetOptimizer(optimizers.OptimizerDef):
   ) -> optimizers.Optimizer:
     """Returns the optimizer with the names of axes in place of its arrays.
 
-    The seed is sharded as the parameters are, and the inner optimizer's state
-    as this says; what the projection needs is small, and replicated.
+    The seed is sharded like the parameters, and the inner optimizer's state as
+    that optimizer defines. The projection's state is small and replicated.
     """
     axes, _ = self.split(param_logical_axes)
     inner = self.inner.derive_logical_axes(self._inner(optimizer), axes)
@@ -217,7 +217,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     )
 
   def state_dict(self, target: PyTree, state: SubsetState) -> Mapping[str, Any]:
-    """Returns nested dicts for checkpoints: the inner optimizer's and ours."""
+    """Returns target and state as nested dicts, for checkpoints."""
     inner = self._inner(optimizers.Optimizer(self, state, target))
     return {
       'target': serialization.to_state_dict(target),
@@ -231,7 +231,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     }
 
   def _ours(self, state: SubsetState) -> dict[str, PyTree]:
-    """Returns what the state has that T5X's has not."""
+    """Returns the fields that T5X's own state does not have."""
     if not self.projection.constrains:
       return {}
     names = ['projection', 'refused_in_row']
@@ -242,7 +242,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
   def restore_state(
     self, opt_target: PyTree, opt_state: SubsetState, state_dict: Any
   ) -> tuple[PyTree, SubsetState]:
-    """Returns target and state of the given structure from nested dicts."""
+    """Returns target and state from nested dicts, in the given structures."""
     content = state_dict['state']
     inner = self._inner(optimizers.Optimizer(self, opt_state, opt_target))
     restored = inner.restore_state(
@@ -264,7 +264,7 @@ class SubsetOptimizer(optimizers.OptimizerDef):
 
 
 def _with_empty(like: PyTree, content: Any) -> Any:
-  """Returns the content with what is empty, which T5X may have dropped."""
+  """Returns the content with empty dicts restored, which T5X may drop."""
   if not isinstance(content, Mapping):
     return content
   whole = serialization.to_state_dict(like)

@@ -1,4 +1,4 @@
-"""T5X's trainer, which looks at the seed before the first step."""
+"""T5X's trainer, which checks the seed and reports the subset."""
 
 from typing import Any
 
@@ -17,12 +17,11 @@ PyTree = Any
 
 
 class SubsetTrainer(trainer.Trainer):
-  """Refuses to tune what is no seed, and reports the subset.
+  """Checks the seed before the first step, and reports the subset.
 
-  T5X restores by names, and fills what a checkpoint lacks with random numbers
-  if it is told to (`fallback_to_scratch`). A seed that is not the pretrained
-  checkpoint would destroy the model without a word: the first projection resets
-  nearly all parameters to it.
+  T5X restores by names, and with `fallback_to_scratch` fills missing parameters
+  with random values. A seed that is not the pretrained checkpoint would destroy
+  the model silently: the first projection resets nearly all parameters to it.
   """
 
   def __init__(
@@ -34,12 +33,12 @@ class SubsetTrainer(trainer.Trainer):
     """Checks the seed; the other arguments are T5X's.
 
     Args:
-      train_state: as T5X has restored it.
-      max_refused_steps: how many steps in a row may be refused.
+      train_state: the state that T5X restored.
+      max_refused_steps: how many refused steps in a row end the run.
       **options: see `trainer.Trainer`.
 
     Raises:
-      SystemExit: the seed is none, or not that of the parameters.
+      SystemExit: the seed is not the one that the parameters come from.
     """
     self._max_refused_steps = max_refused_steps
     self._monitor: monitor.SubsetMonitor | None = None
@@ -81,7 +80,7 @@ class SubsetTrainer(trainer.Trainer):
   def _watched(
     self, train_state: train_state_lib.FlaxOptimTrainState
   ) -> tuple[PyTree, PyTree, PyTree]:
-    """Returns what is trained, the projection's state, and the seed."""
+    """Returns the trained parameters, the projection's state, and the seed."""
     optimizer = train_state._optimizer
     trained, _ = optimizer.optimizer_def.split(optimizer.target)
     return (
@@ -98,11 +97,17 @@ def check_seed(
 ) -> None:
   """Checks that the seed is the one that the parameters come from.
 
-  At the start of a run they are equal, and later they differ in as many places
-  as the budget allows. A seed of random numbers differs nearly everywhere.
+  At the start of a run the parameters equal the seed, and later they differ
+  from it in as many components as the budget allows. A random seed differs in
+  nearly all components.
+
+  Args:
+    definition: the optimizer.
+    params: all parameters.
+    state: the optimizer's state, with the seed.
 
   Raises:
-    UserError: it is not.
+    UserError: more components differ than the budget allows.
   """
   projection = definition.projection
   if not projection.constrains:

@@ -1,4 +1,4 @@
-"""Which checkpoint counts: the best by one metric, the best of each beside."""
+"""The best checkpoint by one metric, and the best score of each task."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what comes back, how large they are."""
+"""Checkpoints: which are kept, what is restored, and their sizes."""
 
 import pathlib
 
@@ -71,11 +71,11 @@ def test_the_best_is_kept_too(tmp_path, by, best):
     return best_lib.best_step(here, by)
 
   for step, value in values.items():
-    # Every one by another process, and evaluated after it was saved.
+    # Each is saved by another process, and evaluated after it was saved.
     folder = run_folder.RunFolder(tmp_path, 1, best_of)
     _save(folder, step)
     known[step] = value
-    if step == 30:  # One that was not evaluated.
+    if step == 30:  # A checkpoint that was not evaluated.
       _save(folder, 35)
     folder.close()
   folder = run_folder.RunFolder(tmp_path, 1, best_of)

@@ -1,4 +1,4 @@
-"""Hugging Face's folders, against transformers itself."""
+"""Hugging Face's folders of T5 1.1, compared with transformers."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def transformers():
 
 @pytest.fixture
 def torch_model(transformers):
-  """A model that transformers made; its head is its own, as in T5 1.1."""
+  """A model made by transformers, with a head of its own, as in T5 1.1."""
   torch = pytest.importorskip('torch')
   config = transformers.T5Config(
     vocab_size=48,
@@ -62,7 +62,7 @@ def _change_tensors(folder, change):
 
 
 def _assert_loads_whole(transformers, folder):
-  """Loads a folder in transformers; compares every tensor with our params."""
+  """Loads a folder in transformers, and compares all tensors with ours."""
   model, info = transformers.T5ForConditionalGeneration.from_pretrained(
     folder, output_loading_info=True
   )
@@ -257,7 +257,7 @@ def test_truncated_file_is_named(saved, kept):
 
 @pytest.mark.parametrize('stale', ['there', 'gone'])
 def test_one_file_goes_before_an_index(torch_model, tmp_path, stale):
-  """What is left of an older save over which a newer one was written."""
+  """The index is left over from an older save in the same folder."""
   torch_model.save_pretrained(tmp_path / 'old', max_shard_size='3KB')
   torch_model.shared.weight.data += 1
   torch_model.save_pretrained(tmp_path / 'new')
@@ -276,7 +276,7 @@ def test_one_file_goes_before_an_index(torch_model, tmp_path, stale):
 
 @pytest.mark.parametrize('with_head', [True, False])
 def test_what_save_model_writes_is_read(torch_model, tmp_path, with_head):
-  """Of tensors with several names, it keeps one, and not `shared.weight`."""
+  """It keeps one name of a shared tensor, which is not `shared.weight`."""
   safetensors_torch = pytest.importorskip('safetensors.torch')
   if not with_head:
     torch_model.lm_head.weight = torch_model.shared.weight

@@ -1,4 +1,4 @@
-"""What a config.json changes, against transformers itself."""
+"""The keys of a config.json, compared with transformers."""
 
 import dataclasses
 import inspect
@@ -54,7 +54,7 @@ def _with(base, tmp_path_factory, changes):
 
 
 def _their_logits(folder):
-  """Returns logits at all targets, by way of labels, as training has it."""
+  """Returns transformers' logits at all targets, by passing labels."""
   model = T5.from_pretrained(folder, dtype=torch.float32).eval()
   labels = torch.from_numpy(BATCH['decoder_target_tokens']).long()
   tokens = torch.from_numpy(BATCH['encoder_input_tokens']).long()
@@ -72,7 +72,7 @@ def _assert_same(ours, theirs):
 
 
 def _keys():
-  """Returns all keys that transformers writes, takes, or computes with."""
+  """Returns all keys that transformers writes, accepts, or computes with."""
   source = inspect.getsource(inspect.getmodule(T5))
   return sorted(
     set(transformers.T5Config().to_dict())
@@ -108,7 +108,7 @@ def test_what_is_not_refused_is_computed_alike(base, tmp_path_factory, changes):
     tiny_t5.assert_same_bits(hf_checkpoint.load(folder).params, base.params)
     try:
       theirs = _their_logits(folder)
-    except Exception:  # What it refuses, it says in many ways.
+    except Exception:  # Refused, by one of many kinds of errors.
       return
     _assert_same(base.logits, theirs)
   else:

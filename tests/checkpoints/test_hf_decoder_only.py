@@ -1,4 +1,4 @@
-"""Hugging Face's folders of decoder-only models, read and written."""
+"""Reading and writing Hugging Face's folders of decoder-only models."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Safetensors files that are no such files, or forged: one line for each."""
+"""Damaged and forged safetensors files: each gives an error of one line."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ from dst_t5x.core import errors
 
 
 def _write(path, header, data):
-  """Writes a file with any header: JSON, or bytes as they are."""
+  """Writes a file with the given header, JSON or bytes."""
   text = header if isinstance(header, bytes) else json.dumps(header).encode()
   path.write_bytes(struct.pack('<Q', len(text)) + text + data)
   return epath.Path(path)

@@ -1,4 +1,4 @@
-"""Finding out what a path holds, and whether it is the right model."""
+"""Loading seeds: the format of a path, and whether it is the right model."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def test_what_overflows_when_merged_is_named():
 
 
 def _subset_file(folder, **changes):
-  """Returns a subset file that says other things of its seed, and the seed."""
+  """Returns a subset file with a changed record of its seed, and the seed."""
   hf_checkpoint.save(folder / 'm', tiny_t5.random_params(), tiny_t5.NETWORK)
   seed = seeds.load_seed(folder / 'm')
   found = subsets.extract(seed.params, seed.params, seed.fingerprint)

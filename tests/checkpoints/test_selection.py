@@ -1,4 +1,4 @@
-"""Which trial counts: one rule, for sweeps and for reports."""
+"""The choice of the best trial: one rule for sweeps and reports."""
 
 from hypothesis import given
 from hypothesis import strategies as st

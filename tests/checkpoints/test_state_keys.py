@@ -1,4 +1,4 @@
-"""What the arrays of a training state are called in a checkpoint."""
+"""The keys of a training state's arrays in a checkpoint."""
 
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def test_keys_are_ours():
 
 
 class _Renamed(NamedTuple):
-  """Adam's state as another Optax may have it."""
+  """Adam's state, as another release of Optax could define it."""
 
   steps: Any
   first: Any
@@ -102,7 +102,7 @@ def _later_adam():
 
 
 def test_another_optax_goes_on():
-  """With other names of fields, and one more transformation around."""
+  """Fields have other names, and the state is wrapped in another one."""
   ours = optax.chain(optax.scale_by_adam(), optax.scale(-0.1))
   theirs = optax.chain(
     optax.identity(), optax.chain(_later_adam(), optax.scale(-0.1))

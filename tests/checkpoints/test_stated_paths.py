@@ -1,4 +1,4 @@
-"""Where a file says that its seed is: followed only as far as that is safe."""
+"""The path of the seed in a file: it is followed only where that is safe."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ UNASKED = 'is not looked for in an object store unasked: set INITIAL_CHECKPOINT'
 
 @pytest.fixture(scope='module')
 def seed(tmp_path_factory):
-  """A seed, where it is, and a subset of it."""
+  """A seed, its path, and a subset of it."""
   params = tiny_t5.random_params()
   folder = t5x_checkpoint.save(tmp_path_factory.mktemp('seed'), params, 3)
   found, _ = subsets.random_subset(params, 0.01, np.random.default_rng(0))
@@ -30,7 +30,7 @@ def seed(tmp_path_factory):
 
 
 def _write(path, seed, stated, **more):
-  """Writes a stranger's file; returns its path."""
+  """Writes an untrusted file; returns its path."""
   reference = {'fingerprint': seed[1].fingerprint, 'path': stated, **more}
   subset_lib.save(path, seed[1], {'seed': reference})
   return str(path)
@@ -38,7 +38,7 @@ def _write(path, seed, stated, **more):
 
 @pytest.fixture
 def requests():
-  """What is asked of any store, by whom it is asked."""
+  """The requests that any object store received."""
   found = []
 
   class Refusing(http.server.BaseHTTPRequestHandler):

@@ -48,14 +48,14 @@ def folder(tmp_path_factory):
 
 
 def _run(capsys, *arguments):
-  """Returns exit status, output and errors."""
+  """Runs the command; returns exit status, output and errors."""
   status = subset_command.main([str(a) for a in arguments])
   captured = capsys.readouterr()
   return status, captured.out, captured.err
 
 
 def _error(capsys, *arguments):
-  """Returns the one line of a command that fails."""
+  """Returns the one error line of a command that fails."""
   status, _, err = _run(capsys, *arguments)
   assert status == 1
   assert err.startswith('error: ')

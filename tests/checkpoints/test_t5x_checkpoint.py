@@ -118,7 +118,7 @@ def test_parent_means_the_newest_step(tmp_path, caplog):
 
 @pytest.mark.parametrize('kind', ['empty', 'arrays', 'tmp', 'file'])
 def test_what_is_not_whole_is_left_out(tmp_path, kind, caplog):
-  """As T5X leaves it when it is killed: the index comes last."""
+  """A killed T5X leaves folders without an index, which it writes last."""
   for step in (300, 400):
     t5x_checkpoint.save(tmp_path, tiny_t5.random_params(), step)
   newest = tmp_path / 'checkpoint_500'
@@ -185,7 +185,7 @@ VALUES = st.one_of(
 
 @st.composite
 def _forged(draw):
-  """Returns how to change one place of an index, from the top down."""
+  """Returns a function that changes one entry of an index, by its keys."""
   picks = draw(st.lists(st.integers(0, 9), max_size=7))
   value = draw(VALUES)
   key = draw(st.one_of(st.none(), st.integers(0, 3), st.text(max_size=2)))

@@ -1,4 +1,4 @@
-"""What methods train, counted before they do."""
+"""Budgets of methods, counted before training."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluation counts every example once, whoever shares the work and how."""
+"""Evaluation counts every example once, for any division of the work."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def mixture():
 
 @pytest.fixture(scope='module')
 def whole(mixture, tmp_path_factory):
-  """Everything in one batch by one process."""
+  """The evaluation in one batch by one process."""
   return evaluate_echo.evaluate(tmp_path_factory.mktemp('whole'), batch_size=12)
 
 

@@ -1,4 +1,4 @@
-"""The loss against plain NumPy."""
+"""The loss, compared with NumPy."""
 
 import typing
 
@@ -15,7 +15,7 @@ VOCABULARY = 7
 
 
 def _batch(packed=False):
-  """Three rows of targets with padding; packed: two sequences in a row."""
+  """Returns three rows of targets with padding; packed, two examples a row."""
   segments = np.array(
     [[1, 1, 1, 0, 0], [1, 1, 2, 2, 2], [0, 0, 0, 0, 0]], np.int32
   )
@@ -35,7 +35,7 @@ def _log_z(logits):
 
 
 def _cross_entropy(logits, targets, smoothing=0.0):
-  """KL divergence of the model from the smoothed targets, per token."""
+  """Returns the KL divergence from the smoothed targets, per token."""
   low = smoothing / (VOCABULARY - 1)
   wanted = np.where(
     np.arange(VOCABULARY) == targets[..., None], 1 - smoothing, low

@@ -65,7 +65,7 @@ def test_wrong_schedules(arguments, message):
 
 
 def _trees(count):
-  """Random trees with tensors that are factored and others that are not."""
+  """Returns random trees with factored and unfactored tensors."""
   generator = np.random.default_rng(0)
   return [
     jax.tree.map(
@@ -125,7 +125,7 @@ def test_unstacked_layers_get_plain_adafactor():
 
 @pytest.mark.slow
 def test_second_moments_do_not_depend_on_the_projection():
-  """Given the same gradients, they are those of a run without it."""
+  """With the same gradients, they equal those of a run without projection."""
   params, *gradients = _trees(4)
   init, update = _adafactor().make(0.01)
   free, bound = init(params), init(params)

@@ -1,4 +1,4 @@
-"""Every method learns 32 real rows of RTE by heart, from a trained seed."""
+"""Every method memorises 32 real rows of RTE, from a trained seed."""
 
 import functools
 import json
@@ -59,7 +59,7 @@ def _batch(rows, prefix=()):
 
 @pytest.fixture(scope='module')
 def rows(shared_data):
-  """RTE's rows as bytes: the hypothesis, which is short, and the label."""
+  """Rows of RTE as bytes: the hypothesis, which is short, and the label."""
   lines = (shared_data / 'super_glue/RTE/train.jsonl').read_text().splitlines()
   return [
     (
@@ -71,7 +71,7 @@ def rows(shared_data):
 
 
 def _states(trainer, params, constants, batches, steps):
-  """Yields step, parameters and loss now and then."""
+  """Yields step, parameters and loss at intervals."""
   state = jax.jit(trainer.init)(params)
   step = jax.jit(trainer.train_step, donate_argnums=0)
   for i in range(steps):
@@ -85,7 +85,7 @@ def _states(trainer, params, constants, batches, steps):
 
 @pytest.fixture(scope='module')
 def seed(rows):
-  """A model that knows the two answers, and other rows than the first 32."""
+  """A model trained on the two labels and on rows after the first 32."""
   model = network.Transformer(CONFIG)
   params = jax.jit(model.initialize)(jax.random.key(0))['params']
   trainer = _trainer(model, 0.01, projection.NoProjection())
@@ -112,7 +112,7 @@ def _logits(model, params, batch):
 
 
 def _is_learnt(model, params, batch, loss):
-  """Whether each label's first byte, which tells it, is the likeliest."""
+  """Returns whether each label's first byte is the most probable one."""
   first = np.argmax(_logits(model, params, batch)[:, 0], axis=-1)
   return loss < 0.05 and (first == batch['decoder_target_tokens'][:, 0]).all()
 

@@ -1,4 +1,4 @@
-"""Which device has what: one mesh, T5X's logical axis names."""
+"""The mesh and its shardings, from T5X's logical axis names."""
 
 import dataclasses
 import subprocess
@@ -44,7 +44,7 @@ def _by_rank(params):
 
 
 def _labels(params):
-  """Stands for shardings: each leaf is the path of its parameter."""
+  """Returns stand-ins for shardings: the paths of the parameters."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jax.tree_util.keystr(path), params
   )

@@ -1,4 +1,4 @@
-"""The training step: what one step is, and what a few of them do."""
+"""The training step: one step in detail, and a few in a row."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def _trainer(projection=DST, dropout=0.0, scan=False, **options):
 
 @pytest.fixture(scope='module')
 def seed():
-  """Parameters of a sensible size."""
+  """Parameters of a usual scale."""
   shapes = tiny_t5.shapes(CONFIG)
   generator = np.random.default_rng(0)
 
@@ -56,7 +56,7 @@ def seed():
 
 @pytest.fixture(scope='module')
 def batch():
-  """Six rows: the target is the input; some padding."""
+  """Six rows whose targets are their inputs, with some padding."""
   tokens = np.random.default_rng(1).integers(2, 48, (6, 8)).astype(np.int32)
   tokens[:3, 5:] = 0
   return {
@@ -92,7 +92,7 @@ def _differs(params, seed):
 
 
 def _free_of_silos(layout, params, seed):
-  """Counts what differs from the seed in its bits, silo by silo."""
+  """Counts the components whose bits differ from the seed's, by silo."""
   counts = np.zeros(len(layout.names), int)
   differs = jax.tree.leaves(_differs(params, seed))
   for leaf, mask in zip(layout.leaves, differs, strict=True):
@@ -130,7 +130,7 @@ def test_full_finetuning_changes_everything(seed, batch):
 
 
 def test_golden_losses(seed, batch):
-  """A change must be on purpose."""
+  """If the losses change, the change must be deliberate."""
   runs = _train(_trainer(), seed, batch, 5)
   found = [float(metrics['loss']) for _, metrics in runs]
   assert found == pytest.approx(GOLDEN, abs=1e-4)
@@ -356,7 +356,7 @@ def test_trainers_that_differ_in_numbers_share_a_program(seed, batch):
   rest = batch, jax.random.key(0), jnp.asarray(False)
 
   def take(projection, base, compare=False):
-    """Returns how many programs there are after a step."""
+    """Returns the number of compiled programs after a step."""
     schedule = optimizers.schedule(base, decay='linear', decay_steps=10)
     # All parts are equal, and no part is the same.
     trainer = trainer_lib.Trainer(

@@ -1,4 +1,4 @@
-"""Budgets: shares of ε, whole numbers, and nothing lost in rounding."""
+"""Budgets: exact shares of ε, split over silos without loss."""
 
 from fractions import Fraction
 

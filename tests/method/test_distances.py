@@ -1,4 +1,4 @@
-"""Distances, number by number."""
+"""Distances against values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -64,12 +64,12 @@ def test_random_scores():
   scores = np.asarray(distances.random_scores(positions, key))
   assert scores.min() >= 1
   assert scores.max() < 2**31
-  # About uniform: the quarters of the range are equally full.
+  # Nearly uniform: the quarters of the range have equal counts.
   quarters = np.bincount(scores >> 29, minlength=4)
   assert np.abs(quarters - 2**14).max() < 5 * np.sqrt(2**14)
   other = np.asarray(distances.random_scores(positions, key + 1))
   assert abs(np.corrcoef(scores, other)[0, 1]) < 0.02
-  # A score depends on nothing but its position.
+  # A score depends only on its position and salt.
   some = jnp.uint32([[5, 77], [2**16 - 1, 0]])
   np.testing.assert_array_equal(
     distances.random_scores(some, key), scores[np.asarray(some)]

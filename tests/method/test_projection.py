@@ -36,7 +36,7 @@ EPSILONS = (1e-7, 1e-3, 0.03, 0.25, 1.0)
 
 
 def make_tree(draw_tensor):
-  """Returns a tree of what `draw_tensor(shape)` gives."""
+  """Returns a tree of tensors drawn by `draw_tensor(shape)`."""
   return jax.tree.map(
     draw_tensor, SHAPES, is_leaf=lambda x: isinstance(x, tuple)
   )
@@ -71,7 +71,7 @@ def free_of_silos(params, seed):
 
 
 def check(new, seed, epsilon, distance='inverse_relative', state=None):
-  """One step against the reference, then the promises one by one."""
+  """Compares one step with the reference, then checks each guarantee."""
   method, apply = _jitted(epsilon, distance)
   params, state = apply(new, seed, state or method.init(seed))
   params = jax.device_get(params)

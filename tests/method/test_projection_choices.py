@@ -1,4 +1,4 @@
-"""What may be chosen of the projection: silos, exclusions, scales, churn."""
+"""The projection's options: silos, exclusions, normalizations, churn."""
 
 import functools
 import re
@@ -192,7 +192,7 @@ def test_without_churn_the_first_subset_stays(distance):
 
 @pytest.mark.parametrize('idle', [1, 3])
 def test_without_churn_a_step_that_moves_nothing_chooses_nothing(idle):
-  """Such as the first of a warm-up, whose learning rate is 0."""
+  """Such as the first step of a warm-up, whose learning rate is 0."""
   seed, new = _tree(4), _tree(5)
   choices = {'epsilon': 0.25, 'churn': False}
   _, init, apply = _jitted(**choices)

@@ -1,4 +1,4 @@
-"""The projection of parameters that lie on many devices."""
+"""The projection of sharded parameters."""
 
 import commands
 import pytest
@@ -8,7 +8,7 @@ from dst_t5x.method import thresholds
 
 @pytest.fixture(scope='module')
 def rows():
-  """Name of a setting -> what `project_sharded.py` found."""
+  """Name of a setting -> the result of `project_sharded.py`."""
   found = commands.rows_on_eight_devices('project_sharded.py')
   assert len(found) == 6
   return {row['name']: row for row in found}

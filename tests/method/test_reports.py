@@ -1,4 +1,4 @@
-"""Reports of the subset: its size and churn by silo, norms of what is free."""
+"""Reports of the subset: size and churn by silo, and norms over it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Silos: which component belongs where, stacked or not."""
+"""Silos: the silo of each component, in stacked and unstacked trees."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ LAYERS = 12  # So that layer 10 is not between 1 and 2.
 
 
 def _tree():
-  """A tree in T5's style, of arrays of unlike sizes."""
+  """Returns a tree with T5's paths, of arrays of different sizes."""
   r = np.random.default_rng(0)
   sizes = iter(range(2, 1000))
 

@@ -1,4 +1,4 @@
-"""The search by counting: exact, always ends, soon when started near."""
+"""The search by counting: exact, always ends, fast from a good guess."""
 
 import functools
 
@@ -19,7 +19,7 @@ INFINITY = 0x7F800000
 
 
 def _count(keys, positions, query):
-  """What the projection does with tensors, for a matrix of keys."""
+  """Returns the counts of a matrix of distances, as the projection does."""
   tie = query.tie[:, None]
   early = jnp.where(keys == tie, keys.shape[1] - positions, 0)
   keys = jnp.where(tie == 0, keys, early)
@@ -65,7 +65,7 @@ def bits(x):
 
 
 def _distributions():
-  """Distributions that a guess from two counts gets wrong, by name."""
+  """Returns distributions for which interpolation guesses badly, by name."""
   r = np.random.default_rng(0)
   zeros = np.zeros(SIZE, np.uint32)
   normal = bits(np.abs(r.standard_normal(SIZE)))

@@ -1,4 +1,4 @@
-"""The model contract, by a network that is nothing like T5."""
+"""The model contract, with a network that differs from T5 in every way."""
 
 import json
 
@@ -163,7 +163,7 @@ def test_it_is_served_with_several_subsets_in_one_batch(decoder):
 
 def test_what_cannot_be_mixed_is_not_served():
   class WithTable(causal_network.Causal):
-    """A parameter of the network itself, of which serving knows nothing."""
+    """A network with a parameter of its own, which serving cannot correct."""
 
     def setup(self):
       super().setup()
@@ -204,7 +204,7 @@ def test_it_is_budgeted_and_estimated():
 
 
 def test_an_adapter_needs_no_network_of_ours():
-  """Flax's own `Dense` and `DenseGeneral` are linear maps, too."""
+  """Flax's own `Dense` and `DenseGeneral` are linear maps too."""
   from flax import linen as nn
 
   class Foreign(nn.Module):

@@ -1,4 +1,4 @@
-"""Decoder-only networks, against Hugging Face's of the same weights."""
+"""Decoder-only networks, compared with transformers on the same weights."""
 
 import decoder_only
 from decoder_only import FAMILIES
@@ -107,7 +107,7 @@ PADDED = {
 
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_logits_of_decoding_are_those_of_the_whole(scan_layers):
-  """However a row is split into prompt and steps, and padded."""
+  """For any split of a row into prompt and steps, and any padding."""
   model = tiny('gemma3', scan_layers=scan_layers)
   params = random_params(tiny('gemma3'))
   params = stacking.stack_layers(params) if scan_layers else params
@@ -210,7 +210,7 @@ def test_scanning_and_rematerialising_change_nothing(changes):
 
 
 def test_remat_recomputes_the_layers():
-  """The backward pass of a rematerialised network saves fewer numbers."""
+  """The backward pass of a rematerialised network stores fewer values."""
   tokens = {'decoder_input_tokens': random_tokens(3, 8)}
 
   def residuals(model):

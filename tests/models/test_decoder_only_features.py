@@ -1,4 +1,4 @@
-"""What decoder-only networks are fed with: rows, prompts and losses."""
+"""The inputs of decoder-only networks: rows, prompts and losses."""
 
 from decoder_only import random_params
 from decoder_only import tiny

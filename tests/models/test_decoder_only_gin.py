@@ -63,7 +63,7 @@ def test_sizes(repository, name):
 
 
 def test_the_options_of_the_families(repository):
-  """The table of architectures, which parameter counts do not tell."""
+  """The options that do not change the number of parameters."""
 
   def rope(config):
     rope = config.rope

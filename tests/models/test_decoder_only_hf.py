@@ -1,4 +1,4 @@
-"""Hugging Face's config.json of decoder-only models, against transformers."""
+"""The config.json of decoder-only models, compared with transformers."""
 
 import dataclasses
 import inspect
@@ -32,7 +32,7 @@ def _content(family, **changes):
 
 
 def _their_logits(family, content):
-  """Returns the logits of transformers' model, as it reads a config.json."""
+  """Returns transformers' logits for a config.json."""
   config = transformers.AutoConfig.for_model(**content)
   config._attn_implementation = 'eager'
   other = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -72,7 +72,7 @@ def test_what_transformers_5_writes_is_read(family):
 
 
 def _keys(family):
-  """Returns all keys that transformers writes, takes, or computes with."""
+  """Returns all keys that transformers writes, accepts, or computes with."""
   content = _content(family)
   config = type(transformers.AutoConfig.for_model(**content))
   model = transformers.AutoModelForCausalLM._model_mapping[config]
@@ -132,7 +132,7 @@ def test_what_is_not_refused_is_computed_alike(family, data):
     return
   try:
     theirs = _their_logits(family, content)
-  except Exception:  # What it refuses, it says in many ways.
+  except Exception:  # Refused, by one of many kinds of errors.
     return
   np.testing.assert_allclose(_our_logits(family, content), theirs, atol=1e-4)
 

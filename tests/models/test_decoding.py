@@ -1,4 +1,4 @@
-"""Greedy and beam search, against Hugging Face, NumPy, and full sequences."""
+"""Greedy and beam search, compared with transformers, NumPy and full rows."""
 
 import functools
 
@@ -30,7 +30,7 @@ def small(**changes):
 
 
 def ending_params(model):
-  """Random params under which sequences of several lengths are probable."""
+  """Returns random parameters that give sequences of several lengths."""
   params = random_params(model, seed=5)
   params['decoder']['logits_dense']['kernel'][:, EOS] *= 3
   return params
@@ -49,13 +49,13 @@ def decode(decoder, model, params, tokens, length=LENGTH, eos_id=EOS):
 
 
 def lengths(tokens):
-  """Number of tokens with the end token; all of them where there is none."""
+  """Returns the number of tokens with the end token; all if there is none."""
   ends = tokens == EOS
   return np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
 
 
 def brute_force_beam(following, num_beams, alpha):
-  """Beam search from the formula: every continuation is listed and sorted."""
+  """Beam search by the formula: lists and sorts every continuation."""
   live, finished = [(0.0, ())], []
   for length in range(1, LENGTH + 1):
     candidates = [
@@ -85,7 +85,7 @@ def brute_force_greedy(following):
 
 @pytest.fixture(scope='module')
 def setup():
-  """A network, its params, and inputs with outputs of differing length."""
+  """A network, its parameters, and inputs with outputs of several lengths."""
   model = small()
   tokens = random_batch(6, 9, 1, seed=1)['encoder_input_tokens']
   return model, ending_params(model), tokens
@@ -236,7 +236,7 @@ def test_another_end_token(setup):
 
 
 def test_decoding_ends_with_the_last_sequence(setup, monkeypatch):
-  """Counts the steps that are really run."""
+  """Counts the decoding steps that run."""
   model, params, tokens = setup
   found, _ = decode(DECODERS['greedy'], *setup)
   ended = (found == EOS).any(1)
@@ -261,7 +261,7 @@ def test_decoding_ends_with_the_last_sequence(setup, monkeypatch):
 
 
 def cached_logits(model, params, batch, remember):
-  """Returns logits of every position, one decoding step at a time."""
+  """Returns the logits of every position, one decoding step at a time."""
   length = batch['decoder_input_tokens'].shape[1]
   encoder_tokens = batch['encoder_input_tokens']
   variables = {'params': params}
@@ -318,7 +318,7 @@ def test_cached_logits_equal_those_of_the_sequence(remember, scan_layers):
 
 
 def test_the_cache_is_one_that_t5x_can_drive():
-  """All leaves lead with the batch (layer, batch) axis, but `cache_index`."""
+  """All leaves but `cache_index` begin with the axes batch, or layer, batch."""
   ones = {
     name: np.ones_like(tokens) for name, tokens in random_batch(5, 7, 4).items()
   }

@@ -1,4 +1,4 @@
-"""Tests of dropout whose bits are drawn before."""
+"""Dropout whose bits are drawn in advance."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Families of models plug in as data: T5 1.1, and one that only this test has.
 
-Its models are `causal_network.Causal`; nothing but the class below knows how
-they are called elsewhere.
+Its models are `causal_network.Causal`. Only the class below knows their names
+in Hugging Face's format.
 """
 
 import json
@@ -103,7 +103,7 @@ def params():
 
 
 def _changed(folder, tensors=None, **stated):
-  """Changes files of a folder; a tensor of None goes."""
+  """Changes files of a folder; a tensor of None is removed."""
   file = folder / 'config.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | stated))
   weights = folder / 'model.safetensors'

@@ -1,4 +1,4 @@
-"""The network: its parameters, and its logits in all its variants."""
+"""T5 1.1: its parameters, and the logits of all its variants."""
 
 import functools
 import pathlib
@@ -56,7 +56,7 @@ def shapes(tree):
 
 
 def expected_shapes(config):
-  """The paths and shapes of T5X's t5x.examples.t5.network, by rule."""
+  """Returns the paths and shapes of T5X's `t5x.examples.t5.network`."""
   joined = config.num_heads * config.head_dim
   attend = {
     'query/kernel': (config.emb_dim, joined),
@@ -295,7 +295,7 @@ def test_scanning_and_rematerialising_change_nothing(changes):
 
 
 def test_remat_recomputes_the_layers():
-  """The backward pass of a rematerialised network saves fewer numbers."""
+  """The backward pass of a rematerialised network stores fewer values."""
   data = random_batch(3, 8, 6)
 
   def residuals(model):

@@ -1,4 +1,4 @@
-"""A user's mistakes end in one line, before any training."""
+"""A user's mistakes end in one error line, before any training."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from dst_t5x.core.errors import UserError
 
 
 def _message(arguments, binary='train'):
-  """Returns the line that a binary ends with; it runs in this process."""
+  """Returns the error line of a binary that runs in this process."""
   with pytest.raises(UserError) as caught:
     commands.call(binary, *arguments)
   message = str(caught.value)
@@ -221,7 +221,7 @@ def test_a_damaged_run_file(toy_seed, tmp_path, content):
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', ['gone', 'cut', 'empty'])
 def test_a_damaged_checkpoint(toy_seed, toy_run, tmp_path, damage):
-  """Whichever file is damaged: one line, or it did not matter."""
+  """Any damaged file gives one error line, or does not matter."""
   files = sorted(
     file.relative_to(toy_run)
     for file in (toy_run / 'checkpoints' / '40').rglob('*')

@@ -1,4 +1,4 @@
-"""The binaries together: seeds of all formats, evaluation, decoding, meshes."""
+"""The binaries in combination: seeds, evaluation, decoding, meshes."""
 
 import functools
 import json
@@ -69,7 +69,7 @@ def _infer(checkpoint, folder, *arguments):
 
 
 def _overlap(one, other):
-  """Returns which share of a subset's components another one has too."""
+  """Returns the share of a subset's components that another one has too."""
   common = sum(
     len(np.intersect1d(positions, other.positions.get(name, [])))
     for name, positions in one.positions.items()
@@ -267,7 +267,7 @@ def plain_run(toy_seed, tmp_path_factory):
 
 
 def _assert_nearly_the_same(folder, other):
-  """Other roundings: a few components trade places."""
+  """Asserts equality up to a few components, which differ by rounding."""
   ours, theirs = (subset.load(f / 'last.dst')[0] for f in (folder, other))
   assert ours.size == theirs.size == 393
   assert _overlap(ours, theirs) > 0.95

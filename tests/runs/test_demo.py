@@ -1,4 +1,4 @@
-"""The demonstration, cut short: everything that it leaves, twice."""
+"""The demonstration with fewer steps: its files after one and two calls."""
 
 import json
 
@@ -8,15 +8,18 @@ from dst_t5x import subsets
 from dst_t5x.analysis import report
 from dst_t5x.core.errors import UserError
 from dst_t5x.runs import demo
+from dst_t5x.runs import demonstrations
 
 
 def _cut_short(monkeypatch):
   kept = ('full', 'dst_1e-2', 'random_1e-2')
   monkeypatch.setattr(demo, '_PRETRAIN_STEPS', 40)
   monkeypatch.setattr(demo, '_STEPS', 4)
-  call = demo._call
+  call = demonstrations.call
   monkeypatch.setattr(
-    demo, '_call', lambda *given: call(*given, '--gin.EVAL_EXAMPLES=64')
+    demonstrations,
+    'call',
+    lambda *given: call(*given, '--gin.EVAL_EXAMPLES=64'),
   )
   monkeypatch.setattr(
     demo, 'TUNINGS', tuple(t for t in demo.TUNINGS if t.name in kept)

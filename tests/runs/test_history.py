@@ -1,4 +1,4 @@
-"""The subsets of a run's checkpoints: what is kept, and said of them."""
+"""The subsets of a run's checkpoints: their files and their reports."""
 
 import analysis_runs
 from hypothesis import given

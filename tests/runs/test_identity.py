@@ -1,4 +1,4 @@
-"""What `run.json` says of a run, and which changes it notices."""
+"""The identity of a run in `run.json`, and the changes that it detects."""
 
 import json
 import re
@@ -105,7 +105,7 @@ _FREE = (
 
 @pytest.mark.parametrize('method', METHODS)
 def test_every_setting_is_noticed(method):
-  """None that gin binds, and that a step may depend on, is left out."""
+  """No setting that gin binds and a step depends on is left out."""
   _parse(method, '--gin_file=gin/tasks/jsonl.gin')
   before = identity.of(training.train)
   reach = check.Reach([gin_names.reference_to(training.train)])
@@ -169,7 +169,7 @@ def _write(folder, settings, **more):
 
 
 def test_defaults_are_part_of_a_run(tmp_path):
-  """A later version may have others; or settings that are new."""
+  """A later version can change defaults, or add settings."""
   _parse('dst')
   ours = identity.of(training.train)
   said = json.loads(json.dumps(ours.settings))
@@ -226,7 +226,7 @@ PROJECTION = @{module}.Columns()
 
 
 def test_a_module_may_move(toy_seed, tmp_path, monkeypatch):
-  """The run goes on, to the same bits; it names no module."""
+  """The run continues to the same bits: its record names no module."""
   monkeypatch.syspath_prepend(tmp_path)
 
   def train(module, folder, steps, columns=3):

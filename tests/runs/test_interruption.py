@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted, or repeated end as if nothing happened."""
+"""Runs that are killed, interrupted or repeated end as if they were not."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ STEPS = 40
 
 
 def _wait_for(process, happened):
-  """Waits until something happened, or the process ended before."""
+  """Waits until a condition holds or the process ends."""
   deadline = time.monotonic() + commands.TIMEOUT
   while process.poll() is None and not happened():
     assert time.monotonic() < deadline
@@ -35,7 +35,7 @@ def _interrupt(arguments, happened, how=signal.SIGKILL):
 
 
 def _saving(folder):
-  """Whether a checkpoint is being written at this moment."""
+  """Returns whether a checkpoint is being written now."""
   return any('tmp' in p.name for p in (folder / 'checkpoints').glob('*'))
 
 
@@ -132,7 +132,7 @@ def _assert_same(folder, other):
 
 
 def _metrics(folder):
-  """The rows that all runs write, without what depends on the clock."""
+  """Returns the rows of metrics without values that depend on the clock."""
   rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
   return [
     {k: v for k, v in row.items() if not k.startswith(('speed/', 'free/churn'))}

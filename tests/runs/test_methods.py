@@ -1,4 +1,4 @@
-"""Every method, run as a user runs it: what it trains, saves and leaves."""
+"""Every method as a user runs it: what it trains and writes."""
 
 import json
 
@@ -30,7 +30,7 @@ def _train(seed, method, folder, steps):
 
 @pytest.fixture(scope='module', params=_TRAINED)
 def run(request, toy_seed, tmp_path_factory):
-  """Name and folder of a method's run of 12 steps."""
+  """The name and the folder of a method's run of 12 steps."""
   folder = tmp_path_factory.mktemp('methods') / request.param
   _train(toy_seed, request.param, folder, 12)
   return request.param, folder
@@ -119,7 +119,7 @@ def test_no_churn_with_a_warm_up_trains(toy_seed, tmp_path, caplog):
 
 
 def test_what_trains_nothing_says_so(toy_seed, tmp_path, caplog):
-  """Here the updates are lost in the parameters' roundings."""
+  """Here the updates are lost in the rounding of the parameters."""
   commands.call(
     'train',
     *commands.finetune(toy_seed, 'dst_no_churn'),

@@ -1,4 +1,4 @@
-"""What is written while training, and what of it a resumed run keeps."""
+"""The metrics written during training, and those a resumed run keeps."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Runs, seeds and vocabularies in object stores, which speak over HTTP."""
+"""Runs, seeds and vocabularies in object stores, over HTTP."""
 
 import http.server
 import json
@@ -200,7 +200,7 @@ def test_a_missing_bucket_is_not_made(store, seed, toy_seed):
 
 
 class _Denying(http.server.BaseHTTPRequestHandler):
-  """Says to every request what the stores say to those without permission."""
+  """Answers every request as object stores do without permission."""
 
   def do_GET(self):
     self.rfile.read(int(self.headers.get('Content-Length', 0)))

@@ -1,4 +1,4 @@
-"""The docs' method and adapter of your own, trained as a user trains them."""
+"""The user-defined method and adapter of the docs, trained by commands."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def _write(repository, folder, heading, name):
 
 @pytest.fixture
 def largest(repository, toy_seed, tmp_path, monkeypatch):
-  """The docs' method, as arguments of `train`."""
+  """The arguments of `train` for the docs' method."""
   _write(repository, tmp_path, 'A method of your own', 'largest')
   monkeypatch.syspath_prepend(tmp_path)
   arguments = commands.finetune(toy_seed, 'full')

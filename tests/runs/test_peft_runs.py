@@ -1,4 +1,4 @@
-"""What a run with an adapter leaves, and what the commands do with it."""
+"""The artifact of a run with an adapter, and its use in commands."""
 
 import json
 

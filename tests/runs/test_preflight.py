@@ -1,4 +1,4 @@
-"""What preflight finds; on several hosts, see test_processes.py."""
+"""The checks of preflight; test_processes.py has those of several hosts."""
 
 import commands
 import jax

@@ -1,4 +1,4 @@
-"""Several real processes, on the loopback interface, train together."""
+"""Several real processes train together, over the loopback interface."""
 
 import fcntl
 import json
@@ -21,10 +21,10 @@ def _start(module, count, *arguments, of_one=None):
   """Starts a binary as several processes.
 
   Args:
-    module: of the package.
-    count: how many processes.
-    *arguments: of all of them.
-    of_one: process -> further arguments.
+    module: a module of the package.
+    count: the number of processes.
+    *arguments: the arguments of all processes.
+    of_one: process -> further arguments of that process.
   """
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
@@ -46,7 +46,7 @@ def _start(module, count, *arguments, of_one=None):
 
 
 def _finish(processes):
-  """Waits for all; returns their exit status and errors."""
+  """Waits for all processes; returns their exit status and errors."""
   timeout = commands.TIMEOUT * len(processes)  # They share the cores.
   try:
     ended = [commands.finish(process, timeout) for process in processes]
@@ -100,7 +100,7 @@ def one(toy_seed, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(toy_seed, tmp_path_factory):
-  """The same run of two processes, and what they said."""
+  """The same run of two processes, and their output."""
   folder = tmp_path_factory.mktemp('two') / 'run'
   return folder, _train(2, *_arguments(toy_seed, folder))
 
@@ -261,7 +261,7 @@ def test_a_folder_that_is_not_shared(toy_seed, tmp_path):
 
 @pytest.fixture(scope='module')
 def four(toy_seed, tmp_path_factory):
-  """Half a run of four processes, with all axes and with divided data."""
+  """Half a run of four processes, with all mesh axes and with data shards."""
   folder = tmp_path_factory.mktemp('four') / 'run'
   mesh = {'FSDP': 2, 'MODEL_PARALLELISM': 2}
   _train(
@@ -274,7 +274,7 @@ def four(toy_seed, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one_with_divided_data(toy_seed, tmp_path_factory):
-  """The whole run of one process."""
+  """The whole run by one process."""
   folder = tmp_path_factory.mktemp('divided') / 'run'
   for steps in STEPS // 2, STEPS:
     commands.call(

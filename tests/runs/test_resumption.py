@@ -1,4 +1,4 @@
-"""What a run may go on from, and that no step is lost to an evaluation."""
+"""What a run can resume from, and that a failed evaluation loses no step."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_a_refused_step_is_never_the_best(toy_seed, tmp_path):
 
 
 def test_another_metric_goes_by_the_checkpoints_there_are(toy_seed, tmp_path):
-  """What was evaluated and not kept cannot be had any more."""
+  """An evaluated checkpoint that was not kept cannot become the best."""
   folder = tmp_path / 'run'
   plan = {'EVAL_PERIOD': 3, 'LEARNING_RATE': 2.0, 'CHECKPOINT_PERIOD': 6}
   _train(toy_seed, folder, TRAIN_STEPS=6, **plan)
@@ -117,7 +117,7 @@ def short_run(toy_seed, tmp_path_factory):
 
 
 def _without_record(folder):
-  """Makes a checkpoint one of those that do not say what run they are of."""
+  """Removes the run's record from a checkpoint."""
   (file,) = folder.glob('checkpoints/*/about/metadata')
   about = json.loads(file.read_text())
   del about['run']
@@ -184,7 +184,7 @@ def test_checkpoints_that_nothing_is_known_of(toy_seed, short_run, tmp_path):
 
 
 def test_another_optax_goes_on(toy_seed, tmp_path, monkeypatch):
-  """One that puts a transformation more around the others."""
+  """The other Optax wraps the optimizer in one more transformation."""
   whole, folder = tmp_path / 'whole', tmp_path / 'run'
   _train(toy_seed, whole, TRAIN_STEPS=4)
   _train(toy_seed, folder, TRAIN_STEPS=2)

@@ -1,4 +1,4 @@
-"""`python -m dst_t5x.serve` as a process."""
+"""`python -m dst_t5x.serve` as a separate process."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ def _started(*options):
 
 
 def _call(url, content=None, method=None):
-  """Returns status and content."""
+  """Returns the status and the content of a response."""
   data = None if content is None else json.dumps(content).encode()
   request = urllib.request.Request(
     url, data, {'Content-Type': 'application/json'}, method=method
@@ -68,7 +68,7 @@ def _call(url, content=None, method=None):
 
 @pytest.fixture(scope='module')
 def server(toy_seed, folder):
-  """The address of a server; subsets are not added to it."""
+  """The address of a server; tests add no subsets to it."""
   with _started(*_options(toy_seed, folder)) as (_, url):
     yield url
 
@@ -143,7 +143,7 @@ def test_what_makes_no_sense(tmp_path, capsys, options, message):
 
 
 def test_it_does_what_its_description_says(toy_seed, tmp_path):
-  """Schemathesis makes requests of the description, good ones and bad."""
+  """Schemathesis makes valid and invalid requests from the description."""
   program = shutil.which('schemathesis')
   if not program:
     pytest.skip('no program schemathesis')

@@ -1,4 +1,4 @@
-"""The server: over HTTP, in this process; as a process in test_serve.py."""
+"""The server over HTTP, in this process; test_serve.py has a separate one."""
 
 import base64
 import threading
@@ -32,7 +32,7 @@ def _file(number, share=0.02, about=None):
 
 @pytest.fixture
 def make(tmp_path):
-  """Returns a function that starts a server; all are ended."""
+  """Returns a function that starts a server; ends all servers afterwards."""
   clients = []
 
   def start(limits=None, token=None, hosts=None, **options):
@@ -141,7 +141,7 @@ def test_requests_at_once_are_mixed(make):
 
 
 def _damaged(kind):
-  """Returns what a stranger might send."""
+  """Returns damaged or foreign files that a client could send."""
   good = _file(1)
   if kind == 'nothing':
     return b''

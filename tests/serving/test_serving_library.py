@@ -1,4 +1,4 @@
-"""The server's subsets: what a client is answered is its own subset's."""
+"""The server's subsets: each client gets answers of its own subset."""
 
 import base64
 import contextlib
@@ -35,7 +35,7 @@ TEXTS = over_http.TEXTS
 
 
 def _tuned(number):
-  """Returns a subset; those of all numbers have files of equal size."""
+  """Returns the subset of a number; all their files have the same size."""
   found, _ = over_http._subset(1)
   values = {path: its * (1 + number) for path, its in found.values.items()}
   return subset_lib.Subset(
@@ -108,7 +108,7 @@ def test_a_sent_file_that_was_changed_on_the_disk(make, tmp_path, wrong):  # noq
 
 
 def test_one_request_is_answered_with_one_version(make):  # noqa: F811
-  """A name that is replaced between any two inputs of a request."""
+  """A subset is replaced between two inputs of a request."""
   client = make(LIMITS)
   client.put('/subsets/s', content=FILES[0])
   texts = client.service._texts
@@ -182,7 +182,7 @@ def test_what_is_used_is_kept_longest(tmp_path):
 
 
 class Requests(stateful.RuleBasedStateMachine):
-  """Two servers on one folder, and whoever copies files into it."""
+  """Two servers on one folder, and a user who copies files into it."""
 
   def __init__(self):
     super().__init__()
@@ -290,7 +290,7 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path):
 
 
 def _with_about(text):
-  """Returns a subset file whose metadata are any text, or none at all."""
+  """Returns a subset file with the given metadata, or without any."""
   blob = file.pack(content.to_arrays(_tuned(0)), {})
   end = 8 + int.from_bytes(blob[:8], 'little')
   header = json.loads(blob[8:end])
@@ -327,7 +327,7 @@ def served(tmp_path_factory):
 
 
 def _assert_list_is_whole(client, odd):
-  """The list is there, with the good subset; returns what is said of `odd`."""
+  """Asserts that the list has the good subset; returns the entry of `odd`."""
   response = client.get('/subsets')
   assert response.status_code == 200, response.text
   listing = response.json()
@@ -456,7 +456,7 @@ def test_a_folder_is_no_subset(make, tmp_path):  # noqa: F811
 
 @contextlib.contextmanager
 def _full_disk():
-  """Files get no longer than some bytes, as if the disk were full."""
+  """Limits the size of files, as if the disk were full."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   logging.disable()  # What is logged goes into pytest's files.
   resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, limits[1]))
@@ -496,7 +496,7 @@ def test_leftovers_are_swept_when_a_server_starts(tmp_path):
 
 
 def test_a_list_reads_only_what_changed(tmp_path, monkeypatch):
-  """However little memory there is; damaged files, too, are read once."""
+  """With little memory too; damaged files are also read only once."""
   # Else the test would have to wait until the files are old enough.
   monkeypatch.setattr(contents, 'SETTLED_SECONDS', -1e9)
   read = []

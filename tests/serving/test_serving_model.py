@@ -1,4 +1,4 @@
-"""Each row is decoded with its own subset, as a dense model would."""
+"""Each row is decoded with its own subset, as by a dense model."""
 
 from flax import linen as nn
 import jax
@@ -99,7 +99,7 @@ def test_logits_of_a_mixed_batch():
 
 
 def test_every_kind_of_tensor_counts():
-  """All that is tuned lies in one tensor, and it is mixed with others."""
+  """A subset in a single tensor is mixed with other subsets."""
   served = serving.model()
   whole, _ = serving.subset(1.0, 1)
   for path, values in whole.values.items():
@@ -136,7 +136,7 @@ def test_concentrated_subsets_take_rounds():
 
 
 def test_many_rounds(monkeypatch):
-  """Rooms that are far too small; the answer is that of a dense model."""
+  """Rooms are far too small; the answers still equal a dense model's."""
   monkeypatch.setattr(on_device, 'SLACKS', (1,))
   monkeypatch.setattr(on_device, 'LEAST_CAPACITY', 1)
   monkeypatch.setattr(
@@ -286,7 +286,7 @@ def test_placed_memory():
 
 
 def test_a_slot_without_an_entry_points_to_its_own_row():
-  """What lies there otherwise may be another example's, and infinite."""
+  """Otherwise it could read an infinite value of another example."""
   tensors = on_device.Tensors(('layer/kernel',), ((3, 4),))
   slots = slots_lib.slots_of((3,))
   spread = slots_lib.Spread(

@@ -31,7 +31,7 @@ _FILES = {
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Three subsets, and a file that is none."""
+  """Three subset files and a damaged one."""
   folder = tmp_path_factory.mktemp('subsets')
   for i, (name, about) in enumerate(_FILES.items()):
     random = np.random.default_rng(i)
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-  """A real one."""
+  """A real browser."""
   webdriver = pytest.importorskip('selenium.webdriver')
   driver = shutil.which('chromedriver')
   program = shutil.which('chromium') or shutil.which('google-chrome')
@@ -68,7 +68,7 @@ def browser(tmp_path_factory):
 
 
 class _Page:
-  """The page of a service, as somebody sees it."""
+  """The page of a service, as a user sees it."""
 
   def __init__(self, browser, service, port):
     from selenium.webdriver.support import ui
@@ -97,7 +97,7 @@ class _Page:
     self.find('go').click()
 
   def problems(self):
-    """Returns what the browser says of the page, since the last time."""
+    """Returns the browser's messages about the page since the last call."""
     log = self.browser.get_log('browser')
     return [entry['message'] for entry in log if entry['level'] == 'SEVERE']
 

@@ -1,4 +1,4 @@
-"""What becomes of requests that are odd, cut, or whose client has gone."""
+"""Requests that are malformed or cut, or whose client disconnects."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def _generate(address, *inputs):
 
 
 def _leave(connection, how):
-  """Closes a connection, with its end announced or not."""
+  """Closes a connection, normally or with a reset."""
   if how == 'reset':
     linger = struct.pack('ii', 1, 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -69,7 +69,7 @@ def _leave(connection, how):
 
 
 def _until(condition):
-  """Waits for something that happens in another thread."""
+  """Waits until a condition holds that another thread makes true."""
   end = time.monotonic() + 60
   while not condition():
     assert time.monotonic() < end
@@ -77,7 +77,7 @@ def _until(condition):
 
 
 def _ended(service):
-  """Returns {(path, status): how many requests ended so}."""
+  """Returns (path, status) -> number of requests that ended so."""
   found = re.findall(
     r'dst_requests_total\{path="(.*)",status="(.*)"\} (.*)',
     service.metrics.text().decode(),
@@ -245,7 +245,7 @@ def test_what_is_no_text(tmp_path, text):
 
 
 class _Watched(seqio.ByteVocabulary):
-  """Remembers the longest text that it was asked to encode."""
+  """A vocabulary that records the longest text it has encoded."""
 
   longest = 0
 
@@ -279,7 +279,7 @@ def test_long_inputs_are_refused_before_any_work(length):
   ],
 )
 def test_a_body_must_say_that_it_is_json(tmp_path, header, status):
-  """What a page of another site sends does not reach the model."""
+  """A request from a page of another site does not reach the model."""
   headers = {} if header is None else {'Content-Type': header}
   headers['Origin'] = 'https://elsewhere.example'
   with _client(tmp_path) as client:
@@ -359,7 +359,7 @@ def test_what_is_no_token(tmp_path, monkeypatch, text, in_file):
 
 
 def _token(folder, monkeypatch, text, in_file):
-  """Returns what the server reads from a file, or from the environment."""
+  """Returns the token that the server reads from a file or the environment."""
   if not in_file:
     monkeypatch.setenv(server.TOKEN_VARIABLE, text)
     return server._token(None)

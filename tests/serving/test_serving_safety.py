@@ -1,4 +1,4 @@
-"""Whatever happens, the seed's bits are intact and answers are right."""
+"""After any failure, the seed's bits are intact and answers are right."""
 
 import contextlib
 import functools

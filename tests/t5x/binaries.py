@@ -1,4 +1,4 @@
-"""T5X's binaries on the toy task, in this process or in one of their own."""
+"""T5X's binaries on the toy task, in this process or a separate one."""
 
 import contextlib
 import importlib
@@ -17,7 +17,7 @@ FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'infer': 'infer'}
 
 
 def call(name, *flags):
-  """Does what `python -m t5x.<name>` does, but in this process."""
+  """Does in this process what `python -m t5x.<name>` does."""
   module = importlib.import_module(f't5x.{name}')
   function = getattr(module, FUNCTIONS[name])
   with parsed(name, *flags):
@@ -45,7 +45,7 @@ def parsed(name, *flags):
 
 
 def start(log, name, *flags):
-  """Starts `python -m t5x.<name>`, which writes to the file `log`."""
+  """Starts `python -m t5x.<name>` with its output in the file `log`."""
   paths = [ROOT, TESTS, os.environ.get('PYTHONPATH', '')]
   with open(log, 'w', encoding='utf-8') as output:
     return subprocess.Popen(

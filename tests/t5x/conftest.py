@@ -1,4 +1,4 @@
-"""Where T5X is not installed, none of these tests can run."""
+"""Skips all tests of this folder if T5X is not installed."""
 
 import gc
 import importlib.util
@@ -15,7 +15,7 @@ _OF_T5X = (
 
 
 class _Skipped(pytest.Module):
-  """A test file that is not even imported."""
+  """A test file that is skipped without being imported."""
 
   def collect(self):
     pytest.skip(
@@ -32,7 +32,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_collection_modifyitems(items):
-  """Lets T5X leave event loops and files open: that is not ours to mend."""
+  """Ignores event loops and files that T5X leaves open."""
   for item in items:
     if item.path.parent.name == 't5x':
       for warning in _OF_T5X:
@@ -41,6 +41,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def what_t5x_leaves_is_collected():
-  """Here, where the warnings are ignored, and not during another test."""
+  """Collects here, where warnings are ignored, not during another test."""
   yield
   gc.collect()

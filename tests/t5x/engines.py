@@ -1,6 +1,6 @@
-"""Both engines on the same batches from the same seed, step by step.
+"""Runs both engines on the same batches from the same seed, step by step.
 
-As a script, T5X's on eight devices; it prints JSON.
+As a script, it runs T5X's engine on eight devices and prints JSON.
 """
 
 import json
@@ -42,17 +42,17 @@ CONFIG = network_lib.T5Config(
 
 
 def learning_rate(projection):
-  """Returns that of gin/methods: larger ones amplify roundings."""
+  """Returns the rate of gin/methods; larger ones amplify rounding errors."""
   return 0.01 if projection.constrains else 0.001
 
 
 class Trace(NamedTuple):
-  """What an engine did.
+  """The results of an engine.
 
   Attributes:
     losses: [steps].
-    free: path -> bool, which parameters differ from the seed in the end.
-    specs: how arrays of the state were divided, by name.
+    free: path -> bool, which components differ from the seed at the end.
+    specs: name -> the partition spec of an array of the state.
   """
 
   losses: list[float]
@@ -61,7 +61,7 @@ class Trace(NamedTuple):
 
 
 class Partitioner(partitioning.PjitPartitioner):
-  """T5X's, on a mesh that can be chosen on a CPU too."""
+  """T5X's partitioner, with a choice of mesh on CPUs too."""
 
   def __init__(self, data_parallelism: int, model_parallelism: int) -> None:
     super().__init__(
@@ -146,7 +146,7 @@ def _free(params, seed):
 
 
 def shared(a, b):
-  """Returns how many parameters are free in both, and in each."""
+  """Returns how many components are free in both, and in each."""
   both = sum(int(np.sum(a.free[path] & b.free[path])) for path in a.free)
   return both, *(sum(int(x.sum()) for x in t.free.values()) for t in (a, b))
 

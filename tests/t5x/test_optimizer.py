@@ -1,4 +1,4 @@
-"""The optimizer around any of T5X's: its step, its state, its guard."""
+"""The optimizer around one of T5X's: step, state, and check of the seed."""
 
 import engines
 import flax
@@ -40,7 +40,7 @@ def _adafactor():
 
 
 def _multi():
-  """Two learning rates, and one tensor that has no optimizer."""
+  """Returns an optimizer with two learning rates, and none for one tensor."""
   of = traverse_util.ModelParamTraversal
   return optimizers.MultiOptimizer(
     [
@@ -91,7 +91,7 @@ def test_the_initial_seed_is_no_number():
 
 
 def test_the_guard():
-  """A seed of other numbers is refused; a run that has begun is not."""
+  """A seed with other values is refused; a run that has begun is not."""
   optimizer = _steps(_wrapped())
   definition, state = optimizer.optimizer_def, optimizer.state
   trainer_lib.check_seed(definition, optimizer.target, state)

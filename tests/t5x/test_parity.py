@@ -1,4 +1,4 @@
-"""Both engines compute the same, on one device and on eight."""
+"""Both engines give the same results, on one device and on eight."""
 
 import dataclasses
 import json

@@ -118,7 +118,7 @@ def test_t5x_evaluates_only_what_has_a_step(toy_run, tmp_path):
 
 
 def _state(folder):
-  """Returns path -> every array of a checkpoint of T5X's own format."""
+  """Returns path -> array, for a checkpoint in T5X's own format."""
   index = serialization.msgpack_restore((folder / 'checkpoint').read_bytes())
   flat = {
     name: value
@@ -268,7 +268,7 @@ def test_a_run_without_a_seed_fails_at_the_start(toy_seed, tmp_path, capsys):
 
 
 def test_the_trap_is_refused(toy_seed, tmp_path, capsys):
-  """A seed that T5X fills with what it drew at random."""
+  """T5X fills a seed with random values."""
   params = seeds.load_seed(toy_seed).params
   seed = str(t5x_checkpoint.save(tmp_path, params, 60))
   file = tmp_path / 'trap.gin'

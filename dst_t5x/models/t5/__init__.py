@@ -1,1 +1,1 @@
-"""T5 1.1."""
+"""The T5 1.1 family of encoder-decoder models."""

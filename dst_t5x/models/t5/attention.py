@@ -1,6 +1,6 @@
 """Attention, masks and relative positions of T5.
 
-Parameters are those of T5X's `t5x.examples.t5.layers`, as in `layers.py`.
+Parameters have the names and shapes of T5X's `t5x.examples.t5.layers`.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from dst_t5x.models.t5 import layers
 
 Array = jax.Array
 
-# Large enough that a masked weight is exactly zero after the softmax.
+# So low that a masked weight is exactly zero after the softmax.
 _MASKED = -1e10
 
 _NORMAL = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -25,12 +25,12 @@ _UNIFORM = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
 
 def pair_mask(query: Array, key: Array) -> Array:
-  """Returns `[batch, 1, query, key]`: both positions hold (bool inputs)."""
+  """Returns which pairs are both True, bool `[batch, 1, query, key]`."""
   return (query[:, :, None] & key[:, None, :])[:, None]
 
 
 def same_segment(query: Array, key: Array) -> Array:
-  """Returns `[batch, 1, query, key]`: both are of one packed example."""
+  """Returns which pairs share an example, bool `[batch, 1, query, key]`."""
   return (query[:, :, None] == key[:, None, :])[:, None]
 
 
@@ -41,10 +41,11 @@ def relative_position_buckets(
   num_buckets: int = 32,
   max_distance: int = 128,
 ) -> np.ndarray:
-  """Returns the bucket of every pair of positions: int32 `[query, key]`.
+  """Returns the bucket of every pair of positions, int32 `[query, key]`.
 
-  Near distances have a bucket each, farther ones share buckets that grow
-  logarithmically up to `max_distance` (Raffel et al. 2020, section 2.1).
+  Each short distance has its own bucket. Longer distances share buckets whose
+  widths grow logarithmically up to `max_distance` (Raffel et al. 2020, section
+  2.1).
   """
   positions = np.arange(length, dtype=np.int32)
   distance = positions[:, None] - positions[None, :]
@@ -55,7 +56,7 @@ def relative_position_buckets(
     distance = np.abs(distance)
   distance = np.maximum(distance, 0)
   exact = num_buckets // 2
-  # float32, as every T5: in float64 a power of two may fall a bucket short.
+  # float32, as in every T5: float64 gives some powers of two another bucket.
   ratio = (np.maximum(distance, 1) / exact).astype(np.float32)
   far = np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
   far = np.minimum(exact + far.astype(np.int32), num_buckets - 1)
@@ -68,19 +69,30 @@ def self_attention_positions(
   position: Array | None,
   max_decode_length: int | None,
 ) -> tuple[Any, Array | None]:
-  """Returns position buckets `[query, key]` and the mask of self-attention."""
+  """Returns position buckets `[query, key]` and the mask of self-attention.
+
+  Args:
+    length: of the decoder's inputs.
+    mask: the mask of a whole sequence; ignored in a decoding step.
+    position: int32 scalar, the position of a decoding step; None for a whole
+      sequence.
+    max_decode_length: length of the cache; needed for a decoding step.
+
+  Raises:
+    ValueError: a decoding step has no `max_decode_length`.
+  """
   if position is None:
     return relative_position_buckets(length, bidirectional=False), mask
   if max_decode_length is None:
     raise ValueError('A decoding step needs max_decode_length.')
   buckets = relative_position_buckets(max_decode_length, bidirectional=False)
-  # One query, which sees the keys that are in the cache by now.
+  # The one query sees the keys that the cache has so far.
   seen = jnp.arange(max_decode_length) <= position
   return jnp.asarray(buckets)[position][None], seen[None, None, None]
 
 
 class RelativePositionBias(nn.Module):
-  """A learned bias of the attention logits for every head and bucket."""
+  """A learned bias of the attention logits for each head and bucket."""
 
   num_heads: int
   num_buckets: int = 32
@@ -95,15 +107,16 @@ class RelativePositionBias(nn.Module):
       jnp.float32,
       axes=('heads', 'relpos_buckets'),
     )
-    # A contraction and not a gather, whose gradient would be a slow scatter.
+    # Not a gather, because its gradient would be a slow scatter.
     one_hot = jax.nn.one_hot(buckets, self.num_buckets, axis=0)
     return jnp.einsum('hb,bqk->hqk', rel_embedding, one_hot)[None]
 
 
 class _Attention(nn.Module):
-  """What self-attention and cross-attention share.
+  """The base of self-attention and cross-attention.
 
-  Logits are not divided by sqrt(head_dim): the query's initialiser is.
+  Logits are not divided by sqrt(head_dim). Instead, the query's initial values
+  are.
   """
 
   num_heads: int
@@ -140,15 +153,15 @@ class _Attention(nn.Module):
     dropout: Dropout,
     features: int,
   ) -> Array:
-    """Mixes the values `[batch, heads, key, head_dim]` by attention.
+    """Returns the projected attention outputs.
 
     Args:
       query: `[batch, heads, query, head_dim]`.
       key: `[batch, heads, key, head_dim]`.
-      value: as `key`.
-      mask: bool, broadcast to `[batch, heads, query, key]`; False is not seen.
-      bias: float32, broadcast likewise, added to the logits.
-      dropout: of the attention's weights.
+      value: `[batch, heads, key, head_dim]`.
+      mask: bool, broadcast to `[batch, heads, query, key]`; False hides a key.
+      bias: float32, broadcast to the same shape; added to the logits.
+      dropout: applied to the attention weights.
       features: size of the output's last axis.
 
     Returns:
@@ -178,8 +191,8 @@ class _Attention(nn.Module):
 class SelfAttention(_Attention):
   """Attention within a sequence, with a cache of keys and values.
 
-  With `decode`, a call without a cache creates it (zeros, as long as the
-  inputs); a call with one adds the keys and values of one token at `position`.
+  With `decode`, a call without `position` creates the cache: zeros, as long as
+  the inputs. A call with `position` writes one token's keys and values there.
   """
 
   @nn.compact
@@ -194,11 +207,11 @@ class SelfAttention(_Attention):
     """Maps `[batch, length, embed]` to the same shape.
 
     Args:
-      inputs: `[batch, length, embed]`; length 1 where a cache is read.
+      inputs: `[batch, length, embed]`; length is 1 in a decoding step.
       mask: bool, broadcast to `[batch, heads, length, key]`.
-      bias: float32, broadcast likewise.
-      dropout: of the attention's weights.
-      position: int32 scalar, the position of the token of a decoding step.
+      bias: float32, broadcast to the same shape.
+      dropout: applied to the attention weights.
+      position: int32 scalar, the token's position in a decoding step.
     """
     query = self._project(inputs, 'query')
     key = self._project(inputs, 'key')
@@ -222,11 +235,10 @@ class SelfAttention(_Attention):
 class CrossAttention(_Attention):
   """Attention to the encoder's output.
 
-  While decoding, the keys and values of the encoder's output never change. A
-  call with `decode` and a mutable collection `memory` leaves them there; calls
-  that are given `memory` read them. It is a collection apart from `cache`
-  because T5X creates its cache from dummy inputs: without `memory`, they are
-  computed anew.
+  During decoding, the keys and values of the encoder's output do not change. A
+  call with `decode` and a mutable collection `memory` stores them there. Calls
+  with `memory` read them, and calls without it compute them. `memory` is not
+  part of `cache`, because T5X creates its cache from dummy inputs.
   """
 
   @nn.compact
@@ -239,11 +251,11 @@ class CrossAttention(_Attention):
       inputs: `[batch · beams, length, embed]`, an example's beams adjacent.
       encoded: `[batch, key, embed]`.
       mask: bool, broadcast to `[batch, heads, length, key]`; with several
-        beams the same for every query.
-      dropout: of the attention's weights.
+        beams, all queries must have the same mask.
+      dropout: applied to the attention weights.
     """
     features = inputs.shape[-1]
-    # The beams of an example share its keys, as if they were more positions.
+    # The beams of an example become more queries on the same keys.
     query = self._project(
       inputs.reshape(encoded.shape[0], -1, features), 'query'
     )

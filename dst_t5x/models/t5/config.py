@@ -14,14 +14,15 @@ class T5Config:
   """Sizes and options of the network; names as in T5X.
 
   Attributes:
-    dtype: of the activations, float32 or bfloat16; parameters are float32.
-    mlp_activations: one activation, or two for a gated block; names of
-      flax.linen or 'linear'.
-    logits_via_embedding: whether the output projection is the embedding table.
-    float32_attention_logits: whether products of queries and keys are kept in
-      float32 where activations are bfloat16; the softmax always is float32.
-    scan_layers: whether the layers of a stack are one scan over parameters
-      stacked on axis 0, which compiles the layer once.
+    dtype: the activations' dtype, float32 or bfloat16; parameters are float32.
+    mlp_activations: one activation, or two for a gated block. Each is the name
+      of a function in `flax.linen`, or 'linear'.
+    logits_via_embedding: whether the output projection is the table of
+      embeddings.
+    float32_attention_logits: whether attention logits are computed in float32
+      even if activations are bfloat16. The softmax is always float32.
+    scan_layers: whether a stack is one scan over parameters stacked on axis 0,
+      so that the layer is compiled once.
     remat: whether the backward pass recomputes each layer from its input.
   """
 
@@ -42,6 +43,7 @@ class T5Config:
 
   def __post_init__(self) -> None:
     values.check_fields(self)
-    if isinstance(self.mlp_activations, list):  # From gin; `jit` hashes us.
+    # Gin passes lists; `jit` needs a hash.
+    if isinstance(self.mlp_activations, list):
       activations = tuple(self.mlp_activations)
       object.__setattr__(self, 'mlp_activations', activations)

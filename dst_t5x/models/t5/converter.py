@@ -1,4 +1,4 @@
-"""T5's features, made by seqio."""
+"""The seqio feature converter of T5."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 
 class FeatureConverter(seqio.EncDecFeatureConverter):
-  """T5's features, with a prefix before the inputs of every example.
+  """Makes T5's features, with a prefix before the inputs of every example.
 
-  The prefix comes on top of the inputs' length, and each example of a packed
-  row has its own.
+  The prefix comes on top of the inputs' length. In a packed row, each example
+  has the prefix.
   """
 
   def __init__(self, prefix: Sequence[int] = (), **options: Any) -> None:
-    """Takes the ids of the prefix; see `api.Network.feature_converter`."""
+    """See `api.Network.feature_converter`; `options` are seqio's."""
     super().__init__(**options)
     self._prefix = tuple(prefix)
 
@@ -39,5 +39,5 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
   def get_model_feature_lengths(
     self, task_feature_lengths: Mapping[str, int]
   ) -> Mapping[str, int]:
-    """Returns the lengths of the model's features."""
+    """Returns the lengths of the model's features, with the prefix."""
     return super().get_model_feature_lengths(self._longer(task_feature_lengths))

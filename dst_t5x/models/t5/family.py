@@ -1,4 +1,4 @@
-"""T5 1.1 as Hugging Face has it."""
+"""The T5 1.1 family: its Hugging Face format, names and sizes."""
 
 from collections.abc import Collection, Mapping
 import dataclasses
@@ -47,8 +47,8 @@ class T5(hugging_face.Family):
     config = hf_config.read(stated)
     substitutes = {}
     if config.head_may_be_embedding:
-      # Transformers 5 states this for every T5 and leaves the head out where it
-      # is the embedding itself.
+      # Transformers 5 states tied embeddings for every T5. It omits the head
+      # from the file only if the head is the embedding.
       substitutes[hf_names.HEAD] = hf_names.EMBEDDING
     model = _model(config.network, config.num_buckets, substitutes)
     if stated.content.get('model_type') == 'mt5':
@@ -80,7 +80,7 @@ class T5(hugging_face.Family):
       )
     except KeyError as error:
       raise UserError(
-        f'no {self.name}: its tensors do not tell {error}'
+        f'no {self.name} model: its tensors do not determine {error}'
       ) from error
     return _network(config)
 
@@ -97,7 +97,7 @@ class T5(hugging_face.Family):
     return hf_names.linear_map(path)
 
   def module_name(self, module: str) -> str:
-    """See `hugging_face.Family`; layer norms have one name."""
+    """See `hugging_face.Family`; all layer norms have the same name."""
     side, _, part = module.rpartition('/')
     if 'norm' in part:
       return 'layer norms'
@@ -123,6 +123,6 @@ def _model(
 
 
 def _network(config: t5_config.T5Config) -> Any:
-  from dst_t5x.models.t5 import network  # Flax: reports do without it.
+  from dst_t5x.models.t5 import network  # Imports Flax; reports do not need it.
 
   return network.Transformer(config)

@@ -1,11 +1,11 @@
-"""The features that T5 1.1 reads: their names, and how long they are."""
+"""The features that T5 1.1 reads: names, lengths and cost."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dst_t5x.models import api
 
-# Those that the network reads; packed rows have the last four.
+# The features that the network reads. Only packed rows have the last four.
 INPUTS = (
   'encoder_input_tokens',
   'decoder_input_tokens',
@@ -15,14 +15,14 @@ INPUTS = (
   'encoder_positions',
   'decoder_positions',
 )
-# The task's feature that each stack reads.
+# Stack -> the task's feature that it reads.
 _STACKS = {'encoder': 'inputs', 'decoder': 'targets'}
 
 
 def batch_shapes(
   feature_lengths: Mapping[str, int], rows: int, pack: bool
 ) -> api.Shapes:
-  """Returns feature -> [batch, length]; see `api.Network.batch_shapes`."""
+  """See `api.Network.batch_shapes`."""
   inputs, targets = feature_lengths['inputs'], feature_lengths['targets']
   lengths = {
     'encoder_input_tokens': inputs,
@@ -40,12 +40,12 @@ def batch_shapes(
 def work_of_example(
   shapes: Mapping[str, Any], feature_lengths: Mapping[str, int]
 ) -> api.Work:
-  """Returns what one example takes; see `api.Network.work_of_example`."""
+  """See `api.Network.work_of_example`."""
   lengths = {stack: feature_lengths[name] for stack, name in _STACKS.items()}
   products = sum(
     lengths[path.split('/')[0]] * leaf.size
     for path, leaf in shapes.items()
-    # An embedding is looked up, a scale is as good as nothing.
+    # Embeddings are looked up, and vectors cost next to nothing.
     if path.split('/')[0] in lengths and len(leaf.shape) > 1
   )
   return api.Work(sum(lengths.values()), products)

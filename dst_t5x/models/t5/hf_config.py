@@ -1,7 +1,7 @@
-"""The config.json of a Hugging Face T5 1.1: what it states, and what of it.
+"""Reads and writes the config.json of a Hugging Face T5 1.1 model.
 
-What changes what is computed is read, or refused by name unless it is what the
-network here has; the rest, such as a summary's length, is not looked at.
+Every key that changes the computation is either read, or must have the value
+that this network has. Other keys, such as the length of a summary, are ignored.
 """
 
 from collections.abc import Mapping
@@ -14,44 +14,44 @@ from dst_t5x.models.t5.config import T5Config
 
 ARCHITECTURE = 'T5ForConditionalGeneration'
 
-# Key -> what the network here has; Transformers takes the same where the key is
-# missing.
+# Key -> the values that this network has. Transformers has the same default for
+# a missing key.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
   'relative_attention_max_distance': (128,),
   'layer_norm_epsilon': (1e-6,),
-  # Token ids that the data and the decoders have.
+  # The token ids of the data and of the decoders.
   'decoder_start_token_id': (0,),
   'eos_token_id': (1, [1]),
   'pad_token_id': (0,),
-  # What replaces weights, or changes them once they are loaded.
+  # Keys that replace weights, or change them after loading.
   'pruned_heads': ({},),
   'quantization_config': (),
   'tie_encoder_decoder': (False,),
   'transformers_weights': (),
 }
-# Transformers takes each for the other; the left one is what it writes.
+# Transformers accepts both names, and writes the left one.
 _ALIASES = {
   'd_kv': 'head_dim',
   'd_model': 'hidden_size',
   'num_heads': 'num_attention_heads',
   'num_layers': 'num_hidden_layers',
 }
-# Its names of GELU by tanh, which T5 1.1 has.
+# Transformers' names of the tanh approximation of GELU, which T5 1.1 uses.
 _GELU = ('gelu_new', 'gelu_pytorch_tanh')
-# Names of all tensors are made before the first one is read.
+# A limit, because the names of all tensors are made before any is read.
 _MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What a config.json states.
+  """The content of a config.json.
 
   Attributes:
-    network: the sizes.
-    num_buckets: of relative positions; our network has 32, and refuses the
-      parameters of another number by their shape.
-    head_may_be_embedding: whether a folder without an output projection has the
-      embedding for it.
+    network: the network's sizes.
+    num_buckets: the number of relative position buckets. This network has 32;
+      the shape check refuses the parameters of any other number.
+    head_may_be_embedding: whether the embedding is the output projection if the
+      folder has none.
   """
 
   network: T5Config
@@ -60,15 +60,16 @@ class Config:
 
 
 def read(stated: json_object.JsonObject) -> Config:
-  """Returns what a config.json states.
+  """Returns the content of a config.json.
 
   Raises:
-    UserError: it is damaged, or of another kind than T5 1.1.
+    UserError: it is damaged, or not of a T5 1.1 model.
   """
   _check_fixed(stated)
   _check_feed_forward(stated)
   tied = stated.get('tie_word_embeddings', bool, True)
-  # Transformers 5 states tied embeddings for every T5; only this tells.
+  # Transformers 5 states tied embeddings for every T5. Only
+  # `scale_decoder_outputs` tells whether they are.
   scaled = stated.get('scale_decoder_outputs', bool, None)
   if stated.content.get('model_type') == 'mt5':
     scaled = False  # mT5 never has it, and states tied embeddings, too.
@@ -85,10 +86,10 @@ def read(stated: json_object.JsonObject) -> Config:
 
 
 def stated(config: T5Config, num_buckets: int) -> dict[str, Any]:
-  """Returns the config.json of a network.
+  """Returns the content of config.json for a network.
 
   Raises:
-    UserError: it is no T5 1.1.
+    UserError: the network is not a T5 1.1.
   """
   if tuple(config.mlp_activations) != ('gelu', 'linear'):
     raise UserError(
@@ -123,12 +124,12 @@ def stated(config: T5Config, num_buckets: int) -> dict[str, Any]:
 
 
 def _check_fixed(stated: json_object.JsonObject) -> None:
-  """Refuses what the network here has otherwise."""
+  """Raises UserError if a key has a value that this network does not have."""
   for key, known in _FIXED.items():
     value = stated.content.get(key)
     if value is None:
       continue
-    # By type, too: `true` is no 1.
+    # Types must match too: `true` is not 1.
     if not any(type(value) is type(one) and value == one for one in known):
       wanted = f'not {known[0]!r}' if known else 'which is not known here'
       raise _other_model(
@@ -137,11 +138,11 @@ def _check_fixed(stated: json_object.JsonObject) -> None:
 
 
 def _check_feed_forward(stated: json_object.JsonObject) -> None:
-  """Refuses another feed-forward block than a GELU gated by a linear map."""
+  """Raises UserError unless the feed-forward block is a gated GELU."""
   name = stated.get('feed_forward_proj', str, 'relu')
   gate, _, activation = name.rpartition('-')
   activation = 'gelu_new' if name == 'gated-gelu' else activation
-  # Transformers prefers these two where they are stated.
+  # In Transformers, these two keys take precedence.
   found = stated.get('dense_act_fn', str, activation)
   is_gated = stated.get('is_gated_act', bool, gate == 'gated')
   for key, is_known in (
@@ -159,7 +160,7 @@ def _check_feed_forward(stated: json_object.JsonObject) -> None:
 
 
 def _network(stated: json_object.JsonObject) -> T5Config:
-  """Returns the sizes."""
+  """Returns the network's sizes."""
   sizes = {name: _size(stated, name) for name in _ALIASES}
   encoder_layers = sizes['num_layers']
   decoder_layers = stated.size(
@@ -186,7 +187,7 @@ def _size(stated: json_object.JsonObject, name: str) -> int:
   """Returns a size that has two names.
 
   Raises:
-    UserError: it is missing, no size, or two different ones.
+    UserError: it is missing or invalid, or the names have different values.
   """
   most = _MOST_LAYERS if name == 'num_layers' else json_object.LARGEST
   other = stated.size(_ALIASES[name], None, most=most)

@@ -1,7 +1,7 @@
-"""Names and shapes of a Hugging Face T5 1.1 model's tensors, and ours.
+"""Maps the tensors of a Hugging Face T5 1.1 model to T5X's paths.
 
-Linear layers are stored as [out, in] there and as [in, out] in T5X, relative
-positions as [buckets, heads] and [heads, buckets].
+Hugging Face stores linear maps as [out, in] and relative positions as [buckets,
+heads]. T5X stores them transposed.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,15 @@ from dst_t5x.models.t5.config import T5Config
 
 EMBEDDING = 'shared.weight'
 HEAD = 'lm_head.weight'
-# Some files hold the shared table once more for each stack, or under one of
-# these names only: `safetensors.torch.save_model` keeps the first in the
-# alphabet of several names.
+# Some files have copies of the shared table under these names, or have only one
+# of them: `safetensors.torch.save_model` keeps the alphabetically first name.
 COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-# Left over from T5 1.0 in old files; transformers ignores it by name as well.
+# Old files have this leftover of T5 1.0. Transformers also ignores it by name.
 UNUSED = re.compile(
   r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight'
 )
 
-# Names of a layer's blocks: theirs, ours, and our layer norm before it.
+# A layer's blocks: Hugging Face's name, T5X's name, T5X's layer norm before it.
 _ENCODER_BLOCKS = (
   ('SelfAttention', 'attention', 'pre_attention_layer_norm'),
   ('DenseReluDense', 'mlp', 'pre_mlp_layer_norm'),
@@ -47,7 +46,7 @@ def _tensor(path: str, shape: tuple[int, ...]) -> hugging_face.Tensor:
 def layout(
   config: T5Config, num_buckets: int
 ) -> dict[str, hugging_face.Tensor]:
-  """Returns every tensor of a T5 1.1 model under Hugging Face's name."""
+  """Returns Hugging Face's name -> tensor, for a whole T5 1.1 model."""
   table = (config.vocab_size, config.emb_dim)
   tensors = {
     EMBEDDING: _tensor('token_embedder/embedding', table),
@@ -80,10 +79,10 @@ def layout(
 
 
 def linear_map(path: str) -> str:
-  """Returns their name of a linear map, which is that of its weight's module.
+  """Returns Hugging Face's name of a linear map's module.
 
   Args:
-    path: ours of its module, such as `encoder/layers_0/attention/query`.
+    path: T5X's path of the module, such as `encoder/layers_0/attention/query`.
   """
   found = _LINEAR.fullmatch(path)
   if not found:
@@ -101,7 +100,7 @@ def linear_map(path: str) -> str:
 def _kernels(
   block: str, config: T5Config
 ) -> Iterator[tuple[str, str, tuple[int, int]]]:
-  """Yields their name, our name and their shape of a block's kernels."""
+  """Yields a block's kernels: Hugging Face's name, T5X's name, [out, in]."""
   if block == 'DenseReluDense':
     yield 'wi_0', 'wi_0', (config.mlp_dim, config.emb_dim)
     yield 'wi_1', 'wi_1', (config.mlp_dim, config.emb_dim)

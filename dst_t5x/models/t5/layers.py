@@ -1,8 +1,7 @@
 """Building blocks of T5 1.1.
 
 Parameter names, shapes, initialisers and logical axes are those of T5X's
-`t5x.examples.t5.layers`, so that its checkpoints load by name. Every linear map
-goes through `Dense`: one place decides how a kernel acts.
+`t5x.examples.t5.layers`, so that its checkpoints load by name.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ class Dense(layers.Dense):
 
 
 class LayerNorm(nn.Module):
-  """Division by the root mean square of the last axis, then a learned scale.
+  """Divides by the root mean square of the last axis, and scales.
 
   T5 subtracts no mean and adds no bias (Raffel et al. 2020, section 2.1).
   """
@@ -44,7 +43,7 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Normalises `[…, n]` in float32, returns it in `dtype`."""
+    """Returns `[…, n]` in `dtype`, normalised in float32."""
     scale = partitioning.param_with_axes(
       'scale',
       nn.initializers.ones,
@@ -59,7 +58,7 @@ class LayerNorm(nn.Module):
 
 
 class MlpBlock(nn.Module):
-  """Feed-forward block, gated where it has two activations (Shazeer 2020)."""
+  """Feed-forward block, gated if it has two activations (Shazeer 2020)."""
 
   mlp_dim: int
   activations: Sequence[str]

@@ -1,10 +1,10 @@
 """The T5 1.1 encoder-decoder.
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
-Text-to-Text Transformer", as changed by version 1.1: gated GELU, untied output
-projection. Parameter paths, shapes and call interface are those of T5X's
-`t5x.examples.t5.network`, so that its checkpoints load by name and T5X itself
-can train this network.
+Text-to-Text Transformer", with the changes of version 1.1: gated GELU and an
+untied output projection. Parameter paths, shapes and call interface are those
+of T5X's `t5x.examples.t5.network`. T5X's checkpoints therefore load by name,
+and T5X itself can train this network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,15 +34,15 @@ __all__ = ['T5Config', 'Transformer']
 class Transformer(nn.Module, api.Network):
   """T5 1.1, with the call interface of T5X's network.
 
-  Token id 0 is padding. Positions are counted along the array: within a packed
-  example their differences are right, and T5 uses nothing else, so the
-  arguments `…_positions` are accepted and not needed.
+  Token id 0 is padding. The arguments `…_positions` are ignored: T5 uses only
+  differences of positions, and these are the same along a packed row as within
+  each of its examples.
   """
 
   config: T5Config
 
   def setup(self) -> None:
-    """Makes the embeddings and both stacks."""
+    """Creates the embeddings and both stacks."""
     config = self.config
     self.token_embedder = layers.Embed(
       config.vocab_size, config.emb_dim, config.dtype
@@ -52,7 +52,7 @@ class Transformer(nn.Module, api.Network):
 
   @property
   def scan_layers(self) -> bool:
-    """Whether cache leaves lead with a layer axis; T5X asks for this."""
+    """Whether axis 0 of parameters and cache is the layer; read by T5X too."""
     return self.config.scan_layers
 
   def encode(
@@ -62,7 +62,7 @@ class Transformer(nn.Module, api.Network):
     enable_dropout: bool = True,
   ) -> Array:
     """Maps tokens `[batch, length]` to `[batch, length, embed]`."""
-    # T5X initialises its evaluation with float ids.
+    # T5X initialises evaluation with float ids.
     tokens = encoder_input_tokens.astype(jnp.int32)
     mask = attention.pair_mask(tokens > 0, tokens > 0)
     if encoder_segment_ids is not None:
@@ -91,19 +91,19 @@ class Transformer(nn.Module, api.Network):
       decoder_target_tokens: `[batch, length]`, for the padding mask.
       encoder_segment_ids: `[batch, encoder length]` of a packed batch.
       decoder_segment_ids: `[batch, length]` of a packed batch.
-      decoder_positions: not needed, see the class.
+      decoder_positions: ignored, see the class.
       enable_dropout: whether dropout is on.
-      decode: autoregressive decoding. The first call, with the collection
-        `cache` mutable and inputs of full length, only creates the cache; the
-        later ones take one token each. If also `memory` is mutable in the first
-        call and given to the later ones, these need no keys and values of the
-        encoder's output, and may have several beams of each example as adjacent
-        rows of the decoder's tokens.
+      decode: whether to decode step by step. The first call needs a mutable
+        collection `cache` and inputs of full length, and only creates the
+        cache. Each later call takes one token. If `memory` is mutable in the
+        first call and passed to the later ones, these reuse the keys and values
+        of the encoder's output. They may then have several beams of each
+        example, as adjacent rows of the decoder's tokens.
       max_decode_length: length of the cache, needed by the later calls.
 
     Raises:
-      ValueError: if decoding is given segment ids or a step no length, or only
-        one side has segment ids.
+      ValueError: decoding has segment ids, a decoding step has no
+        `max_decode_length`, or only one side has segment ids.
     """
     del decoder_positions
     packed = encoder_segment_ids is not None
@@ -215,7 +215,7 @@ class Transformer(nn.Module, api.Network):
   @nn.nowrap
   def feature_converter(self, pack: bool, prefix: Sequence[int] = ()) -> Any:
     """See `api.Network`."""
-    from dst_t5x.models.t5 import converter  # TensorFlow.
+    from dst_t5x.models.t5 import converter  # Imports TensorFlow.
 
     return converter.FeatureConverter(prefix, pack=pack)
 
@@ -286,12 +286,12 @@ def _start_decoding(
   beams: int,
   max_decode_length: int,
 ) -> api.DecodingStart:
-  """Encodes the prompts; keys and values of the result are kept."""
+  """Encodes the prompts and stores the result's keys and values."""
   variables = {'params': params}
   encoded = network.apply(
     variables, prompts, enable_dropout=False, method='encode'
   )
-  # Only the cache of this call is used, so XLA removes the rest of it.
+  # Only this call's cache and memory are used. XLA removes all other work.
   blank = jnp.ones((beams * prompts.shape[0], max_decode_length), jnp.int32)
   _, created = network.apply(
     variables,
@@ -320,7 +320,7 @@ def _start_decoding(
     )
     return logits[:, 0], updated['cache']
 
-  # The token that begins every target is 0.
+  # Every target begins with token 0.
   first = jnp.zeros(len(blank), jnp.int32)
   batch_axis = int(network.scan_layers)
   return api.DecodingStart(step, created['cache'], batch_axis, first)

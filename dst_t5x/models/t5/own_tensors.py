@@ -1,7 +1,7 @@
-"""T5's small tensors, of which every example of a batch has its own.
+"""Gives each example of a batch its own copy of T5's small tensors.
 
-The scales of its layer norms are as any network's. Its biases of relative
-positions, though, are made of positions and not of rows.
+The default suits the scales of layer norms. Relative position biases need their
+own interceptor, because their inputs are positions and not rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def interceptor(tensors: own_tensors.Tensors) -> own_tensors.Interceptor:
-  """Returns what `api.Network.own_tensors` does."""
+  """See `api.Network.own_tensors`."""
   by_rows = own_tensors.interceptor(tensors)
 
   def intercept(
@@ -41,7 +41,7 @@ def interceptor(tensors: own_tensors.Tensors) -> own_tensors.Interceptor:
 def _biases(
   module: nn.Module, own: Mapping[str, Array], buckets: Array
 ) -> Array:
-  """Returns `[batch, heads, query, key]`."""
+  """Returns each example's biases, `[batch, heads, query, key]`."""
   return own_tensors.apply(module, own, buckets=buckets)[:, 0]
 
 
@@ -53,7 +53,10 @@ def _self_attention(
   *others: Any,
   **options: Any,
 ) -> Array:
-  """Gives an example's bias to all its beams, which are adjacent rows."""
+  """Calls self-attention with an example's bias repeated for its beams.
+
+  The beams of an example are adjacent rows.
+  """
   beams = inputs.shape[0] // bias.shape[0]
   biases = jnp.repeat(bias, beams, axis=0)
   return call(inputs, mask, biases, *others, **options)

@@ -1,4 +1,4 @@
-"""The sizes of a T5 1.1 network, told by the shapes of its parameters."""
+"""Finds the sizes of a T5 1.1 network from the shapes of its parameters."""
 
 from collections.abc import Mapping
 import re
@@ -8,7 +8,7 @@ from dst_t5x.core import parts
 
 
 def sizes(params: Mapping[str, Any]) -> dict[str, int]:
-  """Returns sizes under `network.T5Config`'s names, as many as can be told.
+  """Returns the sizes that the shapes determine, by `T5Config`'s names.
 
   Args:
     params: unstacked nested dict of anything with a shape.

@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 class _Layer(nn.Module):
-  """What the layers of both stacks share."""
+  """The base of encoder and decoder layers."""
 
   config: T5Config
   decode: bool = False
@@ -51,13 +51,16 @@ class _Layer(nn.Module):
 
 
 class EncoderLayer(_Layer):
-  """Self-attention and feed-forward, each normed before and added after."""
+  """Self-attention and feed-forward, each with pre-norm and residual."""
 
   @nn.compact
   def __call__(
     self, inputs: Array, bits: Array | None, mask: Array, bias: Array
   ) -> tuple[Array, None]:
-    """Maps `[batch, length, embed]` to the same; None is for `nn.scan`."""
+    """Maps `[batch, length, embed]` to the same shape.
+
+    The second result, None, is for `nn.scan`.
+    """
     dropout = Dropout(self.config.dropout_rate, bits)
     x = self._norm(inputs, 'pre_attention_layer_norm')
     x = self._attention(attention.SelfAttention, 'attention')(
@@ -84,7 +87,10 @@ class DecoderLayer(_Layer):
     encoded: Array,
     encoder_mask: Array,
   ) -> tuple[Array, None]:
-    """Maps `[batch, length, embed]` to the same; None is for `nn.scan`."""
+    """Maps `[batch, length, embed]` to the same shape.
+
+    The second result, None, is for `nn.scan`.
+    """
     dropout = Dropout(self.config.dropout_rate, bits)
     x = self._norm(inputs, 'pre_self_attention_layer_norm')
     x = self._attention(attention.SelfAttention, 'self_attention')(
@@ -103,7 +109,7 @@ class DecoderLayer(_Layer):
 
 
 class _Stack(nn.Module):
-  """What both stacks share."""
+  """The base of encoder and decoder."""
 
   config: T5Config
   embedder: layers.Embed
@@ -117,15 +123,15 @@ class _Stack(nn.Module):
     bits: Array | None,
     *context: Array | None,
   ) -> Array:
-    """Applies layers to x; every layer sees the same context.
+    """Applies layers to x and returns `[batch, length, embed]`.
 
     Args:
-      layer: one of them.
-      num_layers: how many.
-      fields: the layer's.
+      layer: the layers' class.
+      num_layers: the number of layers.
+      fields: fields of the layers.
       x: `[batch, length, embed]`.
       bits: uint32 `[layers, batch, width]`, for dropout.
-      *context: the layer's other arguments.
+      *context: further arguments, the same for all layers.
     """
     config = self.config
     if config.remat:
@@ -155,17 +161,18 @@ class _Stack(nn.Module):
     key_lengths: Sequence[int],
     deterministic: bool,
   ) -> Array | None:
-    """Draws what the layers' dropout needs; see `dropout.Dropout`.
+    """Draws the bits of the layers' dropout; see `dropout.Dropout`.
 
     Args:
-      num_layers: layers of the stack.
+      num_layers: the number of layers.
       x: `[batch, length, embed]`.
-      key_lengths: of what each attention of a layer attends to.
+      key_lengths: for each attention of a layer, its number of keys.
       deterministic: whether dropout is off.
 
     Returns:
-      uint32 `[layers, batch, width]`: for each attention its weights and its
-      output, and for the feed-forward block what is inside and its output.
+      uint32 `[layers, batch, width]`, enough for the weights and the output of
+      each attention, and for the hidden units and the output of the
+      feed-forward block. None if there is no dropout.
     """
     config = self.config
     if deterministic or not config.dropout_rate:
@@ -177,7 +184,7 @@ class _Stack(nn.Module):
     return constrain(bits, 'layers', 'batch', None)
 
   def _dropout(self, x: Array, deterministic: bool) -> Array:
-    """Drops whole features of an example: the mask is shared along length."""
+    """Applies dropout with one mask for all positions of an example."""
     return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
       x, deterministic=deterministic
     )
@@ -192,7 +199,7 @@ class Encoder(_Stack):
 
     Args:
       tokens: int32 `[batch, length]`.
-      mask: bool `[batch, 1, length, length]`: which keys a query sees.
+      mask: bool `[batch, 1, query, key]`, which keys a query sees.
       deterministic: whether dropout is off.
     """
     config = self.config
@@ -266,7 +273,10 @@ class Decoder(_Stack):
     )(y)
 
   def _advance(self) -> Array | None:
-    """Counts a decoding step; None in the call that creates the cache."""
+    """Advances the cache's position and returns the old one, int32 [].
+
+    Returns None in the call that creates the cache.
+    """
     exists = self.has_variable('cache', 'cache_index')
     index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
     if not exists:
