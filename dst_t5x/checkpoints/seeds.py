@@ -1,7 +1,6 @@
 """Loads the seed: pretrained parameters in any known format."""
 
 from collections.abc import Callable, Mapping
-from concurrent import futures
 import contextvars
 import dataclasses
 import functools
@@ -10,7 +9,6 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-import numpy as np
 
 from dst_t5x import subsets
 from dst_t5x.adapters import api as adapters
@@ -18,6 +16,7 @@ from dst_t5x.adapters import ia3  # noqa: F401
 from dst_t5x.adapters import lora  # noqa: F401
 from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
+from dst_t5x.checkpoints import finite
 from dst_t5x.checkpoints import gguf_checkpoint
 from dst_t5x.checkpoints import gguf_file
 from dst_t5x.checkpoints import hf_checkpoint
@@ -77,7 +76,7 @@ class Seed:
     if not self.adapter.added:
       return self
     params = parts.unflatten(self.adapter.merge(parts.flatten(self.params)))
-    _check_finite(params, self.path)
+    finite.check(params, self.path)
     return dataclasses.replace(self, params=params, adapter=adapters.NONE)
 
   @functools.cached_property
@@ -173,7 +172,7 @@ def _from_hub(path: epath.PathLike) -> Seed:
 
 def _checked(seed: Seed) -> Seed:
   """Returns the seed; refuses what is not finite, logs what was loaded."""
-  _check_finite(seed.params, seed.path)
+  finite.check(seed.params, seed.path)
   flat = parts.flatten(seed.params)
   logging.info(
     'Loaded %s (%s): %d tensors, %d parameters, fingerprint %s',
@@ -385,24 +384,3 @@ def _is_run(path: epath.PathLike) -> bool:
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
   return run_folder.is_run(path)
-
-
-def _check_finite(params: Mapping[str, Any], path: str) -> None:
-  """Raises UserError for NaN or infinity, which would make losses NaN later."""
-  flat = parts.flatten(params)
-
-  def is_finite(array: np.ndarray) -> bool:
-    # Minimum and maximum are NaN if any value is. They need no array of bools.
-    return not array.size or bool(np.isfinite([array.max(), array.min()]).all())
-
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    finite = dict(zip(flat, pool.map(is_finite, flat.values()), strict=True))
-  bad = [name for name in sorted(flat) if not finite[name]]
-  if bad:
-    array = flat[bad[0]]
-    count = np.count_nonzero(~np.isfinite(array))
-    raise errors.UserError(
-      f'{path}: {count:,} of {array.size:,} values of tensor {bad[0]} are NaN'
-      f' or infinite ({len(bad)} such tensors); take a checkpoint from before'
-      ' training diverged, or one that was not cast to float16'
-    )
