@@ -32,6 +32,8 @@ _INSTALL = [
   'fsspec>=2026.9',
   # gs://: T5's public seeds and vocabulary; and what Orbax deletes with.
   'gcsfs>=2026.9',
+  'gguf>=0.17',  # Reads llama.cpp's files, and undoes their quantisations.
+  'huggingface_hub>=1.0',  # hf://: downloads, and its cache.
   'jinja2>=3.1.6',  # Older ones have ways out of the sandbox.
   'matplotlib>=3.9',
   'ml_dtypes>=0.5',

@@ -1,6 +1,6 @@
 """Shared by all checkpoint formats: result, exact types, new folders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
@@ -27,11 +27,21 @@ class LoadedCheckpoint:
     step: the training step; 0 if unknown.
     adapter: the adapter to apply to the network; `params` includes its
       parameters.
+    network: that the checkpoint states, an `api.Network` without the adapter;
+      None where it states none.
+    companions: name -> content of the files that belong beside the model in a
+      Hugging Face folder, such as tokenizer.json.
+    is_bfloat16: whether all values were stored as bfloat16.
+    note: what was done to the values as they were read; empty for nothing.
   """
 
   params: dict[str, Any]
   step: int
   adapter: adapters.Adapter = adapters.NONE
+  network: Any = None
+  companions: Callable[[], Mapping[str, bytes]] = dict
+  is_bfloat16: bool = False
+  note: str = ''
 
 
 def to_float32(array: np.ndarray, name: str) -> np.ndarray:

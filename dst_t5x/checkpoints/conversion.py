@@ -1,18 +1,20 @@
 """Converts checkpoints between T5X's format and Hugging Face's.
 
+    python -m dst_t5x.convert MODEL.gguf TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=t5x
     python -m dst_t5x.convert MODEL_DIR TARGET --format=peft
 
 SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
-folder, an adapter of Hugging Face PEFT, or a run of this package. Values are
-the same bit for bit, in float32; an adapter is merged into the weights. The
-last command takes the adapter alone out of a run that trained one.
+folder, an adapter of Hugging Face PEFT, a GGUF file, or a run of this package.
+Values are the same bit for bit, in float32 (to which those of a GGUF file are
+dequantised), or in bfloat16 if SOURCE is a Hugging Face folder in bfloat16. An
+adapter is merged into the weights. A Hugging Face folder gets the tokenizer of
+SOURCE, too. The last command takes the adapter alone out of a run that trained
+one.
 """
 
-from collections.abc import Mapping
 import sys
-from typing import Any
 
 from etils import epath
 
@@ -46,31 +48,36 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
   if kind == 'peft':
     return _take_adapter(epath.Path(source), target)
   seed = seeds.load_seed(source).merged()
-  written = write(target, seed.params, seed.step, kind)
+  written = write(target, seed, kind)
   return (
-    f'{seed.path} ({seed.format}, step {seed.step}) -> {written} ({kind}),'
+    f'{seed.path} ({seed.described}) -> {written} ({kind}),'
     f' fingerprint {seed.fingerprint}'
   )
 
 
-def write(
-  target: epath.PathLike, params: Mapping[str, Any], step: int, kind: str
-) -> epath.Path:
+def write(target: epath.PathLike, model: seeds.Seed, kind: str) -> epath.Path:
   """Writes a whole model; returns the folder that holds it.
 
   Args:
     target: see `convert`.
-    params: unstacked nested dict of float32 arrays.
-    step: the training step, which Hugging Face's format does not keep.
+    model: without adapter. Hugging Face's format does not keep its step, T5X's
+      not its companions.
     kind: 'hf' or 't5x'.
 
   Raises:
-    UserError: the parameters are of no known family, or the target exists.
+    UserError: the model is of no known family, or the target exists.
   """
   if kind == 'hf':
-    hf_checkpoint.save(target, params, families.network_of(params))
+    network = model.network or families.network_of(model.params)
+    hf_checkpoint.save(
+      target,
+      model.params,
+      network,
+      companions=model.companions(),
+      as_bfloat16=model.is_bfloat16,
+    )
     return epath.Path(target)
-  return t5x_checkpoint.save(target, params, step)
+  return t5x_checkpoint.save(target, model.params, model.step)
 
 
 def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
@@ -93,7 +100,9 @@ def main(arguments: list[str]) -> int:
   parser = command_line.Parser(
     prog='python -m dst_t5x.convert', description=__doc__.splitlines()[0]
   )
-  parser.add_argument('source', help='T5X or Hugging Face folder, or a run')
+  parser.add_argument(
+    'source', help='T5X or Hugging Face folder, a GGUF file, or a run'
+  )
   parser.add_argument('target', help='new folder')
   parser.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)
   parsed = parser.parse_args(arguments)

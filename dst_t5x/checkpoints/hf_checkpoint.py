@@ -6,11 +6,13 @@ model.safetensors.index.json lists. The model's family says what is in them, see
 """
 
 from collections.abc import Mapping
+import functools
 import re
 from typing import Any
 
 from absl import logging
 from etils import epath
+import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
@@ -19,6 +21,7 @@ from dst_t5x.checkpoints import safetensors_files
 from dst_t5x.core import errors
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
+from dst_t5x.core import object_stores
 from dst_t5x.core import parts
 from dst_t5x.models import api
 from dst_t5x.models import families
@@ -29,6 +32,19 @@ _WEIGHTS = 'model.safetensors'
 _SHARDS = 'model.safetensors.index.json'
 _PICKLE = 'pytorch_model.bin'
 _LARGEST_SHARD_BYTES = 5 * 10**9
+# What belongs beside a model: its tokenizer, in any form, and how to sample.
+_COMPANIONS = (
+  'added_tokens.json',
+  'chat_template.jinja',
+  'generation_config.json',
+  'merges.txt',
+  'special_tokens_map.json',
+  'spiece.model',
+  'tokenizer.json',
+  'tokenizer.model',
+  'tokenizer_config.json',
+  'vocab.json',
+)
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
@@ -60,6 +76,7 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
   folder = epath.Path(path)
   model = model_of(folder)
   found: dict[str, np.ndarray] = {}
+  is_bfloat16 = True
   for file in _files(folder, model):
     with safetensors_files.opened(file) as opened:
       twice = sorted(opened.names & found.keys())
@@ -67,7 +84,9 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
         raise errors.UserError(
           f'{folder}: tensor {twice[0]} is in two files, {file.name} is one'
         )
-      found |= _read(opened, model)
+      tensors = _read(opened, model)
+      is_bfloat16 &= all(map(opened.is_bfloat16, tensors))
+      found |= tensors
   _complete(folder, found, model)
   missing = sorted(model.tensors.keys() - found.keys())
   if missing:
@@ -79,6 +98,9 @@ def load(path: epath.PathLike) -> checkpoint_files.LoadedCheckpoint:
       {tensor.path: found[name] for name, tensor in model.tensors.items()}
     ),
     step=0,
+    network=model.network,
+    companions=functools.partial(_companions, folder),
+    is_bfloat16=is_bfloat16,
   )
 
 
@@ -87,14 +109,20 @@ def save(
   params: Mapping[str, Any],
   network: api.Network,
   largest_shard_bytes: int = _LARGEST_SHARD_BYTES,
+  companions: Mapping[str, bytes] | None = None,
+  as_bfloat16: bool = False,
 ) -> None:
-  """Writes a folder for Transformers' `from_pretrained`, float32.
+  """Writes a folder for Transformers' `from_pretrained`.
 
   Args:
     path: the new folder.
     params: unstacked nested dict of arrays.
     network: whose they are.
     largest_shard_bytes: a model above it is split into several files.
+    companions: name -> content of the files that go beside the model, such as
+      tokenizer.json.
+    as_bfloat16: whether values are stored as bfloat16 rather than float32. They
+      are not if one would be rounded.
 
   Raises:
     UserError: the folder exists already or cannot be written, the parameters do
@@ -104,13 +132,16 @@ def save(
   model, stated = families.of_paths(flat).written(network, params)
   layout = model.tensors
   _check_params(layout, flat)
+  dtype: Any = np.float32
+  if as_bfloat16 and all(map(_is_bfloat16, flat.values())):
+    dtype, stated = ml_dtypes.bfloat16, {**stated, 'torch_dtype': 'bfloat16'}
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
     shards = _shards(layout, largest_shard_bytes)
     weight_map = {}
     for number, names in enumerate(shards, start=1):
       file = f'model-{number:05}-of-{len(shards):05}.safetensors'
       file = file if len(shards) > 1 else _WEIGHTS
-      arrays = {name: _exported(layout[name], flat) for name in names}
+      arrays = {name: _exported(layout[name], flat, dtype) for name in names}
       content = safetensors_numpy.save(arrays, metadata={'format': 'pt'})
       (folder / file).write_bytes(content)
       weight_map.update(dict.fromkeys(names, file))
@@ -118,9 +149,20 @@ def save(
       total = sum(tensor.num_bytes for tensor in layout.values())
       index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
       (folder / _SHARDS).write_text(json_text.dumps(index, indent=2) + '\n')
+    for name, content in (companions or {}).items():
+      (folder / name).write_bytes(content)
     # Last: without it the folder is no checkpoint.
     text = json_text.dumps(stated, indent=2) + '\n'
     (folder / _CONFIG).write_text(text)
+
+
+def _companions(folder: epath.Path) -> dict[str, bytes]:
+  """Returns the files of a folder that belong beside its model."""
+  return {
+    name: object_stores.read_bytes(folder / name)
+    for name in _COMPANIONS
+    if (folder / name).exists()
+  }
 
 
 def _files(folder: epath.Path, model: hugging_face.Model) -> list[epath.Path]:
@@ -224,13 +266,20 @@ def _check_params(
 
 
 def _exported(
-  tensor: hugging_face.Tensor, flat: Mapping[str, Any]
+  tensor: hugging_face.Tensor, flat: Mapping[str, Any], dtype: Any
 ) -> np.ndarray:
-  """Returns the float32 array as they store it."""
+  """Returns the array as they store it."""
   array = checkpoint_files.to_float32(
     np.asarray(flat[tensor.path]), tensor.path
   )
+  array = array.astype(dtype, copy=False)
   return np.ascontiguousarray(array.T if tensor.transposed else array)
+
+
+def _is_bfloat16(array: np.ndarray) -> bool:
+  """Returns whether bfloat16 holds all values of a float32 array exactly."""
+  bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+  return not (bits & 0xFFFF).any()
 
 
 def _shards(

@@ -6,9 +6,6 @@ memory twice. A file in a bucket is copied to this disk first.
 
 from collections.abc import Collection, Iterator
 import contextlib
-import os
-import pathlib
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -43,6 +40,10 @@ class File:
   def shape(self, name: str) -> tuple[int, ...]:
     """Returns a tensor's shape, from the file's header."""
     return tuple(self._opened.get_slice(name).get_shape())
+
+  def is_bfloat16(self, name: str) -> bool:
+    """Returns whether a tensor is stored as bfloat16, by the file's header."""
+    return self._opened.get_slice(name).get_dtype() == 'BF16'
 
   def check(self, name: str, shape: tuple[int, ...], asks: str) -> None:
     """Checks a tensor's shape and type in the file's header.
@@ -87,7 +88,7 @@ def opened(path: epath.Path) -> Iterator[File]:
     with _one_line(path):
       if not path.exists():
         raise UserError(f'{path} is missing')
-      here = stack.enter_context(_here(path))
+      here = stack.enter_context(object_stores.on_this_disk(path))
       file = stack.enter_context(safetensors.safe_open(here, framework='np'))
     found = File(path, file)
     odd = sorted(name for name in found.names if not name.isprintable())
@@ -118,18 +119,6 @@ def prefix_hint(found: Collection[str], known: Collection[str]) -> str:
           ' save the inner model, or take the prefix away'
         )
   return ''
-
-
-@contextlib.contextmanager
-def _here(path: epath.Path) -> Iterator[str]:
-  """Yields the path of a file on this disk, or of a local copy of it."""
-  if not object_stores.is_remote(path):
-    yield os.fspath(path)
-    return
-  with tempfile.TemporaryDirectory(prefix='dst_t5x-') as folder:
-    copy = pathlib.Path(folder) / 'tensors'
-    object_stores.download(path, copy)
-    yield os.fspath(copy)
 
 
 @contextlib.contextmanager

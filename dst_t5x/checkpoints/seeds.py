@@ -1,7 +1,6 @@
 """Loads the seed: pretrained parameters in any known format."""
 
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
 import contextvars
 import dataclasses
 import functools
@@ -10,7 +9,6 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-import numpy as np
 
 from dst_t5x import subsets
 from dst_t5x.adapters import api as adapters
@@ -18,15 +16,21 @@ from dst_t5x.adapters import ia3  # noqa: F401
 from dst_t5x.adapters import lora  # noqa: F401
 from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
+from dst_t5x.checkpoints import finite
+from dst_t5x.checkpoints import gguf_checkpoint
+from dst_t5x.checkpoints import gguf_file
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import places
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import errors
+from dst_t5x.core import hub
 from dst_t5x.core import json_object
 from dst_t5x.core import object_stores
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
+from dst_t5x.models import api
+from dst_t5x.models import families
 from dst_t5x.subsets import fingerprint as fingerprint_lib
 
 # The checkpoints whose seeds are being loaded, to detect cycles.
@@ -44,11 +48,13 @@ class Seed:
     path: the folder or file that they were read from; for T5X, the folder
       `checkpoint_<step>`.
     format: 't5x', 'hf' (Hugging Face), 'peft' (an adapter in the format of
-      Hugging Face PEFT, with its base), 'dst' (a subset file, with its seed) or
-      'run' (a run of this package).
+      Hugging Face PEFT, with its base), 'gguf' (a GGUF file, dequantised),
+      'dst' (a subset file, with its seed) or 'run' (a run of this package).
     step: the training step at which they were saved; 0 if unknown.
     adapter: the adapter to apply to the network; `params` includes its
       parameters.
+    network: see `checkpoint_files.LoadedCheckpoint`; so are `companions`,
+      `is_bfloat16` and `note`.
   """
 
   params: dict[str, Any]
@@ -56,6 +62,10 @@ class Seed:
   format: str
   step: int
   adapter: adapters.Adapter = adapters.NONE
+  network: api.Network | None = None
+  companions: Callable[[], Mapping[str, bytes]] = dict
+  is_bfloat16: bool = False
+  note: str = ''
 
   def merged(self) -> 'Seed':
     """Returns the seed with the adapter merged into the network's parameters.
@@ -66,13 +76,19 @@ class Seed:
     if not self.adapter.added:
       return self
     params = parts.unflatten(self.adapter.merge(parts.flatten(self.params)))
-    _check_finite(params, self.path)
-    return Seed(params, self.path, self.format, self.step)
+    finite.check(params, self.path)
+    return dataclasses.replace(self, params=params, adapter=adapters.NONE)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """The identity of the parameters: `fingerprint.fingerprint`."""
     return fingerprint_lib.fingerprint(self.params)
+
+  @property
+  def described(self) -> str:
+    """Its format and step and what was done to its values, for a line."""
+    about = f'format {self.format}, step {self.step}'
+    return f'{about}, {self.note}' if self.note else about
 
   @property
   def reference(self) -> dict[str, Any]:
@@ -95,7 +111,8 @@ def load_seed(
     path: one of the following, on a disk or in an object store (`gs://…`,
       `s3://…`): a T5X checkpoint, or a folder of them (the newest is taken); a
       Hugging Face model's folder; a folder with an adapter of Hugging Face
-      PEFT; a file `….dst`; a run folder of this package.
+      PEFT; a file `….gguf` or `….dst`; a run folder of this package. Or a model
+      of the Hugging Face Hub, `hf://organisation/name[@revision]`.
     step: the checkpoint of a run folder; the last if None.
     seed_path: the new path of a moved seed of a run or `.dst` file, or of a
       moved base of an adapter.
@@ -106,11 +123,16 @@ def load_seed(
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
-  is_subset = str(path).endswith('.dst')
+  if hub.is_model(path):
+    return _from_hub(path)
+  is_subset, is_gguf = str(path).endswith('.dst'), gguf_file.is_file(path)
   with places.reached(path):
-    folder = epath.Path(path) if is_subset else places.existing_folder(path)
+    is_file = is_subset or is_gguf
+    folder = epath.Path(path) if is_file else places.existing_folder(path)
   if is_subset:
     kind, loaded = 'dst', _load_subset(folder, seed_path)
+  elif is_gguf:
+    kind, loaded = 'gguf', gguf_checkpoint.load(folder)
   elif run_folder.is_run(folder):
     kind, loaded = 'run', load_run(folder, step, seed_path)
   elif run := run_folder.run_of(folder):
@@ -135,16 +157,27 @@ def load_seed(
       f'nothing to load in {folder}: neither a T5X checkpoint (file'
       ' checkpoint, or folders checkpoint_<step>), nor a Hugging Face model'
       ' (config.json and model.safetensors), nor an adapter of PEFT'
-      ' (adapter_config.json), nor a run of this package (run.json)'
+      ' (adapter_config.json), nor a run of this package (run.json); of GGUF,'
+      ' name the file'
     )
-  _check_finite(loaded.params, str(folder))
-  seed = Seed(loaded.params, str(folder), kind, loaded.step, loaded.adapter)
+  return _checked(Seed(path=str(folder), format=kind, **vars(loaded)))
+
+
+def _from_hub(path: epath.PathLike) -> Seed:
+  """Returns a model of the Hugging Face Hub, under its commit's name."""
+  folder, name = hub.snapshot(path)
+  loaded = hf_checkpoint.load(folder)
+  return _checked(Seed(path=name, format='hf', **vars(loaded)))
+
+
+def _checked(seed: Seed) -> Seed:
+  """Returns the seed; refuses what is not finite, logs what was loaded."""
+  finite.check(seed.params, seed.path)
   flat = parts.flatten(seed.params)
   logging.info(
-    'Loaded %s (format %s, step %d): %d tensors, %d parameters, fingerprint %s',
+    'Loaded %s (%s): %d tensors, %d parameters, fingerprint %s',
     seed.path,
-    seed.format,
-    seed.step,
+    seed.described,
     len(flat),
     sum(array.size for array in flat.values()),
     seed.fingerprint,
@@ -176,7 +209,12 @@ def _load_subset(
   )
   seed = seed_of(reference.content, str(path), seed_path)
   params = subsets.apply(found, seed.params, seed.fingerprint)
-  return checkpoint_files.LoadedCheckpoint(params, about.get('step', int, 0))
+  return checkpoint_files.LoadedCheckpoint(
+    params,
+    about.get('step', int, 0),
+    network=seed.network,
+    companions=seed.companions,
+  )
 
 
 def _load_adapter(
@@ -208,7 +246,9 @@ def _load_adapter(
     base = load_seed(path).merged()
   adapter, added = peft_files.load(folder, base.params)
   params = parts.join(base.params, parts.unflatten(added))
-  return checkpoint_files.LoadedCheckpoint(params, about.step, adapter)
+  return checkpoint_files.LoadedCheckpoint(
+    params, about.step, adapter, base.network, base.companions
+  )
 
 
 def load_run(
@@ -245,15 +285,56 @@ def load_run(
   about = json_object.JsonObject(content, f'checkpoint {step} of {path}')
   adapter = adapters.Adapter.from_json(about.get('adapter', dict))
   trained = stacking.unstack_layers(parameters.get('dense', {}))
-  if trained and not about.get('is_partial', bool):
-    return checkpoint_files.LoadedCheckpoint(trained, step)
-  seed = about.get('seed', dict)
-  params = seed_of(seed, f'the run in {path}', seed_path).params
+  is_whole = bool(trained) and not about.get('is_partial', bool)
+  reference = about.get('seed', dict, None)
+  what = f'the run in {path}'
+  if is_whole:
+    return checkpoint_files.LoadedCheckpoint(
+      trained,
+      step,
+      network=_network_of_run(about),
+      companions=functools.partial(_companions, reference, what, seed_path),
+    )
+  seed = seed_of(about.get('seed', dict), what, seed_path)
   if trained:
-    params = parts.join(params, trained)
+    params = parts.join(seed.params, trained)
   else:
-    params = subsets.apply(subsets.from_arrays(parameters), params)
-  return checkpoint_files.LoadedCheckpoint(params, step, adapter)
+    params = subsets.apply(subsets.from_arrays(parameters), seed.params)
+  return checkpoint_files.LoadedCheckpoint(
+    params,
+    step,
+    adapter,
+    network=_network_of_run(about) or seed.network,
+    companions=seed.companions,
+  )
+
+
+def _network_of_run(about: json_object.JsonObject) -> api.Network | None:
+  """Returns the network of a run; None if it is not one of ours.
+
+  Args:
+    about: what a checkpoint says about itself.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  record = json_object.JsonObject(about.get('run', dict, {}), about.where)
+  model = record.get('model', dict, {})
+  where = f'model in {about.where}'
+  return families.recorded(json_object.JsonObject(model, where))
+
+
+def _companions(
+  reference: Mapping[str, Any] | None, what: str, seed_path: str | None
+) -> Mapping[str, bytes]:
+  """Returns the companions of a seed that was not needed so far."""
+  if reference is None:
+    return {}
+  try:
+    return seed_of(reference, what, seed_path).companions()
+  except errors.UserError as e:
+    logging.warning('The tokenizer is left out: %s', e)
+    return {}
 
 
 def seed_of(
@@ -303,24 +384,3 @@ def _is_run(path: epath.PathLike) -> bool:
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
   return run_folder.is_run(path)
-
-
-def _check_finite(params: Mapping[str, Any], path: str) -> None:
-  """Raises UserError for NaN or infinity, which would make losses NaN later."""
-  flat = parts.flatten(params)
-
-  def is_finite(array: np.ndarray) -> bool:
-    # Minimum and maximum are NaN if any value is. They need no array of bools.
-    return not array.size or bool(np.isfinite([array.max(), array.min()]).all())
-
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    finite = dict(zip(flat, pool.map(is_finite, flat.values()), strict=True))
-  bad = [name for name in sorted(flat) if not finite[name]]
-  if bad:
-    array = flat[bad[0]]
-    count = np.count_nonzero(~np.isfinite(array))
-    raise errors.UserError(
-      f'{path}: {count:,} of {array.size:,} values of tensor {bad[0]} are NaN'
-      f' or infinite ({len(bad)} such tensors); take a checkpoint from before'
-      ' training diverged, or one that was not cast to float16'
-    )

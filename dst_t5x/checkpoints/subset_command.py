@@ -9,11 +9,12 @@
     python -m dst_t5x.subset combine a.dst b.dst --rule=mean --output ab.dst
 
 SEED and TUNED are anything that `python -m dst_t5x.convert` reads: a T5X
-checkpoint, a Hugging Face folder, or a run.
+checkpoint, a Hugging Face folder, a GGUF file, or a run.
 """
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import itertools
 import math
 import os
@@ -156,17 +157,15 @@ def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
   (path,) = options.files
   subset, about = file.load(path)
   seed = _load_seed(options.seed)
-  kind = kind or ('hf' if seed.format == 'hf' else 't5x')
+  kind = kind or ('hf' if seed.format in ('gguf', 'hf') else 't5x')
   params = _for_file(
     path, extraction.apply, subset, seed.params, seed.fingerprint
   )
   step = about.get('step')
-  written = conversion.write(
-    options.output,
-    params,
-    step if isinstance(step, int) else seed.step,
-    kind,
+  tuned = dataclasses.replace(
+    seed, params=params, step=step if isinstance(step, int) else seed.step
   )
+  written = conversion.write(options.output, tuned, kind)
   print(
     f'{seed.path} with {subset.size:,} values of {path} -> {written} '
     f'({kind}), fingerprint {fingerprint.fingerprint(params)}'

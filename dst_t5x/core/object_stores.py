@@ -213,6 +213,18 @@ def download(path: epath.Path, target: pathlib.Path) -> None:
   system.get_file(key, os.fspath(target))
 
 
+@contextlib.contextmanager
+def on_this_disk(path: epath.PathLike) -> Iterator[str]:
+  """Lends the path of a file on this disk: of its copy if it is in a store."""
+  if not is_remote(path):
+    yield os.fspath(path)
+    return
+  with tempfile.TemporaryDirectory(prefix='dst_t5x-') as folder:
+    copy = pathlib.Path(folder) / 'file'
+    download(epath.Path(path), copy)
+    yield os.fspath(copy)
+
+
 def write_bytes(path: epath.Path, content: bytes) -> None:
   """Writes a file to a store in one request; replaces an older file.
 

@@ -26,6 +26,7 @@ import gin
 import seqio
 import tensorflow as tf
 
+from dst_t5x.core import hub
 from dst_t5x.core import object_stores
 from dst_t5x.core import stable_ids
 from dst_t5x.core import values
@@ -57,8 +58,8 @@ def chosen(
 
   Args:
     name: path of a SentencePiece model, of a folder with `tokenizer.json` or of
-      that file, or `bytes`; by default the value of `DST_VOCABULARY`, or the
-      public path.
+      that file, `hf://organisation/name[@revision]`, or `bytes`; by default the
+      value of `DST_VOCABULARY`, or the public path.
     chat_template: whether texts are messages in the chat template of the
       folder; see `chat_vocabulary`.
   """
@@ -97,6 +98,8 @@ def check_messages(asked: str) -> None:
 def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
+  if hub.is_model(name):
+    return _make(os.fspath(hub.snapshot(name)[0]))
   path = epath.Path(name)
   if not object_stores.is_remote(name) and path.is_dir():
     has_other = (path / tokenizers_vocabulary.FILE).exists()
@@ -105,6 +108,11 @@ def _make(name: str) -> seqio.Vocabulary:
     return tokenizers_vocabulary.TokenizersVocabulary(name)
   if name.endswith('.json'):
     return tokenizers_vocabulary.TokenizersVocabulary(name)
+  if name.endswith('.gguf'):
+    raise UserError(
+      f'{name} cannot be the vocabulary: write its tokenizer.json with `python'
+      ' -m dst_t5x.convert FILE.gguf FOLDER --format=hf`, and name that folder'
+    )
   return sentencepiece_vocabulary.SentencePieceVocabulary(name)
 
 

@@ -35,6 +35,23 @@ def of_config(stated: json_object.JsonObject) -> hugging_face.Family:
   )
 
 
+def of_gguf(metadata: json_object.JsonObject) -> hugging_face.Family:
+  """Returns the family that a GGUF file's metadata state.
+
+  Raises:
+    UserError: none.
+  """
+  name = metadata.get('general.architecture', str)
+  known = [name for family in FAMILIES for name in family.gguf_architectures]
+  for family in FAMILIES:
+    if name in family.gguf_architectures:
+      return family
+  raise UserError(
+    f'{metadata.where} has the architecture {json_object.shown(name)}; of GGUF'
+    f' files, {", ".join(known)} are read'
+  )
+
+
 def of_paths(paths: Collection[str]) -> hugging_face.Family:
   """Returns the family of parameters with these paths, layers unstacked."""
   return next((f for f in FAMILIES if f.has(paths)), _OTHER)
@@ -58,6 +75,21 @@ def network_of(params: Any) -> Any:
   if family is _OTHER:
     raise UserError(f'no {_names()} model has these tensors')
   return family.network_of(params)
+
+
+def recorded(model: json_object.JsonObject) -> Any:
+  """Returns the `api.Network` of a run; None if the package has no such one.
+
+  Args:
+    model: `model` of the run's `run.json`.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  for family in FAMILIES:
+    if family.network_id == model.content.get('id'):
+      return family.recorded(model.inner('config'))
+  return None
 
 
 def _names() -> str:

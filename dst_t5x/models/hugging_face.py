@@ -6,16 +6,21 @@ that is true of one family alone. The base class is the family of a network that
 Hugging Face does not have.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import math
 import re
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
 
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 
 PyTree = Any
+T = TypeVar('T')
+# What `run.json` states of a network besides sizes and options.
+_OF_RUNS = ('id', 'dtype', 'dropout_rate', 'scan_layers', 'remat')
 _NEVER = re.compile(r'(?!)')
 
 
@@ -67,6 +72,47 @@ class Model:
   unused: re.Pattern[str] = _NEVER
 
 
+@dataclasses.dataclass(frozen=True)
+class GgufModel:
+  """A model in a GGUF file.
+
+  Attributes:
+    model: Hugging Face's.
+    restored: returns a tensor as Hugging Face's files hold it; takes Hugging
+      Face's name, and the tensor of the GGUF file.
+    unused: names of the file's tensors that are none of Hugging Face's.
+  """
+
+  model: Model
+  restored: Callable[[str, np.ndarray], np.ndarray]
+  unused: Collection[str] = ()
+
+
+def from_record(
+  kind: type[T],
+  record: json_object.JsonObject,
+  inner: Mapping[str, type] | None = None,
+) -> T:
+  """Returns the sizes and options that `run.json` states.
+
+  Args:
+    kind: the dataclass of them.
+    record: its settings; those of how a run computes are left out.
+    inner: name of a setting -> the dataclass that it is, where it is one.
+
+  Raises:
+    UserError: the record is damaged.
+  """
+  content = {k: v for k, v in record.content.items() if k not in _OF_RUNS}
+  for name, its_kind in (inner or {}).items():
+    if content.get(name) is not None:
+      content[name] = from_record(its_kind, record.inner(name))
+  try:
+    return kind(**content)
+  except (TypeError, UserError) as e:  # Of an unknown setting, or a value.
+    raise UserError(f'{record.where} is damaged: {e}') from e
+
+
 class Family:
   """A family of models; this one is of those that Hugging Face does not have.
 
@@ -80,6 +126,8 @@ class Family:
     default_targets: PEFT's kind of adapter -> the linear maps that it adapts
       where adapter_config.json names none, as PEFT has it.
     head: their name of the linear map that gives the logits.
+    network_id: stable id of the network, by which `run.json` calls it.
+    gguf_architectures: names of the family's architectures in GGUF files.
   """
 
   name: ClassVar[str] = 'model of a known family'
@@ -87,6 +135,8 @@ class Family:
   task_type: ClassVar[str | None] = None
   default_targets: ClassVar[Mapping[str, list[str]]] = {}
   head: ClassVar[str] = ''
+  network_id: ClassVar[str] = ''
+  gguf_architectures: ClassVar[Collection[str]] = ()
 
   def has(self, paths: Collection[str]) -> bool:
     """Returns whether parameters of these paths are of the family."""
@@ -98,6 +148,24 @@ class Family:
 
     Raises:
       UserError: it is damaged, or states what the network here has not.
+    """
+    raise NotImplementedError
+
+  def read_gguf(
+    self,
+    metadata: json_object.JsonObject,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensor: Callable[[str], np.ndarray],
+  ) -> GgufModel:
+    """Returns what a GGUF file of the family holds.
+
+    Args:
+      metadata: of the file.
+      shapes: of the file's tensors, by the file's names.
+      tensor: reads one of them, float32.
+
+    Raises:
+      UserError: the file states what the network here has not.
     """
     raise NotImplementedError
 
@@ -120,6 +188,17 @@ class Family:
 
     Raises:
       UserError: their shapes do not tell.
+    """
+    raise NotImplementedError
+
+  def recorded(self, config: json_object.JsonObject) -> Any:
+    """Returns the `api.Network` of a run.
+
+    Args:
+      config: `config` of the network in the run's `run.json`.
+
+    Raises:
+      UserError: it is damaged.
     """
     raise NotImplementedError
 

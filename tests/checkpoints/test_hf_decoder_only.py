@@ -4,10 +4,12 @@ import json
 
 import decoder_only
 from decoder_only import FAMILIES
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from dst_t5x.checkpoints import conversion
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import errors
@@ -66,6 +68,22 @@ def test_bfloat16_keeps_its_values(tmp_path):
   for path, array in parts.flatten(params).items():
     rounded = torch.from_numpy(array).to(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(loaded[path], rounded)
+  # And its type, unless a value is not one of bfloat16.
+  conversion.convert(tmp_path / 'half', tmp_path / 'again', 'hf')
+  ours, theirs = (
+    safetensors_numpy.load_file(tmp_path / name / 'model.safetensors')
+    for name in ('again', 'half')
+  )
+  assert ours.keys() == theirs.keys()
+  for name, array in theirs.items():
+    assert ours[name].dtype == array.dtype == ml_dtypes.bfloat16
+    assert ours[name].tobytes() == array.tobytes()
+  read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'again')
+  assert read.dtype == torch.bfloat16
+  seed = seeds.load_seed(tmp_path / 'half')
+  seed.params['decoder']['decoder_norm']['scale'][3] = 1 + 2**-20
+  conversion.write(tmp_path / 'tuned', seed, 'hf')
+  _assert_same_bits(seeds.load_seed(tmp_path / 'tuned').params, seed.params)
 
 
 def test_a_tied_head_may_be_there_once_more(tmp_path):

@@ -61,7 +61,8 @@ class DecoderConfig:
   begin_id: values.Count | None = None
   dtype: Literal['float32', 'bfloat16'] | jnp.dtype | type = jnp.float32
   mlp_activation: Literal['gelu', 'silu'] = 'silu'
-  rope: Rope = dataclasses.field(default_factory=Rope)
+  # Not a factory's: what makes a run is read from defaults.
+  rope: Rope = Rope()  # noqa: RUF009
   local_rope: Rope | None = None
   sliding_window: values.Positive | None = None
   local_layers: Sequence[bool] = (False,)

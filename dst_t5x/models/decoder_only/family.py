@@ -1,16 +1,21 @@
 """Decoder-only models as Hugging Face has them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+import functools
 from typing import Any, ClassVar
+
+import numpy as np
 
 from dst_t5x.core import json_object
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import hugging_face
+from dst_t5x.models.decoder_only import gguf_config
 from dst_t5x.models.decoder_only import hf_config
 from dst_t5x.models.decoder_only import hf_families
 from dst_t5x.models.decoder_only import hf_names
 from dst_t5x.models.decoder_only.config import DecoderConfig
+from dst_t5x.models.decoder_only.rope import Rope
 
 PyTree = Any
 
@@ -35,6 +40,10 @@ class DecoderOnly(hugging_face.Family):
     'LORA': ['q_proj', 'v_proj']
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
+  network_id: ClassVar[str] = 'decoder_only'
+  gguf_architectures: ClassVar[Collection[str]] = tuple(
+    gguf_config.ARCHITECTURES
+  )
 
   def has(self, paths: Collection[str]) -> bool:
     """See `hugging_face.Family`."""
@@ -45,6 +54,26 @@ class DecoderOnly(hugging_face.Family):
   def read(self, stated: json_object.JsonObject) -> hugging_face.Model:
     """See `hugging_face.Family`."""
     return _model(hf_config.config_from_hf(stated.content, stated.where))
+
+  def read_gguf(
+    self,
+    metadata: json_object.JsonObject,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensor: Callable[[str], np.ndarray],
+  ) -> hugging_face.GgufModel:
+    """See `hugging_face.Family`."""
+    name = gguf_config.FREQUENCIES
+    factors = tensor(name) if name in shapes else None
+    content = gguf_config.config_of(metadata, shapes, factors)
+    config = hf_config.config_from_hf(content, metadata.where)
+    architecture = metadata.get('general.architecture', str)
+    return hugging_face.GgufModel(
+      model=_model(config),
+      restored=functools.partial(
+        gguf_config.as_hugging_face_has_it, architecture, config
+      ),
+      unused=(name,),
+    )
 
   def written(
     self, network: Any, params: PyTree
@@ -59,6 +88,15 @@ class DecoderOnly(hugging_face.Family):
     raise UserError(
       'the shapes of a decoder-only model do not tell its heads and its rotary'
       ' positions: its config.json or its gin file is needed'
+    )
+
+  def recorded(self, config: json_object.JsonObject) -> Any:
+    """See `hugging_face.Family`."""
+    from dst_t5x.models.decoder_only import network
+
+    inner = {'rope': Rope, 'local_rope': Rope}
+    return network.Transformer(
+      hugging_face.from_record(DecoderConfig, config, inner)
     )
 
   def sizes(self, params: PyTree) -> dict[str, int]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.core import stable_ids
 from dst_t5x.models import api
 from dst_t5x.models.decoder_only import attention
 from dst_t5x.models.decoder_only import decoding
@@ -29,6 +30,7 @@ Array = jax.Array
 __all__ = ['DecoderConfig', 'Rope', 'Transformer']
 
 
+@stable_ids.called('decoder_only')
 class Transformer(nn.Module, api.Network):
   """A decoder-only language model.
 

@@ -1,6 +1,7 @@
 """The T5 1.1 family: its Hugging Face format, names and sizes."""
 
 from collections.abc import Collection, Mapping
+import dataclasses
 from typing import Any, ClassVar
 
 from dst_t5x.core import json_object
@@ -27,13 +28,15 @@ class T5(hugging_face.Family):
   """T5 1.1; see `hugging_face.Family`."""
 
   name: ClassVar[str] = 'T5 1.1'
-  model_types: ClassVar[Collection[str]] = ('t5',)
+  # mT5's models are T5 1.1 with another vocabulary.
+  model_types: ClassVar[Collection[str]] = ('t5', 'mt5')
   task_type: ClassVar[str | None] = 'SEQ_2_SEQ_LM'
   default_targets: ClassVar[Mapping[str, list[str]]] = {
     'LORA': ['q', 'v'],
     'IA3': ['k', 'v', 'wo'],
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
+  network_id: ClassVar[str] = 't5_1_1'
 
   def has(self, paths: Collection[str]) -> bool:
     """See `hugging_face.Family`."""
@@ -47,7 +50,10 @@ class T5(hugging_face.Family):
       # Transformers 5 states tied embeddings for every T5. It omits the head
       # from the file only if the head is the embedding.
       substitutes[hf_names.HEAD] = hf_names.EMBEDDING
-    return _model(config.network, config.num_buckets, substitutes)
+    model = _model(config.network, config.num_buckets, substitutes)
+    if stated.content.get('model_type') == 'mt5':
+      return dataclasses.replace(model, architecture=f'M{model.architecture}')
+    return model
 
   def written(
     self, network: Any, params: PyTree
@@ -77,6 +83,10 @@ class T5(hugging_face.Family):
         f'no {self.name} model: its tensors do not determine {error}'
       ) from error
     return _network(config)
+
+  def recorded(self, config: json_object.JsonObject) -> Any:
+    """See `hugging_face.Family`."""
+    return _network(hugging_face.from_record(t5_config.T5Config, config))
 
   def sizes(self, params: PyTree) -> dict[str, int]:
     """See `hugging_face.Family`."""

@@ -71,6 +71,8 @@ def read(stated: json_object.JsonObject) -> Config:
   # Transformers 5 states tied embeddings for every T5. Only
   # `scale_decoder_outputs` tells whether they are.
   scaled = stated.get('scale_decoder_outputs', bool, None)
+  if stated.content.get('model_type') == 'mt5':
+    scaled = False  # mT5 never has it, and states tied embeddings, too.
   if tied if scaled is None else scaled:
     key = 'tie_word_embeddings' if scaled is None else 'scale_decoder_outputs'
     raise _other_model(
