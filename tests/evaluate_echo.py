@@ -63,9 +63,9 @@ def add_tasks():
   seqio.MixtureRegistry.add(NAME, list(SIZES), default_rate=1.0)
 
 
-def _echo(network, params, tokens, length):
+def _echo(network, params, tokens, length, numbers):
   """Decodes by repeating the inputs."""
-  del network, params
+  del network, params, numbers
   return tokens[:, :length], tokens[:, 0].astype('float32')
 
 

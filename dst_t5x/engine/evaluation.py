@@ -27,11 +27,13 @@ from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import task_scores
 from dst_t5x.models import api
+from dst_t5x.models import decoding
 
 PyTree = Any
 # The teacher-forced metrics of every evaluation.
 _FORCED = ('eval/loss', 'eval/accuracy')
-# (network, params, prompts, max_decode_length) -> tokens, scores
+# (network, params, prompts, max_decode_length, numbers=…) -> tokens, scores;
+# see `decoding.GreedyDecoder`.
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
 _STATIC = ('decoder', 'network', 'max_decode_length')  # Of `_decode`.
 
@@ -42,7 +44,7 @@ class Predictor:
 
   Attributes:
     network: the model.
-    decoder: greedy or beam search.
+    decoder: greedy, beam search or sampling.
     batch_size: the number of examples in a batch, rounded up so that the
       devices share it evenly.
     max_decode_length: the most tokens to decode.
@@ -76,22 +78,28 @@ class Predictor:
       prompts: (index, tokens int32 [length]), all of one length.
 
     Returns:
-      Pairs (index, tokens int32 [max_decode_length]).
+      Pairs (index, tokens int32 [length]), without padding.
     """
     start = time.perf_counter()
     results: list[tuple[int, np.ndarray]] = []
     for indices, rows in self._batches(prompts):
-      placed = self.partitioner.place_batch({'prompts': rows})
+      numbers = np.zeros(len(rows), np.int32)
+      numbers[: len(indices)] = indices
+      placed = self.partitioner.place_batch(
+        {'prompts': rows, 'numbers': numbers}
+      )
       tokens, _ = self._decode(
         self.decoder,
         self.network,
         params,
         placed['prompts'],
+        placed['numbers'],
         self.max_decode_length,
       )
-      tokens = np.asarray(tokens)[: len(indices)]
-      self.tokens += int(np.count_nonzero(tokens))
-      results.extend(zip(indices, tokens, strict=True))
+      decoded = np.asarray(tokens)[: len(indices)]
+      found = decoding.continuations(self.network, decoded)
+      self.tokens += sum(map(len, found))
+      results.extend(zip(indices, found, strict=True))
     self.seconds += time.perf_counter() - start
     return results
 
@@ -104,8 +112,12 @@ class Predictor:
       params: the parameters.
       examples: (index, features), made by the network's feature converter.
     """
-    prompt = self.network.prompt
-    return self(params, ((index, prompt(of)) for index, of in examples))
+    prompt, eos_id = self.network.prompt, self.network.eos_id
+    found = self(params, ((index, prompt(of)) for index, of in examples))
+    return [
+      (index, task_scores.filled_up(tokens, self.max_decode_length, eos_id))
+      for index, tokens in found
+    ]
 
   def _batches(
     self, prompts: Iterable[tuple[int, np.ndarray]]
@@ -129,11 +141,12 @@ def _decode(
   decoder: Decoder,
   network: api.Network,
   params: PyTree,
-  tokens: jax.Array,
+  prompts: jax.Array,
+  numbers: jax.Array,
   max_decode_length: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Calls a decoder. One function for all, so that equal ones compile once."""
-  return decoder(network, params, tokens, max_decode_length)
+  return decoder(network, params, prompts, max_decode_length, numbers=numbers)
 
 
 def check_decoder(
@@ -156,19 +169,21 @@ def check_decoder(
     UserError: the decoder cannot decode.
   """
   prompt = network.prompt_of_inputs(np.zeros(length, np.int32))
-  tokens = jax.ShapeDtypeStruct((batch_size, len(prompt)), np.int32)
+  prompts = jax.ShapeDtypeStruct((batch_size, len(prompt)), np.int32)
+  numbers = jax.ShapeDtypeStruct((batch_size,), np.int32)
   decode = jax.jit(_decode, static_argnames=_STATIC)
   try:
     # One function for all calls: JAX remembers what it traced.
     decode.eval_shape(
-      decoder, network, api.shapes(network), tokens, max_decode_length
+      decoder, network, api.shapes(network), prompts, numbers, max_decode_length
     )
   except UserError:
     raise
   except Exception as e:
     raise UserError(
       f'DECODER {decoder!r} cannot decode: {first_line(e)}; take '
-      '@decoding.GreedyDecoder() or @decoding.BeamSearch()'
+      '@decoding.GreedyDecoder(), @decoding.BeamSearch() or'
+      ' @decoding.Sampling()'
     ) from e
 
 
@@ -179,7 +194,7 @@ class Evaluation:
   Attributes:
     task: a registered task or mixture.
     feature_lengths: feature -> longest length; longer examples are truncated.
-    decoder: greedy or beam search, for the task's metrics.
+    decoder: greedy, beam search or sampling, for the task's metrics.
     split: the name of the split.
     batch_size: the number of examples in a batch, rounded up so that the
       devices share it evenly.

@@ -168,10 +168,15 @@ def rehearse(
     params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
   ) -> list[tuple[int, np.ndarray]]:
     del params
-    return [
-      (int(index), np.asarray(network.targets(features).tokens))
-      for index, features in examples
-    ]
+    predicted = []
+    for index, features in examples:
+      targets = network.targets(features)
+      # A row may have the inputs, too.
+      is_target = np.asarray(targets.weights) > 0
+      tokens = np.asarray(targets.tokens)
+      row = filled_up(tokens[is_target], len(tokens), network.eos_id)
+      predicted.append((int(index), row))
+    return predicted
 
   try:
     score = TaskEvaluator(
@@ -185,3 +190,18 @@ def rehearse(
       f'the {split} split of task {task!r} cannot be scored: '
       f'{first_line(e.__cause__ or e)}'
     ) from e
+
+
+def filled_up(tokens: np.ndarray, length: int, eos_id: int) -> np.ndarray:
+  """Returns int32 [length]: a prediction as seqio takes it.
+
+  All are of one length there, and end with the first end token.
+
+  Args:
+    tokens: int32, at most `length` of them.
+    length: of the row.
+    eos_id: the token that ends a sequence.
+  """
+  row = np.full(length, eos_id, np.int32)
+  row[: len(tokens)] = tokens
+  return row

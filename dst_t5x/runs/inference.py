@@ -58,7 +58,7 @@ def infer(
     task: the task; supplies the vocabulary, and the inputs if there is no
       `input_file`.
     feature_lengths: feature -> longest length; longer inputs are truncated.
-    decoder: greedy or beam search.
+    decoder: greedy, beam search or sampling.
     partitioner: the mesh and its shardings.
     checkpoint_step: the checkpoint of a run folder; the last by default.
     initial_checkpoint_path: the path of the run's seed, if it was moved.
