@@ -183,6 +183,7 @@ class Adapter:
     seed: Mapping[str, np.ndarray],
     random: np.random.Generator,
     encode: Callable[[str], list[int]],
+    embedding_scale: float = 1.0,
   ) -> dict[str, np.ndarray]:
     """Returns the initial parameters; they may depend on the seed.
 
@@ -191,8 +192,9 @@ class Adapter:
       seed: path -> the seed's parameters.
       random: the run's random generator.
       encode: text -> pieces of the task's vocabulary.
+      embedding_scale: what the network multiplies embeddings by.
     """
-    del seed, random, encode
+    del seed, random, encode, embedding_scale
     return dict(added)
 
   def without_added(

@@ -40,15 +40,20 @@ class IA3(adapters.Adapter):
     return linear.apply(x)
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Multiplies the kernels' columns or rows by the factors."""
+    """Multiplies the kernels' rows, or their columns and the biases."""
     merged = self.without_added(params)
     for path in params:
       if re.fullmatch(self.added, path):
         module = path.removesuffix('/ia3')
         is_input = re.fullmatch(INPUTS, module)
         factors = np.expand_dims(params[path], -1 if is_input else -2)
-        kernel = merged[f'{module}/kernel']
-        merged[f'{module}/kernel'] = (kernel * factors).astype(kernel.dtype)
+        rescaled = {f'{module}/{adapters.KERNEL}': factors}
+        bias = f'{module}/{adapters.BIAS}'
+        if bias in merged and not is_input:
+          rescaled[bias] = params[path]
+        for name, by in rescaled.items():
+          old = merged[name]
+          merged[name] = (old * by).astype(old.dtype)
     return merged
 
   def peft_settings(

@@ -2,8 +2,9 @@
 
 The data puts placeholders before the inputs of every example: ids from the
 vocabulary's size on. The network looks them up in the prompt instead of the
-embedding. Each example of a packed row has its prompt directly before it.
-Attention, positions and decoding need no changes.
+embedding, and, as Hugging Face, multiplies them by no scale of embeddings.
+Each example of a packed row has its prompt directly before it. Attention,
+positions and decoding need no changes.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -83,6 +84,7 @@ class Prompt(adapters.Adapter):
     seed: Mapping[str, np.ndarray],
     random: np.random.Generator,
     encode: Callable[[str], list[int]],
+    embedding_scale: float = 1.0,
   ) -> dict[str, np.ndarray]:
     """Returns the initial prompt; see `initialization`."""
     (path,) = added
@@ -97,6 +99,7 @@ class Prompt(adapters.Adapter):
       labels = [table[encode(label)].mean(axis=0) for label in self.labels]
       labels = labels[: self.length]
       prompt[: len(labels)] = np.reshape(labels, (len(labels), shape[1]))
+      prompt = prompt * np.float32(embedding_scale)
     return {path: np.asarray(prompt, np.float32)}
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -156,7 +156,8 @@ def load(
     except UserError as e:
       raise UserError(f'{stated.where}: {e}') from e
     layout = _layout(adapter, modules, of)
-    _check_names(folder, layout, file.names)
+    names = file.names - _copies(file, parts.flatten(base), of)
+    _check_names(folder, layout, names)
     added = {}
     for name, tensor in layout.items():
       rows, *rest = tensor.shape
@@ -201,6 +202,31 @@ def _adapted(tensors: Collection[str], base: peft.Base) -> set[str]:
     for path, name in base.names.items()
     if any(tensor.startswith(f'{_PREFIX}{name}.') for tensor in tensors)
   }
+
+
+def _copies(
+  file: safetensors_files.File, base: Mapping[str, Any], of: peft.Base
+) -> set[str]:
+  """Returns the names of tensors that are the base's own.
+
+  Beside an adapter of the output projection, PEFT saves the matrix itself.
+
+  Raises:
+    UserError: one is another than the base's.
+  """
+  copies = {
+    f'{_PREFIX}{name}.base_layer.weight': f'{path}/{adapters.KERNEL}'
+    for path, name in of.names.items()
+  }
+  found = copies.keys() & file.names
+  for name in sorted(found):
+    array = checkpoint_files.to_float32(file.tensor(name), name)
+    if not np.array_equal(array.T, np.asarray(base[copies[name]])):
+      raise UserError(
+        f'{file.path}: tensor {name} is not that of the base: merge the adapter'
+        ' into its base with peft, merge_and_unload()'
+      )
+  return found
 
 
 def _layout(

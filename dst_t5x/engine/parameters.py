@@ -161,7 +161,9 @@ def initialize_added(
   drawn = jax.tree.map(np.asarray, init(network, key))
   random = np.random.default_rng(random_seed)
   return parts.unflatten(
-    network.adapter.initialize(drawn, parts.flatten(seed), random, encode)
+    network.adapter.initialize(
+      drawn, parts.flatten(seed), random, encode, network.embedding_scale
+    )
   )
 
 

@@ -58,6 +58,11 @@ class Adapted(api.Network):
     return self.network.vocab_size
 
   @property
+  def embedding_scale(self) -> float:
+    """See `api.Network`."""
+    return self.network.embedding_scale
+
+  @property
   def scan_layers(self) -> bool:
     """See `api.Network`."""
     return self.network.scan_layers

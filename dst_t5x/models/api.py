@@ -17,7 +17,8 @@ at the end with `pad_id`.
 
 Modules. Linear maps and tables of embeddings are modules like Flax's `Dense`
 and `Embed`, and name their parameters as Flax does. Adapters change these
-modules, and `serving` corrects them for each example; see `adapters.api`.
+modules, and `serving` corrects them for each example; see `adapters.api`. A
+table of embeddings may have a field `scale`, a factor of what is looked up.
 
 Networks are static arguments of compiled functions. They must be immutable, and
 compare and hash by value.
@@ -116,6 +117,11 @@ class Network:
   def begin_id(self) -> int | None:
     """The id of the token before every example; None if there is none."""
     return None
+
+  @property
+  def embedding_scale(self) -> float:
+    """What the embeddings of tokens are multiplied by, after the lookup."""
+    return 1.0
 
   @property
   def scan_layers(self) -> bool:

@@ -60,12 +60,20 @@ class Embed(nn.Module):
   """Token embeddings: `[batch, length] -> [batch, length, features]`.
 
   Families subclass it to change the default of `embedding_init`.
+
+  Attributes:
+    vocab_size: the number of rows of the table.
+    features: the number of columns.
+    dtype: the type of the embeddings.
+    embedding_init: the initializer of the table.
+    scale: a factor of the embeddings that are looked up.
   """
 
   vocab_size: int
   features: int
   dtype: Any = jnp.float32
   embedding_init: Initializer = nn.initializers.normal(stddev=1.0)
+  scale: float = 1.0
 
   def setup(self) -> None:
     """Creates the table of embeddings."""
@@ -81,7 +89,8 @@ class Embed(nn.Module):
     """Returns `[batch, length, features]`; NaN for ids outside the table."""
     # JAX clamps ids by default, which would hide a vocabulary of another size.
     x = jnp.take(self.embedding, tokens, axis=0, mode='fill')
-    return constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
+    x = constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
+    return x if self.scale == 1 else x * jnp.asarray(self.scale, x.dtype)
 
   def attend(self, x: Array) -> Array:
     """Returns x times the transposed embeddings, float32 `[…, vocab_size]`."""

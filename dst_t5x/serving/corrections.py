@@ -156,7 +156,7 @@ class Corrections:
   ) -> Array:
     entries = self._matrices[_path(module, adapters.TABLE)]
     found = call(tokens)
-    batch = len(entries.rows)
+    batch, scale = len(entries.rows), getattr(module, 'scale', 1.0)
 
     def of_example(
       x: Array, tokens: Array, entries: Entries, differences: Array
@@ -169,7 +169,7 @@ class Corrections:
       found.reshape(batch, -1, found.shape[-1]).astype(jnp.float32),
       tokens.reshape(batch, -1),
       entries,
-      entries.differences(found.dtype),
+      scale * entries.differences(found.dtype),
     )
     return x.reshape(found.shape).astype(found.dtype)
 
@@ -270,16 +270,26 @@ def _add_products(
   return flat.reshape(y.shape).astype(y.dtype)
 
 
-def check(network: api.Network, params: PyTree) -> None:
+def prompt_length(network: api.Network, input_length: int) -> int:
+  """Returns the length of the prompt of the longest inputs."""
+  return len(network.prompt_of_inputs(np.zeros(input_length, np.int32)))
+
+
+def check(
+  network: api.Network, params: PyTree, input_length: int, output_length: int
+) -> None:
   """Checks that examples with different subsets can be in one batch.
 
   Args:
     network: the model.
     params: its parameters.
+    input_length: of the longest inputs.
+    output_length: tokens that are decoded at most.
 
   Raises:
     UserError: a parameter is not float32, or is used neither in a linear map,
-      nor in a table of embeddings, nor in `network.own_tensors`.
+      nor in a table of embeddings, nor in `network.own_tensors`; or inputs and
+      answers are longer than the network's context.
   """
   if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
     raise UserError('only seeds whose parameters are float32 can be served')
@@ -296,7 +306,7 @@ def check(network: api.Network, params: PyTree) -> None:
       network, tensors, params, subsets, rooms, slots_lib.slots_of(rooms)
     )
     with nn.intercept_methods(by_example.intercept):
-      found = decoding.GreedyDecoder()(network, params, tokens, 2)
+      found = decoding.GreedyDecoder()(network, params, tokens, output_length)
     used.update(by_example.used)
     return found
 
@@ -306,7 +316,8 @@ def check(network: api.Network, params: PyTree) -> None:
   entries: Any = shape(jnp.uint32, len(rooms))
   starts: Any = shape(jnp.int32, len(rooms) + 1)
   subsets = on_device.Arrays(entries, entries, entries, starts)
-  jax.eval_shape(decode, params, subsets, shape(jnp.int32, 16))
+  prompts = shape(jnp.int32, prompt_length(network, input_length))
+  jax.eval_shape(decode, params, subsets, prompts)
   if unknown := sorted(set(tensors.paths) - used):
     raise UserError(
       f'serving cannot give each row a {unknown[0]} of its own: it belongs to'

@@ -8,7 +8,7 @@ and in the names of their checkpoints. Parameters are named as in T5X's
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from dst_t5x.core import stable_ids
 from dst_t5x.models import api
+from dst_t5x.models import teacher_forcing
 from dst_t5x.models.decoder_only import attention
 from dst_t5x.models.decoder_only import decoding
 from dst_t5x.models.decoder_only import features
@@ -31,12 +32,14 @@ __all__ = ['DecoderConfig', 'Rope', 'Transformer']
 
 
 @stable_ids.called('decoder_only')
-class Transformer(nn.Module, api.Network):
+class Transformer(nn.Module, teacher_forcing.TeacherForced):
   """A decoder-only language model.
 
   Any token id may be a real token: padding is at the end of a row, where no
   token sees it, and in prompts it is `pad_id`.
   """
+
+  inputs: ClassVar[tuple[str, ...]] = features.INPUTS
 
   config: DecoderConfig
 
@@ -44,7 +47,10 @@ class Transformer(nn.Module, api.Network):
     """Makes the embeddings and the stack."""
     config = self.config
     self.token_embedder = layers.Embed(
-      config.vocab_size, config.emb_dim, config.dtype
+      config.vocab_size,
+      config.emb_dim,
+      config.dtype,
+      scale=self.embedding_scale,
     )
     self.decoder = stack.Decoder(config, self.token_embedder)
 
@@ -153,6 +159,12 @@ class Transformer(nn.Module, api.Network):
     return self.config.begin_id
 
   @property
+  def embedding_scale(self) -> float:
+    """See `api.Network`."""
+    is_scaled = self.config.scale_embeddings
+    return float(np.sqrt(np.float32(self.config.emb_dim))) if is_scaled else 1.0
+
+  @property
   def scan_layers(self) -> bool:
     """See `api.Network`."""
     return self.config.scan_layers
@@ -173,31 +185,6 @@ class Transformer(nn.Module, api.Network):
     """See `api.Network`."""
     tokens = jnp.ones((1, 2), jnp.int32)
     return self.init(key, tokens, mutable=['params', 'params_axes'])
-
-  @nn.nowrap
-  def logits(
-    self, params: Any, batch: api.Batch, dropout_key: Array | None = None
-  ) -> Array:
-    """See `api.Network`."""
-    inputs: Any = {
-      name: batch[name] for name in features.INPUTS if name in batch
-    }
-    result: Any = self.apply(
-      {'params': params},
-      **inputs,
-      enable_dropout=dropout_key is not None,
-      rngs=None if dropout_key is None else {'dropout': dropout_key},
-    )
-    return result
-
-  @nn.nowrap
-  def targets(self, batch: api.Batch) -> api.Targets:
-    """See `api.Network`."""
-    return api.Targets(
-      batch['decoder_target_tokens'],
-      batch['decoder_loss_weights'],
-      batch.get('decoder_segment_ids'),
-    )
 
   @nn.nowrap
   def feature_converter(self, pack: bool, prefix: Sequence[int] = ()) -> Any:

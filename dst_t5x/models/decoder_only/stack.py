@@ -79,8 +79,6 @@ class Decoder(nn.Module):
     """
     config = self.config
     x = self.embedder(tokens)
-    if config.scale_embeddings:
-      x = x * jnp.sqrt(jnp.float32(config.emb_dim)).astype(x.dtype)
     x = self._layers(x, self._bits(x, deterministic), contexts)
     x = norm(config, 'decoder_norm')(x)
     if config.logits_via_embedding:

@@ -9,7 +9,7 @@ and T5X itself can train this network.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 
 from dst_t5x.core import stable_ids
 from dst_t5x.models import api
+from dst_t5x.models import teacher_forcing
 from dst_t5x.models.t5 import attention
 from dst_t5x.models.t5 import features
 from dst_t5x.models.t5 import layers
@@ -31,13 +32,15 @@ __all__ = ['T5Config', 'Transformer']
 
 
 @stable_ids.called('t5_1_1')
-class Transformer(nn.Module, api.Network):
+class Transformer(nn.Module, teacher_forcing.TeacherForced):
   """T5 1.1, with the call interface of T5X's network.
 
   Token id 0 is padding. The arguments `…_positions` are ignored: T5 uses only
   differences of positions, and these are the same along a packed row as within
   each of its examples.
   """
+
+  inputs: ClassVar[tuple[str, ...]] = features.INPUTS
 
   config: T5Config
 
@@ -186,31 +189,6 @@ class Transformer(nn.Module, api.Network):
     """See `api.Network`."""
     tokens = jnp.ones((1, 2), jnp.int32)
     return self.init(key, tokens, tokens, tokens, enable_dropout=False)
-
-  @nn.nowrap
-  def logits(
-    self, params: Any, batch: api.Batch, dropout_key: Array | None = None
-  ) -> Array:
-    """See `api.Network`."""
-    inputs: Any = {
-      name: batch[name] for name in features.INPUTS if name in batch
-    }
-    result: Any = self.apply(
-      {'params': params},
-      **inputs,
-      enable_dropout=dropout_key is not None,
-      rngs=None if dropout_key is None else {'dropout': dropout_key},
-    )
-    return result
-
-  @nn.nowrap
-  def targets(self, batch: api.Batch) -> api.Targets:
-    """See `api.Network`."""
-    return api.Targets(
-      batch['decoder_target_tokens'],
-      batch['decoder_loss_weights'],
-      batch.get('decoder_segment_ids'),
-    )
 
   @nn.nowrap
   def feature_converter(self, pack: bool, prefix: Sequence[int] = ()) -> Any:
