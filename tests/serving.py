@@ -12,6 +12,8 @@ import seqio
 import subsets
 import uvicorn
 
+from dst_t5x.models import decoding
+from dst_t5x.serving import batches
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import model as model_lib
 from dst_t5x.serving import service as service_lib
@@ -100,8 +102,13 @@ def _decode(net, decoder, length):
 
 def alone(params, row, decoder=model_lib.GREEDY, net=None, length=LENGTH):
   """Returns what a dense model says: tokens and score."""
-  found = _decode(net or network(), decoder, length)(params, row[None])
-  return np.asarray(found[0][0]), float(found[1][0])
+  net = net or network()
+  prompt = net.prompt_of_inputs(row)
+  # Few lengths compile.
+  missing = -len(prompt) % batches.LEAST_LENGTH
+  prompt = np.pad(prompt, (0, missing), constant_values=net.pad_id)[None]
+  tokens, scores = _decode(net, decoder, length)(params, prompt)
+  return decoding.continuations(net, np.asarray(tokens))[0], float(scores[0])
 
 
 def answer(text, params):

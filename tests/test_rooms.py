@@ -22,7 +22,7 @@ _MAY_IMPORT = {
   'config': ('runtime',),
   'runs': ('engine', 'config'),
   'planning': ('runs',),
-  'serving': ('engine',),
+  'serving': ('engine', 'config'),
   'analysis': ('runs', 'launch'),
   'launch': ('planning',),
   't5x': ('runs',),

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 import contextlib
+import dataclasses
 import pathlib
 import secrets
 import time
@@ -17,6 +18,7 @@ from starlette import exceptions as http_exceptions
 
 import dst_t5x
 from dst_t5x.core.errors import UserError
+from dst_t5x.models import decoding
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import presence
 from dst_t5x.serving import scheduler as scheduler_lib
@@ -38,6 +40,18 @@ _POLICY = (
   " connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
 )
 _Name = Annotated[str, fastapi.Path(description='of the subset')]
+
+
+_MOST_INT = 2**31 - 1
+_SAMPLE = 'of the decoder `sample`'
+_Temperature = Annotated[
+  float, pydantic.Field(ge=1e-6, le=1e6, description=_SAMPLE)
+]
+_TopK = Annotated[int, pydantic.Field(ge=1, le=_MOST_INT, description=_SAMPLE)]
+_TopP = Annotated[float, pydantic.Field(gt=0, le=1, description=_SAMPLE)]
+_RandomSeed = Annotated[
+  int, pydantic.Field(ge=0, le=_MOST_INT, description=_SAMPLE)
+]
 
 
 class Error(pydantic.BaseModel):
@@ -65,10 +79,29 @@ class GenerateRequest(pydantic.BaseModel):
   subset_file: pydantic.Base64Bytes | None = pydantic.Field(
     None, description='a `.dst` file in Base64, instead of a name'
   )
-  decoder: Literal['greedy', 'beam'] = 'greedy'
+  decoder: Literal['greedy', 'beam', 'sample'] = 'greedy'
+  temperature: _Temperature = 1.0
+  top_k: _TopK | None = None
+  top_p: _TopP = 1.0
+  random_seed: _RandomSeed = 0
   deadline: float | None = pydantic.Field(
     None, gt=0, description='seconds; at most what the server allows'
   )
+
+  def sampling(self) -> decoding.Sampling:
+    """Returns how to draw.
+
+    Raises:
+      UserError: it is said for a decoder that does not.
+    """
+    names = [field.name for field in dataclasses.fields(decoding.Sampling)]
+    given = [name for name in names if name in self.model_fields_set]
+    if given and self.decoder != 'sample':
+      raise UserError(
+        f'{given[0]} has no effect on the decoder {self.decoder!r}: set'
+        ' "decoder": "sample"'
+      )
+    return decoding.Sampling(**{name: getattr(self, name) for name in names})
 
 
 class Output(pydantic.BaseModel):
@@ -277,6 +310,7 @@ def _generate_route(
       request.subset_file,
       request.decoder,
       request.deadline,
+      request.sampling(),
     )
     seconds = time.perf_counter() - start
     service.metrics.seconds.observe(seconds)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from absl import logging
 import cachetools
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from dst_t5x import subsets as subset_lib
 from dst_t5x.core.errors import UserError, check_positive
 from dst_t5x.models import api
 from dst_t5x.models import decoding
+from dst_t5x.serving import batches
 from dst_t5x.serving import corrections
 from dst_t5x.serving import integrity
 from dst_t5x.serving import slots as slots_lib
@@ -23,10 +23,11 @@ from dst_t5x.subsets import extraction
 from dst_t5x.subsets import on_device
 
 PyTree = Any
-Decoder = decoding.GreedyDecoder | decoding.BeamSearch
+Decoder = batches.Decoder
 
 GREEDY = decoding.GreedyDecoder()
-LEAST_LENGTH = 16
+# Each row has its own settings; see `Row`.
+SAMPLING = decoding.Sampling()
 # The largest share of the parameters for a subset that is mixed with others.
 # Above it, one batch per subset is faster; see benchmarks/README.md.
 MIX_UP_TO = 1e-3
@@ -36,21 +37,25 @@ class Row(NamedTuple):
   """One input to decode.
 
   Attributes:
-    tokens: int32 [length], with the end token.
+    tokens: int32 [length], the feature `inputs` of a task.
     subset: the subset's key in the cache of placed subsets; None for the seed.
     load: returns the subset; called if it is not on the device.
+    sampling: how to draw the answer, if the decoder is `SAMPLING`.
+    number: the number of the input in its request; see `decoding.Sampling`.
   """
 
   tokens: np.ndarray
   subset: Hashable | None = None
   load: Callable[[], subset_lib.Subset] | None = None
+  sampling: decoding.Sampling = SAMPLING
+  number: int = 0
 
 
 class Answer(NamedTuple):
   """The result for one row.
 
   Attributes:
-    tokens: int32 [max_decode_length], 0 after the end token.
+    tokens: int32 [length], with the end token if it was reached.
     score: the decoder's score; not finite if the logits were not.
   """
 
@@ -66,6 +71,7 @@ class MultiSubsetModel:
   Attributes:
     layout: the layout of the seed.
     max_decode_length: the most tokens to decode.
+    input_length: the most tokens of an input; None if unknown.
     placed: the subsets on the device, by `Row.subset`. A cache with a limit in
       bytes, which evicts the least recently used.
     max_batch: the most rows in a batch.
@@ -81,6 +87,7 @@ class MultiSubsetModel:
     fingerprint: str,
     *,
     max_decode_length: int,
+    input_length: int | None = None,
     device_bytes: int = 2**30,
     mix_up_to: float = MIX_UP_TO,
     max_batch: int = 16,
@@ -93,6 +100,8 @@ class MultiSubsetModel:
         failure lost or changed the parameters on the device.
       fingerprint: the seed's fingerprint.
       max_decode_length: the most tokens to decode.
+      input_length: the most tokens of an input. Input and answer must fit into
+        the network's context.
       device_bytes: the most bytes of subsets on the device.
       mix_up_to: the largest share of the parameters that a subset may have to
         be mixed with others.
@@ -107,6 +116,7 @@ class MultiSubsetModel:
     if network.scan_layers:
       raise UserError('serving needs a network with scan_layers = False')
     self.max_decode_length = max_decode_length
+    self.input_length = input_length
     self.placed: cachetools.LRUCache[Hashable, on_device.Placed] = (
       cachetools.LRUCache(device_bytes, lambda placed: placed.nbytes)
     )
@@ -119,7 +129,8 @@ class MultiSubsetModel:
     self._applied: on_device.Placed | None = None
     self._nothing: dict[int, on_device.Placed] = {}
     self._params: PyTree | None = self._to_device()
-    corrections.check(network, self._params)
+    longest = batches.LEAST_LENGTH if input_length is None else input_length
+    corrections.check(network, self._params, longest, max_decode_length)
     self.layout = on_device.Layout(self._params, fingerprint)
     self.most_mixed = int(mix_up_to * self.layout.size)
     self._checksum = np.asarray(integrity.checksum(self._params))
@@ -135,7 +146,7 @@ class MultiSubsetModel:
 
     Args:
       rows: any number; they are decoded in batches of at most `max_batch`.
-      decoder: greedy or beam search.
+      decoder: greedy, beam search or `SAMPLING`.
 
     Raises:
       UserError: a subset does not belong to this seed.
@@ -145,9 +156,10 @@ class MultiSubsetModel:
       placed = self._place_all(rows)
       for group in self._groups(rows, placed):
         for some in _chunks(group, self.max_batch):
-          tokens = _batch(self._network, [rows[i].tokens for i in some])
-          found = self._decode(tokens, [placed[i] for i in some], decoder)
-          answers |= dict(zip(some, found, strict=False))
+          found = self._decode(
+            [rows[i] for i in some], [placed[i] for i in some], decoder
+          )
+          answers |= dict(zip(some, found, strict=True))
     return [answers[i] for i in range(len(rows))]
 
   def warm_up(self, rows: Sequence[Row], decoder: Decoder = GREEDY) -> None:
@@ -155,7 +167,7 @@ class MultiSubsetModel:
 
     Args:
       rows: examples of the lengths and of the capacity classes to expect.
-      decoder: greedy or beam search.
+      decoder: greedy, beam search or `SAMPLING`.
     """
     with self._repairing():
       for placed in self._place_all(rows):
@@ -213,41 +225,51 @@ class MultiSubsetModel:
 
   def _decode(
     self,
-    tokens: np.ndarray,
+    rows: Sequence[Row],
     placed: list[on_device.Placed | None],
     decoder: Decoder,
   ) -> Iterator[Answer]:
-    """Yields the answers of one group's rows, then those of padding rows.
+    """Yields the answers of one batch's rows.
 
     Args:
-      tokens: int32 [batch, length]; rows beyond those of `placed` are padding.
-      placed: the subset of each row that is not padding.
-      decoder: greedy or beam search.
+      rows: the rows of the batch.
+      placed: the subset of each row.
+      decoder: greedy, beam search or `SAMPLING`.
     """
-    how = _How(self._network, decoder, self.max_decode_length)
+    how = batches.How(self._network, decoder, self.max_decode_length)
+    draws = None
+    if isinstance(decoder, decoding.Sampling):
+      draws = [
+        row.sampling.draws(np.array([row.number], np.int32)) for row in rows
+      ]
+    inputs = [row.tokens for row in rows]
+    batch = batches.make(self._network, inputs, draws, self.input_length)
     if all(subset is placed[0] for subset in placed):
       self._apply(placed[0])
-      found = _decode_alone(self._params, tokens, how=how)
+      found = batches.decode_alone(self._params, batch, how=how)
     else:
       params = self._seed()
       capacity = max(subset.capacity for subset in placed if subset is not None)
       nothing = self._none(capacity)
       all_rows = [subset or nothing for subset in placed]
-      all_rows += [nothing] * (len(tokens) - len(placed))
+      all_rows += [nothing] * (len(batch.prompts) - len(placed))
       rooms = self.layout.rooms(
         capacity, max(subset.slack for subset in all_rows)
       )
-      found = _decode_mixed(
+      found = batches.decode_mixed(
         params,
         tuple(subset.arrays for subset in all_rows),
         self._slots(rooms),
-        tokens,
+        batch,
         how=how,
         rooms=rooms,
         tensors=self.layout.tensors,
       )
-    for tokens_of, score in zip(*map(np.asarray, found), strict=True):
-      yield Answer(tokens_of, float(score))
+    tokens, scores = (np.asarray(x)[: len(rows)] for x in found)
+    for decoded, score in zip(
+      decoding.continuations(self._network, tokens), scores, strict=True
+    ):
+      yield Answer(decoded, float(score))
 
   def _place_all(self, rows: Sequence[Row]) -> list[on_device.Placed | None]:
     """Returns each row's subset on the device; None for the seed."""
@@ -346,54 +368,6 @@ def _copied(params: PyTree) -> PyTree:
   return jax.tree.map(jnp.copy, params)
 
 
-class _How(NamedTuple):
-  """The static arguments of a compiled function."""
-
-  network: api.Network
-  decoder: Decoder
-  max_decode_length: int
-
-  def __call__(self, params: PyTree, tokens: jax.Array) -> Any:
-    return self.decoder(self.network, params, tokens, self.max_decode_length)
-
-
-@functools.partial(jax.jit, static_argnames='how')
-def _decode_alone(params: PyTree, tokens: jax.Array, how: _How) -> Any:
-  """Decodes all rows with the present parameters."""
-  return how(params, tokens)
-
-
-@functools.partial(jax.jit, static_argnames=('how', 'rooms', 'tensors'))
-def _decode_mixed(
-  params: PyTree,
-  arrays: tuple[on_device.Arrays, ...],
-  slots: slots_lib.Slots,
-  tokens: jax.Array,
-  how: _How,
-  rooms: on_device.Rooms,
-  tensors: on_device.Tensors,
-) -> Any:
-  """Decodes each row with the seed's parameters and its own subset."""
-  stacked = jax.tree.map(lambda *vectors: jnp.stack(vectors), *arrays)
-  by_example = corrections.Corrections(
-    how.network, tensors, params, stacked, rooms, slots
-  )
-  with nn.intercept_methods(by_example.intercept):
-    return how(params, tokens)
-
-
 def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
   for start in range(0, len(items), size):
     yield items[start : start + size]
-
-
-def _batch(network: api.Network, inputs: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns int32 [batch, length], padded to powers of two for few shapes."""
-  rows = [network.prompt_of_inputs(tokens) for tokens in inputs]
-  longest = max(len(row) for row in rows)
-  length = max(LEAST_LENGTH, 1 << (longest - 1).bit_length())
-  shape = 1 << (len(rows) - 1).bit_length(), length
-  batch = np.full(shape, network.pad_id, np.int32)
-  for i, row in enumerate(rows):
-    batch[i, : len(row)] = row
-  return batch

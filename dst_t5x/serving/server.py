@@ -3,7 +3,8 @@
     python -m dst_t5x.serve --seed=SEED --subsets=DIR
 
 SEED is anything that `python -m dst_t5x.convert` reads. DIR holds files
-`<name>.dst`.
+`<name>.dst`. A seed that does not state its network, such as a run or a T5X
+checkpoint of a decoder-only model, needs the model's gin file: `--gin_file=…`.
 """
 
 import argparse
@@ -25,8 +26,6 @@ import numpy as np
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import command_line
 from dst_t5x.core.errors import UserError
-from dst_t5x.data import vocabulary as vocabulary_lib
-from dst_t5x.models import families
 from dst_t5x.runtime import interrupts
 
 TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
@@ -35,7 +34,9 @@ LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command and returns its exit status."""
-  options = _parser().parse_args(arguments)
+  flags = [a for a in arguments if a.startswith('--gin.')]
+  options = _parser().parse_args([a for a in arguments if a not in flags])
+  options.gin = [*(f'--gin_file={file}' for file in options.gin_file), *flags]
   absl_logging.set_verbosity(absl_logging.INFO)
   try:
     _check(options)
@@ -95,14 +96,17 @@ def make_service(options: argparse.Namespace) -> Any:
   """
   from dst_t5x.serving import library as library_lib
   from dst_t5x.serving import model as model_lib
+  from dst_t5x.serving import networks
   from dst_t5x.serving import service as service_lib
   from dst_t5x.serving import texts as texts_lib
 
-  texts = texts_lib.Texts(
-    vocabulary_lib.chosen(options.vocabulary), options.input_length
+  network = networks.of_gin(options.gin)
+  vocabulary = networks.vocabulary(
+    options.vocabulary, options.seed, is_configured=network is not None
   )
+  texts = texts_lib.Texts(vocabulary, options.input_length)
   seed = _load_seed(options.seed)
-  network = families.network_of(seed.params)
+  network = networks.of_seed(seed, network)
   texts.check_fits(network)
   first: list[Any] = [seed.params]
   fingerprint = seed.fingerprint
@@ -117,6 +121,7 @@ def make_service(options: argparse.Namespace) -> Any:
     load,
     fingerprint,
     max_decode_length=options.output_length,
+    input_length=options.input_length,
     device_bytes=options.device_bytes,
     mix_up_to=options.mix_up_to,
     max_batch=options.max_batch,
@@ -252,7 +257,17 @@ def _parser() -> command_line.Parser:
   parser.add_argument(
     '--subsets', metavar='DIR', required=True, help='of <name>.dst files'
   )
-  add('--vocabulary', None, "SentencePiece model, or `bytes`; default: T5's")
+  parser.add_argument(
+    '--gin_file',
+    metavar='FILE',
+    action='append',
+    default=[],
+    help="the model's, where SEED does not state its network; also"
+    ' --gin.NAME=VALUE',
+  )
+  add('--vocabulary', None,
+      'SentencePiece model, folder with tokenizer.json, or `bytes`; default:'
+      " gin's, the seed's own, or T5's")  # fmt: skip
   add('--host', '127.0.0.1', 'address')
   port = command_line.whole(0, 2**16 - 1)
   add('--port', 8000, 'port; 0 chooses a free one', port)

@@ -83,6 +83,7 @@ class Service:
     self.metrics.queue(self.scheduler)
     self._decoders: dict[str, model_lib.Decoder] = {
       'greedy': model_lib.GREEDY,
+      'sample': model_lib.SAMPLING,
       'beam': decoding.BeamSearch(num_beams=options.beams),
     }
 
@@ -93,6 +94,7 @@ class Service:
     sent: bytes | None,
     decoder: str,
     deadline: float | None,
+    sampling: decoding.Sampling = model_lib.SAMPLING,
   ) -> tuple[list[Output], str | None]:
     """Decodes inputs with one subset.
 
@@ -100,8 +102,9 @@ class Service:
       inputs: texts.
       subset: the subset's name; None for the seed.
       sent: the content of a subset file, instead of a name.
-      decoder: 'greedy' or 'beam'.
+      decoder: 'greedy', 'beam' or 'sample'.
       deadline: seconds; None for the service's own.
+      sampling: how 'sample' draws tokens.
 
     Returns:
       The answers, and the subset's name.
@@ -119,7 +122,7 @@ class Service:
     known = await anyio.to_thread.run_sync(self._find, subset, sent)
     if sent is not None and known is not None:
       subset = library_lib.SENT_PREFIX + known.facts.digest
-    rows = await anyio.to_thread.run_sync(self._rows, inputs, known)
+    rows = await anyio.to_thread.run_sync(self._rows, inputs, known, sampling)
     size = 0 if known is None else known.facts.size
     requests = [
       scheduler_lib.Request(
@@ -144,14 +147,20 @@ class Service:
     return None if subset is None else self.library.find(subset)
 
   def _rows(
-    self, inputs: Sequence[str], known: library_lib.Known | None
+    self,
+    inputs: Sequence[str],
+    known: library_lib.Known | None,
+    sampling: decoding.Sampling,
   ) -> list[model_lib.Row]:
     make = model_lib.Row if known is None else known.row
-    return [make(self._texts.encode(text)) for text in inputs]
+    return [
+      make(self._texts.encode(text))._replace(sampling=sampling, number=i)
+      for i, text in enumerate(inputs)
+    ]
 
   def _output(self, answer: model_lib.Answer) -> Output:
-    tokens = int((answer.tokens > 0).sum())
-    return Output(self._texts.decode(answer.tokens), tokens, answer.score)
+    text = self._texts.decode(answer.tokens)
+    return Output(text, len(answer.tokens), answer.score)
 
   def describe(self, name: str, facts: facts_lib.Facts) -> dict[str, Any]:
     """Returns a description of a subset, as JSON."""

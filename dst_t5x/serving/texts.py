@@ -32,16 +32,22 @@ class Texts:
     self._input_length = input_length
 
   def check_fits(self, network: api.Network) -> None:
-    """Checks that the model has an embedding for each id.
+    """Checks that the model has the vocabulary's tokens.
 
     Raises:
-      UserError: it has too few.
+      UserError: it has too few, or texts begin or end with other ones.
     """
     feature = seqio.Feature(self._vocabulary)
     vocabulary_lib.check_fits({'inputs': feature}, network.vocab_size)
+    vocabulary_lib.check_special(
+      {'targets': feature}, network.eos_id, network.begin_id
+    )
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the tokens of a text with the end token, int32 [length].
+
+    This is the feature `inputs` of a task, from which the network makes its
+    prompt; see `api.Network.prompt_of_inputs`.
 
     Raises:
       UserError: the text has a lone surrogate, or is too long. It is never
@@ -68,5 +74,5 @@ class Texts:
     return np.array(tokens, np.int32)
 
   def decode(self, tokens: np.ndarray) -> str:
-    """Returns the text of tokens, int32 [length]; 0 is padding."""
+    """Returns the text of tokens, int32 [length], up to the end token."""
     return self._vocabulary.decode([int(t) for t in tokens])

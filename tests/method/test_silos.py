@@ -1,5 +1,6 @@
 """Silos: the silo of each component, in stacked and unstacked trees."""
 
+import decoder_only
 import jax
 import numpy as np
 import pytest
@@ -7,9 +8,12 @@ import reference
 import tiny_t5
 
 from dst_t5x.core import errors
+from dst_t5x.core import parts
 from dst_t5x.core import stacking
 from dst_t5x.core import tree_paths
+from dst_t5x.method import projection
 from dst_t5x.method import silos
+from dst_t5x.models import api
 
 LAYERS = 12  # So that layer 10 is not between 1 and 2.
 
@@ -48,14 +52,14 @@ def test_against_the_reference():
   expected = reference.silos(tree)
   assert layout.names == tuple(expected)
   assert layout.sizes == tuple(
-    sum(size for _, size in parts) for parts in expected.values()
+    sum(size for _, size in tensors) for tensors in expected.values()
   )
   assert layout.size == sum(x.size for x in jax.tree.leaves(tree))
   assert sum(layout.budgets(0.1)) == round(0.1 * layout.size)
   offsets = {}
-  for parts in expected.values():
+  for tensors in expected.values():
     start = 0
-    for path, size in parts:
+    for path, size in tensors:
       offsets[path] = start
       start += size
   for leaf in layout.leaves:
@@ -129,6 +133,67 @@ def test_silos_of_t5_small():
   )
   mlp = layout.names.index('encoder/layers_7/mlp')
   assert layout.sizes[mlp] == 3 * 512 * 1024
+
+
+@pytest.mark.parametrize('family', ['gemma3', 'qwen2'])
+def test_silos_of_decoder_only_networks(family):
+  """Modules of each layer, and what is outside of the layers."""
+  shapes = api.shapes(decoder_only.tiny(family))
+  layers = decoder_only.tiny(family).config.num_layers
+  layout = silos.make_layout(shapes, 'per_module_and_layer')
+  norms = ['pre_mlp_layer_norm', 'pre_self_attention_layer_norm']
+  if family == 'gemma3':
+    norms += [f'post_{name.removeprefix("pre_")}' for name in norms]
+  modules = ['mlp', 'self_attention', *norms]
+  assert set(layout.names) == {
+    'decoder/decoder_norm',
+    'token_embedder',
+    *(f'decoder/layers_{i}/{name}' for i in range(layers) for name in modules),
+  }
+  by_module = silos.make_layout(shapes, 'per_module')
+  assert set(by_module.names) == {
+    'decoder/decoder_norm',
+    'token_embedder',
+    *(f'decoder/{name}' for name in modules),
+  }
+  stacked = api.shapes(decoder_only.tiny(family, scan_layers=True))
+  for rules, found in (
+    ('per_module_and_layer', layout),
+    ('per_module', by_module),
+  ):
+    other = silos.make_layout(stacked, rules)
+    assert (other.names, other.sizes) == (found.names, found.sizes)
+  # All of attention is one silo: maps, biases, norms of queries and keys.
+  attention = parts.flatten(shapes['decoder']['layers_1']['self_attention'])
+  silo = layout.names.index('decoder/layers_1/self_attention')
+  assert layout.sizes[silo] == sum(x.size for x in attention.values())
+
+
+@pytest.mark.parametrize('rules', ['per_module', 'per_module_and_layer'])
+@pytest.mark.parametrize('distance', ['inverse_relative', 'absolute', 'random'])
+def test_budgets_of_decoder_only_networks_are_exact(rules, distance):
+  model = decoder_only.tiny('gemma3')
+  seed = decoder_only.random_params(model)
+  random = np.random.default_rng(1)
+  moved = jax.tree.map(
+    lambda x: x + random.normal(0, 0.1, x.shape).astype(np.float32), seed
+  )
+  chosen = projection.SubsetProjection(0.03, distance=distance, silos=rules)
+  project = chosen.prepare(jax.eval_shape(lambda: seed))
+  tuned, _ = jax.jit(
+    lambda new, old: project.apply(new, old, project.init(old))
+  )(moved, seed)
+  layout = silos.make_layout(seed, rules)
+  free = dict.fromkeys(layout.names, 0)
+  tuned, flat = parts.flatten(tuned), parts.flatten(seed)
+  for path, x in tuned.items():
+    is_free = np.asarray(x) != flat[path]
+    np.testing.assert_array_equal(
+      x[is_free], parts.flatten(moved)[path][is_free]
+    )
+    free[silos.SILOS[rules](path)] += int(is_free.sum())
+  assert list(free.values()) == layout.budgets(0.03)
+  assert sum(free.values()) == round(0.03 * layout.size)
 
 
 def test_unknown_silos_and_too_large_ones():
