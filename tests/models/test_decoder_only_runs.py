@@ -79,7 +79,7 @@ def test_it_is_resumed_to_the_bit(seed, method, tmp_path):
   base = parts.flatten(seeds.load_seed(seed).params)
   tuned = parts.flatten(one.params)
   added = tuned.keys() - base.keys()
-  assert bool(added) == (one.adapter is not adapters.NONE)
+  assert bool(added) == (one.adapter != adapters.NONE)
   if added:
     # What it leaves is the adapter, and of the seed nothing has changed.
     left = seeds.load_seed(tmp_path / 'parts' / 'last_adapter')
