@@ -15,6 +15,7 @@ import serving
 
 from dst_t5x import subsets as subset_lib
 from dst_t5x.core.errors import UserError
+from dst_t5x.serving import batches
 from dst_t5x.serving import integrity
 from dst_t5x.serving import model as model_lib
 from dst_t5x.subsets import on_device
@@ -179,7 +180,7 @@ def test_a_fault_in_decoding_itself(monkeypatch):
     raise Injected
 
   with monkeypatch.context() as patch:
-    patch.setattr(model_lib, '_decode_alone', broken)
+    patch.setattr(batches, 'decode_alone', broken)
     with pytest.raises(Injected):
       served.decode([_row(2, 0.05, 0)])
   serving.assert_seed(served)
