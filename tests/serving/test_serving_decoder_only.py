@@ -253,12 +253,12 @@ def test_tokens_of_id_0_count(eos_id):
               for row in rows]  # fmt: skip
   for answer, tokens in zip(answers, expected, strict=True):
     np.testing.assert_array_equal(answer.tokens, tokens)
+    # Nothing is behind an end token, and nothing is missing before.
+    assert eos_id not in tokens[:-1]
+    assert len(tokens) == LENGTH or tokens[-1] == eos_id
   lengths = {len(a.tokens) for a in answers if 0 in a.tokens}
   assert lengths  # Some have it.
-  if eos_id:
-    assert LENGTH in lengths
-  else:
-    assert all(a.tokens[-1] == 0 for a in answers if 0 in a.tokens)
+  assert (LENGTH in lengths) if eos_id else (min(lengths) < LENGTH)
 
 
 _GIN = commands.TESTS / 'decoder_only.gin'
