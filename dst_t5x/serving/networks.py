@@ -1,8 +1,8 @@
 """The network and the vocabulary of a served seed.
 
-A Hugging Face folder states its network, and has its tokenizer. Of T5, the
-shapes of the tensors tell the network. Any other seed needs the model's gin
-file, which also names the vocabulary.
+Some seeds state their network, such as a Hugging Face folder, which also has
+the tokenizer. Of T5, the shapes of the tensors tell the network. Any other seed
+needs the model's gin file, which also names the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 from etils import epath
 import seqio
 
-from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.config import binaries
@@ -61,9 +60,8 @@ def of_seed(seed: seeds.Seed, network: api.Network | None) -> api.Network:
   if network is not None:
     matching.check_matches(seed.params, api.shapes(network))
     return network
-  if seed.format == 'hf':
-    stated: api.Network = hf_checkpoint.model_of(seed.path).network
-    return stated
+  if seed.network is not None:
+    return seed.network
   try:
     found: api.Network = families.network_of(seed.params)
   except UserError as e:
