@@ -90,6 +90,6 @@ def test_prose_is_the_same_each_time_and_no_grammar():
 
 def test_a_seed_that_is_no_folder_of_a_model(tmp_path):
   folder = smollm2.Folder(tmp_path / 'none', tmp_path / 'output')
-  with pytest.raises(UserError, match='none has no config.json: .*=hf'):
+  with pytest.raises(UserError, match=r'none has no config.json: .*=hf'):
     smollm2.demonstrate(folder)
   assert not folder.output.exists()
