@@ -19,6 +19,7 @@ from safetensors import numpy as safetensors_numpy
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import safetensors_files
 from dst_t5x.core import errors
+from dst_t5x.core import hub
 from dst_t5x.core import json_object
 from dst_t5x.core import json_text
 from dst_t5x.core import object_stores
@@ -32,19 +33,6 @@ _WEIGHTS = 'model.safetensors'
 _SHARDS = 'model.safetensors.index.json'
 _PICKLE = 'pytorch_model.bin'
 _LARGEST_SHARD_BYTES = 5 * 10**9
-# What belongs beside a model: its tokenizer, in any form, and how to sample.
-_COMPANIONS = (
-  'added_tokens.json',
-  'chat_template.jinja',
-  'generation_config.json',
-  'merges.txt',
-  'special_tokens_map.json',
-  'spiece.model',
-  'tokenizer.json',
-  'tokenizer.model',
-  'tokenizer_config.json',
-  'vocab.json',
-)
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
@@ -160,7 +148,7 @@ def _companions(folder: epath.Path) -> dict[str, bytes]:
   """Returns the files of a folder that belong beside its model."""
   return {
     name: object_stores.read_bytes(folder / name)
-    for name in _COMPANIONS
+    for name in hub.COMPANIONS
     if (folder / name).exists()
   }
 

@@ -14,13 +14,10 @@ _PREFIX = 'hf://'
 # No part may be `..`: it becomes a path in the cache.
 _PART = r'\w[\w.-]*'
 _NAME = re.compile(rf'hf://({_PART}/{_PART})(?:@({_PART}(?:/{_PART})*))?')
-# Weights as pickles, and those of other frameworks, are not downloaded.
-_FILES = [
-  '*.safetensors',
-  '*.safetensors.index.json',
+# What belongs beside a model: its tokenizer, in any form, and how to sample.
+COMPANIONS = (
   'added_tokens.json',
   'chat_template.jinja',
-  'config.json',
   'generation_config.json',
   'merges.txt',
   'special_tokens_map.json',
@@ -29,6 +26,11 @@ _FILES = [
   'tokenizer.model',
   'tokenizer_config.json',
   'vocab.json',
+)
+# Weights as pickles, and those of other frameworks, are not downloaded.
+_FILES = [
+  *('config.json', '*.safetensors', '*.safetensors.index.json'),
+  *COMPANIONS,
 ]
 
 
