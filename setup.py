@@ -106,7 +106,7 @@ _T5X = [
 setuptools.setup(
   name='dst_t5x',
   version=_VERSION,
-  description='Dynamic Subset Tuning for T5 1.1, in the T5X manner',
+  description='Dynamic Subset Tuning of T5 and decoder-only models',
   long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   license_expression='Apache-2.0',
