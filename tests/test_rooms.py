@@ -41,8 +41,11 @@ _T5X = {
 _ALSO = {
   # Hugging Face's name of a method.
   'dst_t5x.data.tokenizers_vocabulary': {'get_added_tokens_decoder'},
-  'dst_t5x.t5x.model': _T5X,
-  'dst_t5x.t5x.loop': _T5X,
+  'dst_t5x.t5x.model': _T5X | {'decoder_only', 'DecoderOnlyModel'},
+  'dst_t5x.t5x.decoder_only': {
+    *('DecoderOnlyModel', 'decoder_params', '_decoder'),
+    *('decoder_causal_attention', 'decoder_input_tokens'),
+  },
 }
 # Modules without a room of their own: the commands, and `__version__`.
 _TOP = 'commands'

@@ -56,7 +56,8 @@ def trainer(
     logical_factor_rules=optimizer_lib.logical_factor_rules()
   )
   optimizer = optimizer_lib.SubsetOptimizer(inner, network, projection)
-  model = model_lib.EncoderDecoderModel(network, task, optimizer)
+  lengths = {'targets': 1}  # Nothing is decoded.
+  model = model_lib.model(network, task, lengths, optimizer)
   initializer = utils.TrainStateInitializer(
     optimizer,
     model.get_initial_variables,

@@ -1,6 +1,6 @@
-"""T5X's encoder-decoder model, made from our network, decoder and loss."""
+"""T5X's model of our network, and its encoder-decoder model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -14,11 +14,16 @@ from t5x import models
 from t5x import optimizers
 from t5x.examples.t5 import network as t5x_network
 
+from dst_t5x.core import stacking
 from dst_t5x.engine import losses
 from dst_t5x.models import api
 from dst_t5x.models import decoding
+from dst_t5x.models import families
 from dst_t5x.models.t5 import converter
 from dst_t5x.models.t5 import network as network_lib
+from dst_t5x.t5x import decoder_only
+
+_CAUSAL = 'CAUSAL_LM'  # PEFT's name of tasks that go on with a text.
 
 
 class EncoderDecoderModel(models.EncoderDecoderModel):
@@ -62,6 +67,39 @@ class EncoderDecoderModel(models.EncoderDecoderModel):
       loss_normalizing_factor=loss.loss_normalizing_factor,
       default_decoder_params=models.DecoderParams(num_decodes=beams),
     )
+
+
+def model(
+  network: api.Network,
+  task: str,
+  feature_lengths: Mapping[str, int],
+  optimizer: optimizers.OptimizerDef | None = None,
+  decoder: Any = None,
+  loss: losses.Loss | None = None,
+) -> models.BaseTransformerModel:
+  """Returns T5X's model for a network.
+
+  Args:
+    network: a network of this package, or T5X's own; may have an adapter.
+    task: the task whose vocabularies the model has.
+    feature_lengths: feature -> longest length; targets are decoded so far.
+    optimizer: an optimizer of T5X; None for evaluation and inference.
+    decoder: a decoder of `decoding`; greedy by default.
+    loss: the settings of T5X's loss.
+  """
+  shapes = api.shapes(network.base)
+  unstacked = jax.eval_shape(stacking.unstack_layers, shapes)
+  loss = loss or losses.Loss()
+  if families.of(unstacked).task_type != _CAUSAL:
+    return EncoderDecoderModel(network, task, optimizer, decoder, loss)
+  return decoder_only.DecoderOnlyModel(
+    network,
+    task,
+    optimizer,
+    decoder or decoding.GreedyDecoder(),
+    loss,
+    feature_lengths['targets'],
+  )
 
 
 def _search(

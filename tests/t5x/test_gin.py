@@ -21,7 +21,7 @@ def _model(binary, *files, **bindings):
   """Returns the model that a binary would make, with its vocabulary loaded."""
   flags = [f'--gin_file=gin/{file}.gin' for file in files]
   with binaries.parsed(binary, *flags, *commands.flags(**bindings)):
-    made = gin.get_configurable(model_lib.EncoderDecoderModel)()
+    made = gin.get_configurable(model_lib.model)()
     assert made.output_vocabulary.vocab_size > 256
     return made
 
