@@ -168,6 +168,7 @@ def _environment() -> jinja2.Environment:
   ) -> str:
     return json.dumps(
       value,
+      allow_nan=False,
       ensure_ascii=ensure_ascii,
       indent=indent,
       separators=separators,

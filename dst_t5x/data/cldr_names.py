@@ -6,13 +6,13 @@ in hundreds of languages. Babel, a dependency, contains it.
 
 from collections.abc import Iterable, Iterator
 import hashlib
-import json
 import pathlib
 from typing import NamedTuple
 
 import babel
 from etils import epath
 
+from dst_t5x.core import json_text
 from dst_t5x.core import whole_files
 
 KINDS = ('territories', 'languages', 'scripts', 'currencies')
@@ -95,7 +95,7 @@ def write_files(language: str, folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def write_rows(path: pathlib.Path, rows: Iterable[dict[str, str]]) -> None:
   """Writes rows as JSON lines, in an order that does not follow the codes."""
-  lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+  lines = [json_text.dumps(row, ensure_ascii=False) for row in rows]
   lines.sort(key=lambda line: hashlib.sha256(line.encode()).digest())
   path.parent.mkdir(parents=True, exist_ok=True)
   whole_files.write_text(epath.Path(path), '\n'.join(lines) + '\n')

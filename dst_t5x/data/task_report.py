@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import itertools
 import textwrap
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
@@ -162,12 +162,26 @@ def _decodable(
   return None if text is None or is_prompt else text.decode()
 
 
+@runtime_checkable
+class Network(Protocol):
+  """The methods of `models.api.Network` that make rows of examples."""
+
+  def feature_converter(self, pack: bool) -> Any:
+    """Returns the converter of examples to rows."""
+
+  def prompt(self, example: Mapping[str, Any]) -> Any:
+    """Returns the tokens of a row from which decoding starts."""
+
+  def targets(self, batch: Mapping[str, Any]) -> Any:
+    """Returns the tokens that have a loss."""
+
+
 def show_task(
   task: str,
   feature_lengths: Mapping[str, values.Positive],
   show_examples: values.Count = 3,
   measure_examples: values.Positive | None = None,
-  network: Any = None,
+  network: Network | None = None,
 ) -> list[SplitReport]:
   """Prints statistics of the splits of a task, or of the tasks of a mixture.
 
@@ -176,7 +190,7 @@ def show_task(
     feature_lengths: feature -> maximum number of pieces in training.
     show_examples: number of examples of each split to print.
     measure_examples: number of examples of each split to read; None for all.
-    network: the `models.api.Network` whose rows are shown; None for no rows.
+    network: the network whose rows are shown; None for no rows.
 
   Returns:
     The printed reports.
