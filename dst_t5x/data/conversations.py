@@ -12,9 +12,9 @@ conversation; a text that is not made by it is one message of the user.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 from typing import Any
 
+from dst_t5x.core import json_text
 from dst_t5x.core.errors import nearest
 from dst_t5x.data import text_files
 
@@ -64,7 +64,7 @@ def _check_message(number: int, message: Any) -> dict[str, str]:
 
 def to_text(messages: Messages) -> str:
   """Returns the text that stands for a conversation."""
-  return json.dumps({KEY: list(messages)}, ensure_ascii=False)
+  return json_text.dumps({KEY: list(messages)}, ensure_ascii=False)
 
 
 def of_text(text: str) -> list[dict[str, str]]:
