@@ -35,7 +35,12 @@ def can_run_with(variables):
 
 
 def _read_once(variables):
-  return {k: v for k, v in variables.items() if k.startswith(_READ_ONCE)}
+  return {
+    name: value
+    for name, value in variables.items()
+    # TensorFlow sets this one as it is imported, in the server too.
+    if name.startswith(_READ_ONCE) and name != 'TF2_BEHAVIOR'
+  }
 
 
 class Process:

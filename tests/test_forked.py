@@ -111,3 +111,11 @@ def test_to_wait_has_a_limit(tmp_path):
 def test_what_is_read_only_once_asks_for_a_new_process(name):
   assert forked.can_run_with(forked.environment(NUM_PROCESSES='2'))
   assert not forked.can_run_with(forked.environment(**{name: '/else'}))
+
+
+def test_what_tensorflow_sets_does_not_ask_for_a_new_process(monkeypatch):
+  """Whether it was imported here before or after the server was started."""
+  monkeypatch.setenv('TF2_BEHAVIOR', '1')
+  assert forked.can_run_with(forked.environment())
+  monkeypatch.delenv('TF2_BEHAVIOR')
+  assert forked.can_run_with(forked.environment())

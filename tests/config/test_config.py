@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import commands
 import config_toy
 import pytest
 
@@ -644,7 +645,7 @@ class TestRun:
       cwd=tmp_path,
       env=os.environ | {'PYTHONPATH': path},
       text=True,
-      timeout=120,
+      timeout=commands.TIMEOUT,
       **({'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options),
     )
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import commands
 from fixtures_data import gsm8k_task  # noqa: F401
 from fixtures_data import tfds_data_dir  # noqa: F401
 from fixtures_data import vocabulary_file  # noqa: F401
@@ -366,7 +367,7 @@ def test_unprepared_data_is_named_with_the_remedy(
     env=environment,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=commands.TIMEOUT,
   )
   (line,) = done.stdout.splitlines()
   for part in (str(tmp_path / 'none'), 'TFDS_DATA_DIR', 'prepare_data gsm8k`'):

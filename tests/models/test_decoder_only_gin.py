@@ -16,6 +16,7 @@ SIZES = {
   'gemma_2b': 2_506_172_416,
   'gemma2_2b': 2_614_341_888,
   'gemma2_9b': 9_241_705_984,
+  'gemma2_27b': 27_227_128_320,
   'gemma3_270m': 268_098_176,
   'gemma3_1b': 999_885_952,
   'llama3_2_1b': 1_235_814_400,
@@ -87,6 +88,8 @@ def test_the_options_of_the_families(repository):
   assert rope(llama) == (5e5, 8.0, 8192)
   assert rope(smollm2) == (1e5, 1.0, None)
   assert (gemma2.attention_logit_cap, gemma2.logit_cap) == (50, 30)
+  # Of the largest only: its width divided by its heads.
+  assert configured(repository, 'gemma2_27b').config.query_scalar == 4608 / 32
   assert gemma2.is_local[:3] == (True, False, True)
   assert [i for i, local in enumerate(gemma3.is_local) if not local] == [
     5,

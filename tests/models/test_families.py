@@ -186,7 +186,7 @@ def test_a_config_of_no_family_names_those_that_there_are(tmp_path):
     hf_checkpoint.load(tmp_path)
   assert str(caught.value) == (
     f'{tmp_path} is no T5 1.1 or Toy model: its config.json has model_type'
-    " ['t5'], not 't5' or 'toy' or 'toy_2'"
+    " ['t5'], not 't5' or 'mt5' or 'toy' or 'toy_2'"
   )
 
 

@@ -56,7 +56,7 @@ def _python(code, environment):
     env=os.environ | environment,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=commands.TIMEOUT,
   )
 
 
@@ -223,7 +223,7 @@ def test_what_is_missing_is_one_line_before_training(tmp_path, monkeypatch):
   # Other tests read it where it is not missing.
   task_examples._remembered.cache_clear()
   with pytest.raises(UserError, match='newssyscomb2009'):
-    task_checks._check_first_example(task, _LENGTHS, 'train')
+    task_checks._check_first_examples(task, _LENGTHS, 'train')
 
 
 @pytest.mark.parametrize(
