@@ -27,9 +27,12 @@ def write_set(folder, name, **fields):
     (place / stem).write_text(''.join(f'{line}\n' for line in lines))
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def sacrebleu_folder(shared_data, tmp_path_factory) -> Iterator[pathlib.Path]:
-  """A folder as SacreBLEU fills it, which all tasks then use."""
+  """A folder as SacreBLEU fills it, which the module's tasks then use.
+
+  No longer than a module: while its variable is set, commands cannot be forked.
+  """
   from dst_t5x.tasks import wmt
 
   folder = tmp_path_factory.mktemp('sacrebleu')

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 import uuid
 import weakref
 
@@ -205,6 +205,33 @@ def read_bytes(path: epath.PathLike) -> bytes:
   check(path)
   with explained(path):
     return epath.Path(path).read_bytes()
+
+
+class State(NamedTuple):
+  """What differs after a file has changed.
+
+  Attributes:
+    length: in bytes.
+    changed: when; nanoseconds on this disk, whole seconds in a store.
+    inode: of a file on this disk.
+  """
+
+  length: int
+  changed: int
+  inode: int = 0
+
+
+def state(path: epath.PathLike) -> State:
+  """Returns the state of a file.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  if is_remote(path):
+    found = epath.Path(path).stat()
+    return State(found.length, found.mtime)
+  status = os.stat(os.path.expanduser(path))
+  return State(status.st_size, status.st_ctime_ns, status.st_ino)
 
 
 def download(path: epath.Path, target: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 import tqdm
 
+from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import text_files
 
@@ -41,7 +42,7 @@ class File:
       UserError: the file cannot be read, has no row, or has malformed rows,
         whose lines are named.
     """
-    return _count(self, *self._stat())
+    return _count(self, self._state())
 
   def digest(self) -> str:
     """Returns the SHA-256 of the file.
@@ -49,19 +50,18 @@ class File:
     Raises:
       UserError: the file cannot be read.
     """
-    return _digest(self.path, *self._stat())
+    return _digest(self.path, self._state())
 
   def rows(self) -> Iterator[Any]:
     """Yields the rows in the file's order; raises as `text_files.read`."""
     what = f'{self.macro} {self.path}'
     return text_files.read(what, self.path, self.parser)
 
-  def _stat(self) -> tuple[int, float]:
+  def _state(self) -> object_stores.State:
     try:
-      stat = epath.Path(self.path).stat()
+      return object_stores.state(self.path)
     except OSError as error:
       raise UserError(f'cannot read {self.macro}: {error}') from error
-    return stat.length, stat.mtime
 
 
 def parser_of(macro: str, path: str, parsers: Mapping[str, Parser]) -> Parser:
@@ -82,20 +82,19 @@ def parser_of(macro: str, path: str, parsers: Mapping[str, Parser]) -> Parser:
 
 
 @functools.cache
-def _digest(path: str, length: int, mtime: float) -> str:
+def _digest(path: str, state: object_stores.State) -> str:
   """Returns a file's SHA-256, computed again only if the file has changed."""
-  del length, mtime
+  del state
   with epath.Path(path).open('rb') as content:
     return hashlib.file_digest(content, 'sha256').hexdigest()
 
 
 @functools.cache
-def _count(file: File, length: int, mtime: float) -> int:
+def _count(file: File, state: object_stores.State) -> int:
   """Checks a file, again only if it has changed; see `File.check`."""
-  del mtime
   rows, malformed, shown = 0, 0, []
   bar = tqdm.tqdm(
-    desc=file.macro, total=length, unit='B', unit_scale=True, disable=None
+    desc=file.macro, total=state.length, unit='B', unit_scale=True, disable=None
   )
   with bar:
     lines = text_files.raw_lines(file.macro, file.path)
