@@ -23,6 +23,7 @@ from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
 from dst_t5x.data import conversations
+from dst_t5x.data import file_source
 from dst_t5x.data import row_files
 from dst_t5x.data import text_files
 from dst_t5x.data import text_scores
@@ -30,7 +31,6 @@ from dst_t5x.data import vocabulary
 
 NAME = 'jsonl'
 _CHUNK = 256  # Rows in one tensor.
-_SHUFFLE_BUFFER = 10_000
 
 Row = tuple[str, str]
 # (targets, predictions) -> scores
@@ -146,16 +146,8 @@ def settings(
   return Settings(train_file, eval_file, metrics, language)
 
 
-class FileSource(seqio.DataSource):
+class FileSource(file_source.FileSource):
   """The rows of the files that gin names."""
-
-  def __init__(self) -> None:
-    super().__init__(splits=('train', 'validation', 'test'))
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    """False: a row cannot be found without reading all lines before it."""
-    return False
 
   def check(self, split: str) -> None:
     """Checks every line of a split's file; see `row_files.File`."""
@@ -176,20 +168,9 @@ class FileSource(seqio.DataSource):
     """Returns the file of a split."""
     return [settings().file(split).path]
 
-  def get_dataset(
-    self,
-    split: str = 'train',
-    shuffle: bool = True,
-    seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
-    **unused: Any,
-  ) -> tf.data.Dataset:
-    """Returns the rows, each once, shuffled within a buffer."""
-    del unused
-    dataset = _dataset(settings().file(split))
-    if shard_info is not None:
-      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-    return dataset.shuffle(_SHUFFLE_BUFFER, seed) if shuffle else dataset
+  def dataset(self, split: str) -> tf.data.Dataset:
+    """Returns the rows of a split; see `file_source.FileSource`."""
+    return _dataset(settings().file(split))
 
 
 def _exact_match(

@@ -28,12 +28,12 @@ from dst_t5x.core import object_stores
 from dst_t5x.core import stable_ids
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
+from dst_t5x.data import file_source
 from dst_t5x.data import row_files
 from dst_t5x.data import text_files
 from dst_t5x.data import vocabulary
 
 NAME = 'text'
-_SHUFFLE_BUFFER = 10_000
 _TXT, _JSONL = '.txt', '.jsonl'
 
 
@@ -137,16 +137,8 @@ def _documents(split: str) -> Iterator[bytes]:
       yield from (text.encode() for text in _rows(macro, path).rows())
 
 
-class DocumentSource(seqio.DataSource):
+class DocumentSource(file_source.FileSource):
   """The documents of the files that gin names."""
-
-  def __init__(self) -> None:
-    super().__init__(splits=('train', 'validation', 'test'))
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    """False: a document cannot be found without reading what is before it."""
-    return False
 
   def check(self, split: str) -> None:
     """Raises UserError if a document of a split cannot be read."""
@@ -180,24 +172,13 @@ class DocumentSource(seqio.DataSource):
     """Returns the files of a split."""
     return list(files(split))
 
-  def get_dataset(
-    self,
-    split: str = 'train',
-    shuffle: bool = True,
-    seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
-    **unused: Any,
-  ) -> tf.data.Dataset:
-    """Returns the documents, each once, shuffled within a buffer."""
-    del unused
+  def dataset(self, split: str) -> tf.data.Dataset:
+    """Returns the documents of a split; see `file_source.FileSource`."""
     files(split)  # What is missing is told before anything is read.
-    dataset = tf.data.Dataset.from_generator(
+    return tf.data.Dataset.from_generator(
       functools.partial(_documents, split),
       output_signature=tf.TensorSpec([], tf.string),
     ).map(lambda text: {'targets': text})
-    if shard_info is not None:
-      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-    return dataset.shuffle(_SHUFFLE_BUFFER, seed) if shuffle else dataset
 
 
 def to_rows(

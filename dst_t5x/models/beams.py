@@ -41,7 +41,7 @@ def choose(x: Array, indices: Array) -> Array:
 
 
 def choose_rows(cache: PyTree, parents: Array, batch_axis: int) -> PyTree:
-  """Gives every row of the cache the one of its parent, `[batch, beams]`."""
+  """Returns a cache whose rows are those of their parents, `[batch, beams]`."""
 
   def of_leaf(x: Array) -> Array:
     if x.ndim == 0:  # The number of steps, shared by all rows.

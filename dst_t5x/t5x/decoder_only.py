@@ -1,6 +1,6 @@
 """T5X's decoder-only model, made from our network, decoder and loss."""
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 import functools
 from typing import Any
 
@@ -11,13 +11,12 @@ import seqio
 from t5x import models
 from t5x import optimizers
 
+from dst_t5x.engine import evaluation
 from dst_t5x.engine import losses
 from dst_t5x.models import api
 
 PyTree = Any
 Array = jax.Array
-# (network, params, prompts, max_decode_length) -> tokens, scores
-Decoder = Callable[..., tuple[Array, Array]]
 
 
 class DecoderOnlyModel(models.DecoderOnlyModel):
@@ -32,7 +31,7 @@ class DecoderOnlyModel(models.DecoderOnlyModel):
     network: api.Network,
     task: str,
     optimizer: optimizers.OptimizerDef | None,
-    decoder: Decoder,
+    decoder: evaluation.Decoder,
     loss: losses.Loss,
     max_decode_length: int,
   ) -> None:

@@ -72,7 +72,7 @@ _NUMERIC = [
   (server.main, ('--seed=x', '--subsets=x'), action.option_strings[0])
   for action in server._parser()._actions
   if isinstance(action.default, int | float | list)
-  and action.option_strings[0] != '--gin_file'
+  and action.type is not None  # Texts, such as a list of files.
 ]
 _NUMERIC += [
   (watch.main, ('x',), '--every'),
