@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dst_t5x.checkpoints import seeds
 from dst_t5x.core import errors
 from dst_t5x.core import parts
+from dst_t5x.models import api
 from dst_t5x.models import families
 
 
@@ -41,6 +43,29 @@ def check_matches(
     f'tensor {path} is {found[path]} in the checkpoint, {wanted[path]} in the'
     ' model; is this the model file that belongs to it?'
   )
+
+
+def check_network(seed: seeds.Seed, network: api.Network) -> None:
+  """Checks that a network computes what its seed was made for.
+
+  Args:
+    seed: of the network's shapes; see `check_matches`.
+    network: the configured model.
+
+  Raises:
+    UserError: the seed states another network. The message names the first
+      option in which it differs.
+  """
+  if seed.network is None:
+    return
+  ours, theirs = network.base, seed.network
+  for name in families.of(seed.params).differing(ours, theirs):
+    raise errors.UserError(
+      f'{seed.path} states {name} = {getattr(theirs.config, name)!r}, the'
+      f' model file {getattr(ours.config, name)!r}: choose the model file that'
+      ' belongs to it; if another value is meant, state it in the config.json'
+      ' of a copy'
+    )
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

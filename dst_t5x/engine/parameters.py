@@ -51,20 +51,21 @@ class ParameterSpace:
     init = jax.jit(_initialize, static_argnums=0, out_shardings=self.shardings)
     return init(self._network, self._partitioner.key(random_seed))
 
-  def check(self, params: PyTree, base: bool = False) -> None:
+  def check(self, seed: seeds.Seed, base: bool = False) -> None:
     """Checks that a checkpoint fits this network.
 
     Args:
-      params: the checkpoint's parameters, unstacked.
-      base: whether to expect them without the adapter's parameters.
+      seed: the checkpoint.
+      base: whether to expect it without the adapter's parameters.
 
     Raises:
       UserError: it does not fit.
     """
     expected = self.base_shapes if base else self.shapes
     matching.check_matches(
-      params, jax.eval_shape(stacking.unstack_layers, expected)
+      seed.params, jax.eval_shape(stacking.unstack_layers, expected)
     )
+    matching.check_network(seed, self._network)
 
   def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
     """Returns parameters on the devices, with their shardings.
@@ -134,7 +135,7 @@ def load(
   found = seeds.load_seed(path, step, seed_path)
   network = adapted.with_adapter(network, found.adapter)
   space = ParameterSpace(network, partitioner)
-  space.check(found.params)
+  space.check(found)
   return Loaded(network, space.to_devices(found.params), found.step)
 
 

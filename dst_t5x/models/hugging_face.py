@@ -202,6 +202,17 @@ class Family:
     """
     raise NotImplementedError
 
+  def differing(self, network: Any, stated: Any) -> Collection[str]:
+    """Returns the fields of `config` in which two networks compute differently.
+
+    Args:
+      network: of the family, an `api.Network`.
+      stated: the one that a checkpoint states, whose parameters have the same
+        shapes.
+    """
+    del network, stated
+    return ()
+
   def sizes(self, params: PyTree) -> dict[str, int]:
     """Returns the network's sizes by name, as many as the shapes tell."""
     del params

@@ -83,7 +83,7 @@ class Claim:
     reference, params = None, None
     if path is not None:
       seed = seeds.load_seed(path).merged()
-      space.check(seed.params, base=True)
+      space.check(seed, base=True)
       processes.agree('the fingerprint of the seed', seed.fingerprint)
       reference, params = seed.reference, seed.params
     identity_lib.check_seed(self._folder.path, reference)

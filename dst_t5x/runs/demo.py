@@ -210,21 +210,13 @@ def demo(output: pathlib.Path) -> list[dict[str, Any]]:
   for tuning in TUNINGS:
     tune(tuning, seed, output / tuning.name)
     rows.append(row_of(tuning, output / tuning.name))
-  rows.insert(
-    0,
-    dict.fromkeys(rows[0])
-    | {
-      'name': 'zero-shot',
-      'method': 'zero-shot',
-      'exact_match': before[_SCORE],
-      'character_accuracy': before[_CHARACTERS],
-      'free_parameters': 0,
-      'share': 0.0,
-      'parameters': rows[0]['parameters'],
-      'bytes': 0,
-      'folder': str(output / 'zero_shot'),
-    },
+  zero_shot_row = demonstrations.zero_shot_row(
+    rows[0],
+    output / 'zero_shot',
+    exact_match=before[_SCORE],
+    character_accuracy=before[_CHARACTERS],
   )
+  rows.insert(0, zero_shot_row)
   (output / 'results.json').write_text(json_text.dumps(rows, indent=2) + '\n')
   plot(rows, output / 'score_vs_budget.png')
   best = output / 'dst_1e-3'

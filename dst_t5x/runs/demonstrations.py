@@ -1,6 +1,6 @@
 """What demonstrations share: they run the commands, and tabulate the runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import sys
@@ -41,6 +41,28 @@ def facts(folder: pathlib.Path) -> dict[str, Any]:
     # The first report includes the compilation.
     'seconds_per_step': float(1 / np.median(rates[1:] or rates)),
     'folder': str(folder),
+  }
+
+
+def zero_shot_row(
+  like: Mapping[str, Any], folder: pathlib.Path, **values: Any
+) -> dict[str, Any]:
+  """Returns the seed's row of a table.
+
+  Args:
+    like: a run's row; what the seed has not of it is None.
+    folder: of the seed's evaluation.
+    **values: of the row.
+  """
+  return dict.fromkeys(like) | {
+    'name': 'zero-shot',
+    'method': 'zero-shot',
+    'free_parameters': 0,
+    'share': 0.0,
+    'parameters': like['parameters'],
+    'bytes': 0,
+    'folder': str(folder),
+    **values,
   }
 
 

@@ -352,7 +352,7 @@ def seed(model_dir: epath.Path, training: Training) -> Found:
     identity.check_seed(model_dir, None)
     return Found('none: training from scratch')
   found = seeds.load_seed(path).merged()
-  space.check(found.params, base=True)
+  space.check(found, base=True)
   identity.check_seed(model_dir, found.reference)
   return Found(
     f'{found.path}, fingerprint {found.fingerprint[:12]}…',

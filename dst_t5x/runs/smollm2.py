@@ -304,19 +304,14 @@ def demonstrate(folder: Folder) -> list[dict[str, Any]]:
   for tuning in (*TUNINGS, *_OTHER_TUNINGS):
     tune(tuning, folder)
     rows.append(row_of(tuning, folder, prose_before))
-  first = dict.fromkeys(rows[0]) | {
-    'name': 'zero-shot',
-    'method': 'zero-shot',
-    'language': _LANGUAGE,
+  zero_shot_row = demonstrations.zero_shot_row(
+    rows[0],
+    folder.output / 'zero_shot',
+    language=_LANGUAGE,
+    forgetting=0.0,
     **_scores(before),
-    'forgetting': 0.0,
-    'free_parameters': 0,
-    'share': 0.0,
-    'parameters': rows[0]['parameters'],
-    'bytes': 0,
-    'folder': str(folder.output / 'zero_shot'),
-  }
-  rows.insert(0, first)
+  )
+  rows.insert(0, zero_shot_row)
   _tell(rows, folder, time.time() - started)
   return rows
 

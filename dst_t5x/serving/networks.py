@@ -59,6 +59,7 @@ def of_seed(seed: seeds.Seed, network: api.Network | None) -> api.Network:
   """
   if network is not None:
     matching.check_matches(seed.params, api.shapes(network))
+    matching.check_network(seed, network)
     return network
   if seed.network is not None:
     return seed.network

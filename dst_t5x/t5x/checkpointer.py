@@ -120,7 +120,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
         f'{found.path} has the adapter {found.adapter}, the network '
         f'{adapter}: give the gin file of its method, with the same settings'
       )
-    params = self._like_network(found.params, self._train_state.params)
+    params = self._like_network(found, self._train_state.params)
     placed = self._place(params, self._axes().params)
     return self._train_state.restore_state(
       {'target': placed, 'state': {'step': np.int32(found.step)}}
@@ -137,7 +137,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     base = self._train_state.params
     if adapter := self._network.adapter.added:
       _, base = parts.split(base, [adapter])
-    params = self._like_network(seed.params, base)
+    params = self._like_network(seed, base)
     if adapter:
       added = parameters.initialize_added(
         self._network, seed.params, self._random_seed, self._encode
@@ -160,15 +160,16 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     features = seqio.get_mixture_or_task(self._task).output_features
     return features['targets'].vocabulary.encode(text)
 
-  def _like_network(self, params: PyTree, expected: PyTree) -> PyTree:
-    """Checks unstacked parameters and gives them the network's structure."""
+  def _like_network(self, seed: seeds.Seed, expected: PyTree) -> PyTree:
+    """Checks a checkpoint; returns it with the network's structure."""
     expected = flax.core.unfreeze(expected)
     matching.check_matches(
-      params, jax.eval_shape(stacking.unstack_layers, expected)
+      seed.params, jax.eval_shape(stacking.unstack_layers, expected)
     )
+    matching.check_network(seed, self._network)
     if self._network.scan_layers:
-      return stacking.stack_layers(params)
-    return params
+      return stacking.stack_layers(seed.params)
+    return seed.params
 
   def _place(self, params: PyTree, axes: PyTree) -> PyTree:
     """Returns host arrays on the devices, with the shardings of `axes`."""

@@ -1,14 +1,17 @@
 """Sizes and options of a decoder-only network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 from dst_t5x.models.decoder_only.rope import Rope
+
+# How the network runs; no checkpoint states it.
+_OF_RUNS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'begin_id')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +121,28 @@ class DecoderConfig:
     """The kind of each layer, an index into `kinds`."""
     kinds = sorted(set(self.is_local))
     return tuple(kinds.index(is_local) for is_local in self.is_local)
+
+
+def differing(one: DecoderConfig, other: DecoderConfig) -> Iterator[str]:
+  """Yields the fields in which two networks differ, causes before effects.
+
+  Fields of how a network runs are left out. Two values that mean the same, such
+  as a `query_scalar` of None and of head_dim, do not differ.
+  """
+  names = [field.name for field in dataclasses.fields(DecoderConfig)]
+  for name in ['local_layers', *names]:
+    if name not in _OF_RUNS and _meaning(one, name) != _meaning(other, name):
+      yield name
+
+
+def _meaning(config: DecoderConfig, name: str) -> Any:
+  """Returns a field's value, the same where the network is."""
+  values: dict[str, Any] = {
+    'local_layers': config.is_local,
+    'query_scalar': float(config.query_scalar or config.head_dim),
+  }
+  if not any(config.is_local):
+    values |= {'local_rope': None, 'sliding_window': None}
+  elif name == 'local_rope':
+    return config.local_rope or config.rope
+  return values.get(name, getattr(config, name))

@@ -10,6 +10,7 @@ from dst_t5x.core import json_object
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import hugging_face
+from dst_t5x.models.decoder_only import config as config_lib
 from dst_t5x.models.decoder_only import gguf_config
 from dst_t5x.models.decoder_only import hf_config
 from dst_t5x.models.decoder_only import hf_families
@@ -21,6 +22,7 @@ PyTree = Any
 
 _EMBEDDING = 'token_embedder/embedding'
 _LAYER = 'decoder/layers_0'
+_OF_TASKS = ('context_length', 'eos_id')
 _MODULES = {
   'logits_dense': 'output projection',
   'mlp': 'feed-forward',
@@ -98,6 +100,11 @@ class DecoderOnly(hugging_face.Family):
     return network.Transformer(
       hugging_face.from_record(DecoderConfig, config, inner)
     )
+
+  def differing(self, network: Any, stated: Any) -> Collection[str]:
+    """See `hugging_face.Family`; a task may have another end and length."""
+    names = config_lib.differing(network.config, stated.config)
+    return [name for name in names if name not in _OF_TASKS]
 
   def sizes(self, params: PyTree) -> dict[str, int]:
     """See `hugging_face.Family`."""

@@ -5,13 +5,13 @@ network here has; the rest, such as how to sample, is not looked at.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 from dst_t5x.models.decoder_only import hf_rope
 from dst_t5x.models.decoder_only.config import DecoderConfig
+from dst_t5x.models.decoder_only.config import differing
 from dst_t5x.models.decoder_only.hf_families import FAMILIES
 from dst_t5x.models.decoder_only.hf_families import Family
 
@@ -36,8 +36,6 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 # Names of all tensors are made before the first one is read.
 _MOST_LAYERS = 10_000
 _LOCAL, _GLOBAL = 'sliding_attention', 'full_attention'
-# How the network runs, which no checkpoint states.
-_OF_RUNS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'begin_id')
 
 
 def config_from_hf(
@@ -166,29 +164,11 @@ def _model_type(config: DecoderConfig) -> str:
 
 def _check_stated(content: Mapping[str, Any], config: DecoderConfig) -> None:
   """Raises UserError unless a config.json states all of a config."""
-  back = config_from_hf(content)
-  names = [field.name for field in dataclasses.fields(config)]
-  # First what the others follow from.
-  for name in ['local_layers', *names]:
-    ours, theirs = (_comparable(each, name) for each in (config, back))
-    if name not in _OF_RUNS and ours != theirs:
-      raise UserError(
-        f'a Hugging Face model of the family {content["model_type"]} cannot'
-        f' have {name} = {ours!r}'
-      )
-
-
-def _comparable(config: DecoderConfig, name: str) -> Any:
-  """Returns a field's value, the same where the network is."""
-  values: dict[str, Any] = {
-    'local_layers': config.is_local,
-    'query_scalar': float(config.query_scalar or config.head_dim),
-  }
-  if not any(config.is_local):
-    values |= {'local_rope': None, 'sliding_window': None}
-  elif name == 'local_rope':
-    return config.local_rope or config.rope
-  return values.get(name, getattr(config, name))
+  for name in differing(config, config_from_hf(content)):
+    raise UserError(
+      f'a Hugging Face model of the family {content["model_type"]} cannot'
+      f' have {name} = {getattr(config, name)!r}'
+    )
 
 
 def _family(stated: json_object.JsonObject) -> Family:

@@ -88,6 +88,11 @@ class T5(hugging_face.Family):
     """See `hugging_face.Family`."""
     return _network(hugging_face.from_record(t5_config.T5Config, config))
 
+  def differing(self, network: Any, stated: Any) -> Collection[str]:
+    """See `hugging_face.Family`; shapes tell the rest."""
+    ours, theirs = (tuple(x.config.mlp_activations) for x in (network, stated))
+    return () if ours == theirs else ('mlp_activations',)
+
   def sizes(self, params: PyTree) -> dict[str, int]:
     """See `hugging_face.Family`."""
     return sizes.sizes(params)
