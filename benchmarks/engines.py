@@ -13,6 +13,7 @@ gin/t5x/finetune.gin, and its own (`t5x_own`).
 
 import argparse
 from collections.abc import Callable, Iterator
+import dataclasses
 import pathlib
 import tempfile
 import time
@@ -25,7 +26,7 @@ import numpy as np
 import seqio
 from t5x import checkpoints as t5x_checkpoints
 import tables
-import train_step
+import works
 
 from dst_t5x import subsets
 from dst_t5x.checkpoints import run_folder
@@ -46,12 +47,14 @@ PyTree = Any
 _ENGINES = ('ours', 't5x', 't5x_own')
 _TASK = 'engines'
 _LEARNING_RATE = 0.01
+_WORK = works.WORKS['t5_1_1_small']
 _COLUMNS = ('metric', 'method', *_ENGINES, 'unit', 'times_t5x')
 
 
 def _network(dropout: float) -> network_lib.Transformer:
-  config = vars(train_step.SMALL) | {'dropout_rate': dropout}
-  return network_lib.Transformer(network_lib.T5Config(**config))
+  return network_lib.Transformer(
+    dataclasses.replace(_WORK.network.config, dropout_rate=dropout)
+  )
 
 
 class Ours:
@@ -247,9 +250,12 @@ def _measure(
   random = np.random.default_rng(0)
 
   def batch() -> trainer_lib.Batch:
-    return train_step.make_batch(
-      random, options.batch_size, options.inputs, options.targets
-    )
+    sizes = {
+      'rows': options.batch_size,
+      'inputs': options.inputs,
+      'targets': options.targets,
+    }
+    return dataclasses.replace(_WORK, **sizes).batch(random)
 
   with tempfile.TemporaryDirectory() as folder:
     folders = {name: pathlib.Path(folder) / name for name in options.engines}
@@ -353,7 +359,7 @@ def main() -> None:
   _add_task()
   rows: list[tables.Row] = []
   with tempfile.TemporaryDirectory() as folder:
-    params = jax.device_get(train_step.make_params(_network(0.0)))
+    params = jax.device_get(works.params(_network(0.0)))
     params = flax.core.unfreeze(params)
     seed = t5x_checkpoint.save(folder, params, 1_000_000)
     del params

@@ -34,16 +34,16 @@ class TorchStep:
   ) -> None:
     """Makes the model with the parameters of `seed`; a rank means LoRA."""
     torch.set_num_threads(os.cpu_count() or 1)
-    model, self._is_decoder_only = _model(work, seed)
+    found, self._is_decoder_only = model(work, seed)
     if rank is not None:
       kind = 'CAUSAL_LM' if self._is_decoder_only else 'SEQ_2_SEQ_LM'
-      model = peft.get_peft_model(
-        model,
+      found = peft.get_peft_model(
+        found,
         peft.LoraConfig(
           task_type=kind, r=rank, target_modules=list(work.modules)
         ),
       )
-    self._model = model.train()
+    self._model = found.train()
     self._optimizer = transformers.Adafactor(
       [p for p in self._model.parameters() if p.requires_grad],
       lr=0.001,
@@ -74,16 +74,16 @@ class TorchStep:
     self.times.append(time.perf_counter() - start)
 
 
-def _model(work: works.Work, seed: Any) -> tuple[Any, bool]:
+def model(work: works.Work, seed: Any) -> tuple[Any, bool]:
   """Returns transformers' model, and whether it has no encoder."""
   family = families.of(seed)
   written, content = family.written(work.network, seed)
   config = transformers.AutoConfig.for_model(**content)
-  model = getattr(transformers, written.architecture)(config)
+  made = getattr(transformers, written.architecture)(config)
   flat = parts.flatten(seed)
   state = {}
   for name, tensor in written.tensors.items():
     array = np.array(flat[tensor.path])
     state[name] = torch.from_numpy(array.T if tensor.transposed else array)
-  model.load_state_dict(state, strict=False)
-  return model, family.task_type == 'CAUSAL_LM'
+  made.load_state_dict(state, strict=False)
+  return made, family.task_type == 'CAUSAL_LM'

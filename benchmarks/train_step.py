@@ -18,8 +18,9 @@ the same steps in PyTorch, with transformers and Hugging Face PEFT. On one GPU:
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -62,6 +63,7 @@ _RANK = 8
 _ADAPTERS = ('lora', 'prompt', 'ia3')
 _PARTS = ('norms', 'head_only')
 _METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
+_TORCH = {'torch_full': None, 'peft_lora': _RANK}  # Name -> rank of LoRA.
 
 
 def _adapter(name: str, work: works.Work) -> adapters.Adapter:
@@ -136,23 +138,39 @@ class Method:
     self.times.append(taken)
 
 
+# What `only` makes.
+ALONE = ('full', 'exact', 'lora', 'torch_full', 'peft_lora')
+
+
+def only(name: str, work: works.Work) -> Stepper:
+  """Returns one method's step, ε = 1e-4, and holds no other."""
+  seed = works.params(work.network)
+  options = argparse.Namespace(
+    methods=[name] if name in _METHODS else [],
+    epsilon=[1e-4],
+    torch=name in _TORCH,
+  )
+  found = make_methods(seed, work, options)
+  return next(make() for other, _, make in found if other == name)
+
+
 def make_methods(
   seed: PyTree, work: works.Work, options: argparse.Namespace
-) -> Iterator[tuple[str, float | None, Stepper]]:
-  """Yields each method's name, ε and compiled step."""
+) -> Iterator[tuple[str, float | None, Callable[[], Stepper]]]:
+  """Yields each method's name, its ε, and what compiles its step."""
 
   def method(
     adapter: adapters.Adapter = adapters.NONE,
     trained: list[str] | None = None,
     after: method_api.Projection | None = None,
-  ) -> Method:
+  ) -> Callable[[], Stepper]:
     trainer = trainer_lib.Trainer(
       network=adapted.with_adapter(work.network, adapter),
       optimizer=optimizers.adafactor(optimizers.schedule(0.001)),
       projection=after or projection.NoProjection(),
       trained=trained,
     )
-    return Method(trainer, seed, work)
+    return lambda: Method(trainer, seed, work)
 
   yield 'full', None, method()
   for name in options.methods:
@@ -164,11 +182,15 @@ def make_methods(
       for epsilon in options.epsilon:
         after = projection.SubsetProjection(epsilon, **_PROJECTIONS[name])
         yield name, epsilon, method(after=after)
-  if options.torch:
-    import torch_step
+  for name in _TORCH if options.torch else ():
+    yield name, None, functools.partial(_torch_step, work, seed, _TORCH[name])
 
-    yield 'torch_full', None, torch_step.TorchStep(work, seed)
-    yield 'peft_lora', None, torch_step.TorchStep(work, seed, _RANK)
+
+def _torch_step(work: works.Work, seed: PyTree, rank: int | None) -> Stepper:
+  import torch_step
+
+  step: Stepper = torch_step.TorchStep(work, seed, rank)
+  return step
 
 
 def main() -> None:
@@ -200,8 +222,8 @@ def main() -> None:
   random = np.random.default_rng(0)
   batches = [work.batch(random) for _ in range(4)]
   methods: dict[tuple[str, float | None], Stepper] = {}
-  for name, epsilon, method in make_methods(seed, work, options):
-    methods[name, epsilon] = method
+  for name, epsilon, make in make_methods(seed, work, options):
+    methods[name, epsilon] = make()
     setting = '' if epsilon is None else f' ε = {epsilon:g}'
     print(f'ready: {name}{setting}', flush=True)
   for step in range(options.steps):

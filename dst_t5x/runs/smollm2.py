@@ -33,11 +33,12 @@ from dst_t5x.runs import demonstrations
 from dst_t5x.runs import training
 
 _EXACT, _CHRF, _LOSS = 'jsonl/exact_match', 'jsonl/chrf', 'eval/loss'
-_STEPS = 60
+_STEPS = 32
 _BATCH_SIZE = 8  # Rows, each of which holds about three names.
+_TEST_ROWS = 96  # Decoding takes as long as 20 steps.
 _LANGUAGE = 'de'
 _OTHERS = ('fr', 'es')
-_PROSE_ROWS = 48
+_PROSE_ROWS = 24
 _WORDS = (15, 45)  # Of a row of prose: what is given, what is predicted.
 _COLUMNS = (
   ('method', 'name', ''),
@@ -72,14 +73,16 @@ class Tuning:
   language: str = _LANGUAGE
 
 
+# Learning rates: the best of 0.03, 0.1, 0.3, 1 and 3 after 20 steps. LoRA
+# has the second best: with 1, its loss rises again.
 TUNINGS = (
-  Tuning('dst_1e-3', 'dst', 3e-3, ('EPSILON=1e-3',)),
-  Tuning('dst_1e-4', 'dst', 1e-2, ('EPSILON=1e-4',)),
-  Tuning('random_1e-3', 'random', 3e-2, ('EPSILON=1e-3',)),
+  Tuning('dst_1e-3', 'dst', 0.3, ('EPSILON=1e-3',)),
+  Tuning('dst_1e-4', 'dst', 1.0, ('EPSILON=1e-4',)),
+  Tuning('random_1e-3', 'random', 1.0, ('EPSILON=1e-3',)),
   Tuning(
     'lora_r1',
     'lora',
-    3e-2,
+    0.3,
     ("LORA_TARGETS='.*attention/(query|key|value|out)'", 'LORA_RANK=1'),
   ),
 )
@@ -151,6 +154,7 @@ class Folder:
       f"--gin.TRAIN_FILE='{self.data(language, 'train')}'",
       f"--gin.EVAL_FILE='{self.data(language, 'test')}'",
       "--gin.METRICS=['exact_match', 'chrf']",
+      f'--gin.EVAL_EXAMPLES={_TEST_ROWS}',
     ]
 
 
@@ -186,6 +190,8 @@ def loss_of_prose(name: str, checkpoint: pathlib.Path, folder: Folder) -> float:
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 96}",
     f"--gin.EVAL_FILE='{folder.data('prose', 'test')}'",
     '--gin.METRICS=[]',
+    # Nothing asks for the answers.
+    '--gin.evaluation.Evaluation.max_decode_length=1',
     f"--gin.CHECKPOINT_PATH='{checkpoint}'",
   )
   return results[_LOSS]
