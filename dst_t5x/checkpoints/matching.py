@@ -58,7 +58,9 @@ def check_network(seed: seeds.Seed, network: api.Network) -> None:
   """
   if seed.network is None:
     return
-  ours, theirs = network.base, seed.network
+  # Families compare networks of their own, which have a `config`.
+  ours: Any = network.base
+  theirs: Any = seed.network
   for name in families.of(seed.params).differing(ours, theirs):
     raise errors.UserError(
       f'{seed.path} states {name} = {getattr(theirs.config, name)!r}, the'
