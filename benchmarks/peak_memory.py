@@ -7,7 +7,6 @@ whose largest resident set is reported. It includes the libraries.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import resource
@@ -39,7 +38,7 @@ def _one(name: str) -> None:
     for _ in range(3):
       method(batch)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  print(json.dumps(1024 * peak))  # Linux counts in KiB.
+  print(1024 * peak)  # Linux counts in KiB.
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def _peak(name: str) -> float:
     text=True,
     check=True,
   )
-  return float(json.loads(done.stdout.splitlines()[-1])) / 2**20
+  return float(done.stdout.splitlines()[-1]) / 2**20
 
 
 if __name__ == '__main__':
