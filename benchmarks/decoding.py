@@ -26,6 +26,12 @@ from dst_t5x.models import decoding
 Decode = Callable[[int], np.ndarray]
 
 
+def random_prompts(batch: int, length: int) -> np.ndarray:
+  """Returns prompts of random tokens, int32 `[batch, length]`."""
+  random = np.random.default_rng(0)
+  return random.integers(2, 32000, (batch, length)).astype(np.int32)
+
+
 def ours(work: works.Work, params: works.PyTree, prompts: np.ndarray) -> Decode:
   """Returns what decodes the prompts."""
   decode = jax.jit(decoding.GreedyDecoder(), static_argnums=(0, 3, 4))
@@ -81,9 +87,7 @@ def main() -> None:
   params = works.params(work.network)
   rows = []
   for batch in options.batch:
-    random = np.random.default_rng(0)
-    prompts = random.integers(2, 32000, (batch, options.prompt))
-    prompts = prompts.astype(np.int32)
+    prompts = random_prompts(batch, options.prompt)
     rows += _compare(work, params, prompts, options)
   tables.write_json(options.json, rows)
   tables.show(rows, list(rows[0]))

@@ -25,14 +25,11 @@ _EMPTY = 'nothing'
 def _one(name: str) -> None:
   """Does the work once, and prints the peak in bytes."""
   work = works.WORKS['smollm2_135m']
-  if name == _EMPTY:
-    pass
-  elif name.startswith('decode_'):
-    random = np.random.default_rng(0)
-    prompts = random.integers(2, 32000, (8, 128)).astype(np.int32)
+  if name.startswith('decode_'):
     engine = decoding.ENGINES[name.removeprefix('decode_')]
+    prompts = decoding.random_prompts(8, 128)
     engine(work, works.params(work.network), prompts)(64)
-  else:
+  elif name != _EMPTY:
     batch = work.batch(np.random.default_rng(0))
     method = train_step.only(name, work)
     for _ in range(3):

@@ -10,10 +10,27 @@ from dst_t5x.models import api
 from dst_t5x.models import families
 
 
+def check(
+  seed: seeds.Seed, network: api.Network, expected: Mapping[str, Any]
+) -> None:
+  """Checks that a checkpoint fits the configured model.
+
+  Args:
+    seed: the checkpoint.
+    network: the model.
+    expected: what the checkpoint is to hold; see `check_matches`.
+
+  Raises:
+    UserError: see `check_matches` and `check_network`.
+  """
+  check_matches(seed.params, expected)
+  check_network(seed, network)
+
+
 def check_matches(
   params: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
-  """Checks that a checkpoint fits the configured model.
+  """Checks that a checkpoint's tensors are those of the configured model.
 
   Args:
     params: the checkpoint's parameters, an unstacked nested dict of arrays.

@@ -208,17 +208,32 @@ def read_bytes(path: epath.PathLike) -> bytes:
 
 
 class State(NamedTuple):
-  """What differs after a file has changed.
+  """What differs after a file has changed; times are in nanoseconds.
 
   Attributes:
     length: in bytes.
-    changed: when; nanoseconds on this disk, whole seconds in a store.
+    modified: when its content changed; in a store in whole seconds.
+    changed: when it changed in any way, on this disk.
     inode: of a file on this disk.
+    device: of a file on this disk.
   """
 
   length: int
-  changed: int
+  modified: int
+  changed: int = 0
   inode: int = 0
+  device: int = 0
+
+
+def state_of(status: os.stat_result) -> State:
+  """Returns the state of a file on this disk with this `stat`."""
+  return State(
+    status.st_size,
+    status.st_mtime_ns,
+    status.st_ctime_ns,
+    status.st_ino,
+    status.st_dev,
+  )
 
 
 def state(path: epath.PathLike) -> State:
@@ -227,11 +242,10 @@ def state(path: epath.PathLike) -> State:
   Raises:
     OSError: the file cannot be read.
   """
-  if is_remote(path):
-    found = epath.Path(path).stat()
-    return State(found.length, found.mtime)
-  status = os.stat(os.path.expanduser(path))
-  return State(status.st_size, status.st_ctime_ns, status.st_ino)
+  if not is_remote(path):
+    return state_of(os.stat(os.path.expanduser(path)))
+  found = epath.Path(path).stat()
+  return State(found.length, 10**9 * found.mtime)
 
 
 def download(path: epath.Path, target: pathlib.Path) -> None:
@@ -304,7 +318,7 @@ class Mirror:
       begin_with: pattern of files of the target that will be appended to.
     """
     self._target = epath.Path(target)
-    self._sent: dict[pathlib.Path, tuple[int, int]] = {}
+    self._sent: dict[pathlib.Path, State] = {}
     if not is_remote(target):
       self.folder = os.fspath(target)
       self._target.mkdir(parents=True, exist_ok=True)
@@ -319,8 +333,8 @@ class Mirror:
     if not is_remote(self._target):
       return
     for file in sorted(pathlib.Path(self.folder).rglob('*')):
-      state = (file.stat().st_size, file.stat().st_mtime_ns)
-      if file.is_file() and self._sent.get(file) != state:
+      now = state(file)
+      if file.is_file() and self._sent.get(file) != now:
         inside = file.relative_to(self.folder)
         write_bytes(self._target / inside, file.read_bytes())
-        self._sent[file] = state
+        self._sent[file] = now

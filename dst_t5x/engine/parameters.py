@@ -62,10 +62,8 @@ class ParameterSpace:
       UserError: it does not fit.
     """
     expected = self.base_shapes if base else self.shapes
-    matching.check_matches(
-      seed.params, jax.eval_shape(stacking.unstack_layers, expected)
-    )
-    matching.check_network(seed, self._network)
+    expected = jax.eval_shape(stacking.unstack_layers, expected)
+    matching.check(seed, self._network, expected)
 
   def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
     """Returns parameters on the devices, with their shardings.

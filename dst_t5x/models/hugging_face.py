@@ -19,8 +19,10 @@ from dst_t5x.core.errors import UserError
 
 PyTree = Any
 T = TypeVar('T')
+# How a network runs; no checkpoint states it.
+OF_RUNS = ('dtype', 'dropout_rate', 'scan_layers', 'remat')
 # What `run.json` states of a network besides sizes and options.
-_OF_RUNS = ('id', 'dtype', 'dropout_rate', 'scan_layers', 'remat')
+_BESIDES = ('id', *OF_RUNS)
 _NEVER = re.compile(r'(?!)')
 
 
@@ -103,7 +105,7 @@ def from_record(
   Raises:
     UserError: the record is damaged.
   """
-  content = {k: v for k, v in record.content.items() if k not in _OF_RUNS}
+  content = {k: v for k, v in record.content.items() if k not in _BESIDES}
   for name, its_kind in (inner or {}).items():
     if content.get(name) is not None:
       content[name] = from_record(its_kind, record.inner(name))

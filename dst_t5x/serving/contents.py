@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import cachetools
 
+from dst_t5x.core import object_stores
+
 # Longer than one tick of the clock of any usual file system.
 SETTLED_SECONDS = 2.0
 _MOST_STATES = 2**16
@@ -41,14 +43,14 @@ class Digests:
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
-    self._known: cachetools.LRUCache[tuple[int, ...], str] = (
+    self._known: cachetools.LRUCache[object_stores.State, str] = (
       cachetools.LRUCache(_MOST_STATES)
     )
 
   def get(self, status: os.stat_result) -> str | None:
     """Returns the digest of a file with this `stat`; None if unknown."""
     with self._lock:
-      return self._known.get(_state(status))
+      return self._known.get(object_stores.state_of(status))
 
   def read(self, path: str | os.PathLike[str]) -> Content:
     """Reads a file and returns its content.
@@ -61,15 +63,5 @@ class Digests:
       content = of(f.read())
     if now - status.st_ctime > SETTLED_SECONDS:
       with self._lock:
-        self._known[_state(status)] = content.digest
+        self._known[object_stores.state_of(status)] = content.digest
     return content
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-  return (
-    status.st_dev,
-    status.st_ino,
-    status.st_size,
-    status.st_mtime_ns,
-    status.st_ctime_ns,
-  )

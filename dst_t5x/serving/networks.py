@@ -58,8 +58,7 @@ def of_seed(seed: seeds.Seed, network: api.Network | None) -> api.Network:
     UserError: nothing tells the network, or it is not the seed's.
   """
   if network is not None:
-    matching.check_matches(seed.params, api.shapes(network))
-    matching.check_network(seed, network)
+    matching.check(seed, network, api.shapes(network))
     return network
   if seed.network is not None:
     return seed.network

@@ -162,11 +162,10 @@ class SeedCheckpointer(checkpoints.Checkpointer):
 
   def _like_network(self, seed: seeds.Seed, expected: PyTree) -> PyTree:
     """Checks a checkpoint; returns it with the network's structure."""
-    expected = flax.core.unfreeze(expected)
-    matching.check_matches(
-      seed.params, jax.eval_shape(stacking.unstack_layers, expected)
+    expected = jax.eval_shape(
+      stacking.unstack_layers, flax.core.unfreeze(expected)
     )
-    matching.check_network(seed, self._network)
+    matching.check(seed, self._network, expected)
     if self._network.scan_layers:
       return stacking.stack_layers(seed.params)
     return seed.params

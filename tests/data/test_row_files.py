@@ -10,11 +10,12 @@ import stores
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import row_files
+from dst_t5x.data import text_files
 
 
 def _parse(line):
   if line.startswith('bad'):
-    raise row_files.text_files.MalformedRow('is bad')
+    raise text_files.MalformedRow('is bad')
   return line or None
 
 

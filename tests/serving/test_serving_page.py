@@ -61,10 +61,27 @@ def browser(tmp_path_factory):
   ):
     options.add_argument(option)
   options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  service = webdriver.ChromeService(executable_path=driver)
-  started = webdriver.Chrome(options=options, service=service)
+  started = _started(webdriver, options, driver)
   yield started
   started.quit()
+
+
+def _started(webdriver, options, driver, attempts=3):
+  """Returns a browser.
+
+  Selenium gives a driver half a minute to listen. A busy machine that reads
+  the browser from its disk for the first time needs longer, once.
+  """
+  from selenium.common import exceptions
+
+  for attempt in range(attempts):
+    service = webdriver.ChromeService(executable_path=driver)
+    try:
+      return webdriver.Chrome(options=options, service=service)
+    except exceptions.WebDriverException:
+      service.stop()
+      if attempt == attempts - 1:
+        raise
 
 
 class _Page:

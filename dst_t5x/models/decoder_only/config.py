@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
+from dst_t5x.models import hugging_face
 from dst_t5x.models.decoder_only.rope import Rope
 
-# How the network runs; no checkpoint states it.
-_OF_RUNS = ('dtype', 'dropout_rate', 'scan_layers', 'remat', 'begin_id')
+_OF_RUNS = (*hugging_face.OF_RUNS, 'begin_id')
 
 
 @dataclasses.dataclass(frozen=True)
