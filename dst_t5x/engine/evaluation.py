@@ -32,6 +32,7 @@ from dst_t5x.models import decoding
 PyTree = Any
 # The teacher-forced metrics of every evaluation.
 _FORCED = ('eval/loss', 'eval/accuracy')
+_BITS_PER_BYTE = 'eval/bits_per_byte'  # Of documents only.
 # (network, params, prompts, max_decode_length, numbers=…) -> tokens, scores;
 # see `decoding.GreedyDecoder`.
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
@@ -261,7 +262,18 @@ class Evaluation:
     results = task_scores.rehearse(
       self.task, self.split, self.feature_lengths, network, examples
     )
-    return [*_FORCED, *results]
+    bits = [_BITS_PER_BYTE] if self.bytes_of_split() else []
+    return [*_FORCED, *bits, *results]
+
+  def bytes_of_split(self) -> int | None:
+    """Returns how many bytes the split's documents have, or None.
+
+    Only documents have a number, and only all of them: of a part of the split
+    it is not known.
+    """
+    if self.num_examples is not None:
+      return None
+    return task_checks.bytes_of(task_checks.find(self.task), self.split)
 
   @property
   def _max_decode_length(self) -> int:
@@ -308,12 +320,7 @@ class Evaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
-    # Of a part of the split, the bytes are not known.
-    self._bytes = (
-      task_checks.bytes_of(task_checks.find(evaluation.task), evaluation.split)
-      if evaluation.num_examples is None
-      else None
-    )
+    self._bytes = evaluation.bytes_of_split()
     self._score = task_scores.TaskEvaluator(
       evaluation.task,
       evaluation.split,
@@ -329,10 +336,7 @@ class Evaluator:
 
     Documents have `eval/bits_per_byte`, too.
     """
-    forced = self._teacher_forced(params)
-    return {
-      f'eval/{name}': value for name, value in forced.items()
-    } | self._score(params, step)
+    return self._teacher_forced(params) | self._score(params, step)
 
   @property
   def texts(self) -> Mapping[str, str]:
@@ -357,8 +361,8 @@ class Evaluator:
     ]
     total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
     averages = total.averages()
-    del averages['z_loss']  # Part of the objective, not of the reported loss.
+    # z-loss is part of the objective, not of the reported loss.
+    found = {name: averages[name.removeprefix('eval/')] for name in _FORCED}
     if self._bytes:
-      bits = total.cross_entropy / math.log(2)
-      averages['bits_per_byte'] = bits / self._bytes
-    return {name: float(value) for name, value in averages.items()}
+      found[_BITS_PER_BYTE] = total.cross_entropy / math.log(2) / self._bytes
+    return {name: float(value) for name, value in found.items()}

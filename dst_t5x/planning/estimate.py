@@ -29,8 +29,8 @@ GiB on one device. gradients: with updates and new parameters. activations:
 what the backward pass needs, and the gradients that exist at its start,
 which are all gradients if layers are stacked. total has the larger of the
 two, as they do not exist at the same time. XLA: the compiler's plan for
-CPUs. Except with --topology=cpu, it is made without YNNPACK, which only CPUs
-have."""
+CPUs. Except with --topology=cpu, it is made without what only CPUs need:
+YNNPACK, and copies of bfloat16 values in float32."""
 
 
 class Estimate(NamedTuple):

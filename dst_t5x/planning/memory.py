@@ -15,9 +15,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from dst_t5x.core import parts
+from dst_t5x.core import tree_paths
 from dst_t5x.engine import losses
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
@@ -36,13 +38,22 @@ _FUSED = frozenset(
     *('broadcast_in_dim', 'transpose', 'reshape', 'squeeze', 'expand_dims'),
   ]
 )
+# If layers are recomputed, what surrounds them weighs more: of 1 + tanh and
+# 1 − tanh, the factors of a capped logit's gradient, one is made of the other.
+_FUSED_AROUND_LAYERS = _FUSED | {'sub'}
 # Bytes of gradients, updates and new parameters together, relative to the
 # parameters. Some replace others in memory; XLA's plans have 2.3 to 3.
 _AT_ONCE = 2.5
-# YNNPACK multiplies matrices of at least 4,096 rows on CPUs. XLA does not fuse
-# operations into it and writes constants out in full, which takes half as much
-# memory again.
-_NO_YNNPACK = {'xla_cpu_experimental_ynn_fusion_type': ''}
+# Of the compiler for CPUs, what no accelerator's compiler does.
+_AS_FOR_ACCELERATORS = {
+  # YNNPACK multiplies matrices of at least 4,096 rows. XLA does not fuse
+  # operations into it and writes constants out in full, which takes half as
+  # much memory again.
+  'xla_cpu_experimental_ynn_fusion_type': '',
+  # CPUs compute in float32. XLA converts the bfloat16 inputs of all recomputed
+  # layers before the backward pass's loop, and keeps both.
+  'xla_disable_hlo_passes': 'while-loop-invariant-code-motion',
+}
 
 
 class Step(NamedTuple):
@@ -68,7 +79,8 @@ class Memory:
       after the backward pass.
     activations: values that the forward pass keeps for the backward pass. Also
       the gradients that exist from the start of the backward pass: that of the
-      output matrix, or all of them if layers are stacked.
+      output matrix, or all of them if layers are stacked. Also the largest
+      matrix that devices gather from each other.
   """
 
   parameters: int
@@ -131,19 +143,46 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     mesh: the partitioner's mesh.
   """
   params = _bytes(step.state.params)
-  activations = _activations(trainer, step, mesh)
-  # Gradients that exist before any activation is freed.
-  network = trainer.network
-  last = parts.flatten(step.state.params).get(network.output_matrix or '', ())
-  activations += params if network.scan_layers else _bytes(last)
   return Memory(
     parameters=params,
     frozen=_bytes(step.constants.frozen),
     seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
     gradients=int(_AT_ONCE * params),
-    activations=activations,
+    activations=_activations(trainer, step, mesh)
+    + _first_gradients(trainer.network, step)
+    + _gathered(step),
   )
+
+
+def _first_gradients(network: api.Network, step: Step) -> int:
+  """Returns the bytes of gradients that exist before activations are freed."""
+  params = parts.flatten(step.state.params)
+  output = _bytes(_output_matrix(network, params))
+  first = _bytes(params) if network.scan_layers else output
+  # A tied table has two gradients, which are added at the end.
+  return first if network.output_matrix else first + output
+
+
+def _output_matrix(network: api.Network, params: dict[str, Any]) -> list[Any]:
+  """Returns the trained matrix that gives the logits, if there is one."""
+  if network.output_matrix:
+    return [x for path, x in params.items() if path == network.output_matrix]
+  return [x for x in params.values() if x.shape[0] == network.vocab_size]
+
+
+def _gathered(step: Step) -> int:
+  """Returns the bytes of the largest matrix that is gathered for its use."""
+  whole = parts.join(step.state.params, step.constants.frozen or {})
+  largest = 0
+  for path, x in parts.flatten(whole).items():
+    mesh, axes = x.sharding.mesh, x.sharding.spec
+    if mesh.shape[partitioning.FSDP] > 1 and partitioning.FSDP in axes:
+      kept = (None if axis == partitioning.FSDP else axis for axis in axes)
+      used = NamedSharding(mesh, PartitionSpec(*kept))
+      _, slices = tree_paths.slice_paths(path, x.shape)
+      largest = max(largest, _bytes(_placed(x, used)) // len(slices))
+  return largest
 
 
 class Compiled(NamedTuple):
@@ -170,7 +209,7 @@ def compiled(
       for an accelerator's plan and uses no libraries for CPUs.
   """
   lowered = jax.jit(trainer.train_step, donate_argnums=0).lower(*step)
-  options: Any = None if is_for_cpu else _NO_YNNPACK
+  options: Any = None if is_for_cpu else _AS_FOR_ACCELERATORS
   plan: Any = lowered.compile(compiler_options=options).memory_analysis()
   sent = []
   if step.constants.seed:
@@ -187,8 +226,7 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
   One device has its share of the network and of the batch: its rows of a
   microbatch, its heads, hidden units and logits. The result is the size of the
   residuals and of the gradient of the logits, which exists before any residual
-  is freed. Layers that are recomputed keep their inputs; one of them at a time
-  keeps the rest.
+  is freed.
   """
   model = mesh.shape[partitioning.MODEL]
   groups = mesh.size // model
@@ -201,23 +239,35 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
   }
   network = trainer.network.share(model)
 
-  def kept(network: api.Network, is_fused: bool) -> int:
-    share_of_it = dataclasses.replace(trainer, network=network)
-    return _kept(share_of_it, batch, is_fused)
+  fused = _FUSED_AROUND_LAYERS if network.remat else _FUSED
+
+  def kept(network: api.Network) -> int:
+    return _kept(dataclasses.replace(trainer, network=network), batch, fused)
 
   rows, length = jax.eval_shape(network.targets, batch).tokens.shape
   logits = rows * length * network.vocab_size * np.dtype(np.float32).itemsize
-  total = kept(network, not network.remat) + logits
-  if network.remat:
-    one = [network.with_remat(remat, layers=1) for remat in (False, True)]
-    total += kept(one[0], False) - kept(one[1], False)
-  return total
+  trained = parts.flatten(trainer.split(api.shapes(network))[0])
+  if not network.output_matrix and _output_matrix(network, trained):
+    logits *= 2  # XLA transposes their gradient for that of the tied table.
+  if not network.remat:
+    return kept(network) + logits
+  one, two = (kept(network.with_remat(False, layers=n)) for n in (1, 2))
+  inputs = kept(network) - kept(network.with_remat(True, layers=1))
+  # What surrounds the layers is freed before the last layer is recomputed.
+  layer, rest = two - one, 2 * one - two
+  return inputs + max(rest + logits, layer)
 
 
 def _kept(
-  trainer: trainer_lib.Trainer, batch: dict[str, Any], is_fused: bool
+  trainer: trainer_lib.Trainer, batch: dict[str, Any], fused: frozenset[str]
 ) -> int:
-  """Returns the bytes of the residuals of a batch's loss."""
+  """Returns the bytes of the residuals of a batch's loss.
+
+  Args:
+    trainer: network and method.
+    batch: feature -> [batch, length] on one device.
+    fused: operations whose results are not kept.
+  """
   shapes = api.shapes(trainer.network)
   trained, frozen = trainer.split(shapes)
 
@@ -228,8 +278,10 @@ def _kept(
       return sums.loss
 
     # With recomputed layers, the network itself decides what is kept.
-    if is_fused:
-      loss = jax.checkpoint(loss, policy=_is_kept)
+    if not trainer.network.remat:
+      loss = jax.checkpoint(
+        loss, policy=lambda primitive, *_, **__: primitive.name not in fused
+      )
     return jax.vjp(loss, params)[1]
 
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -243,10 +295,6 @@ def _kept(
     elif not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
       total += x.size * x.dtype.itemsize
   return total
-
-
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-  return primitive.name not in _FUSED
 
 
 def _placed(tree: PyTree, shardings: PyTree) -> PyTree:

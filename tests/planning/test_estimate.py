@@ -29,7 +29,7 @@ def _estimate(*arguments):
 
 def _flags(model, method, **bindings):
   return [
-    f'--gin_file=gin/models/t5_1_1_{model}.gin',
+    f'--gin_file=gin/models/{model}.gin',
     '--gin_file=gin/tasks/super_glue.gin',
     f'--gin_file=gin/methods/{method}.gin',
     '--gin_file=gin/runs/finetune.gin',
@@ -50,7 +50,7 @@ def test_eight_devices():
   # Activations outweigh a small model.
   row, out = _estimate(
     *_flags(
-      'demo',
+      't5_1_1_demo',
       'dst',
       DROPOUT_RATE=0.1,
       MODEL_PARALLELISM=2,
@@ -71,7 +71,7 @@ def test_eight_devices():
 
 
 def test_the_largest_does_not_fit_everywhere():
-  flags = work.with_files(_flags('xxl', 'dst', COMPILE=False))
+  flags = work.with_files(_flags('t5_1_1_xxl', 'dst', COMPILE=False))
   found = binaries.parse(flags, estimate.estimate)()
   assert found.memory.parameters == found.memory.seed == 4 * 11_135_332_352
   assert found.compiled is None
@@ -87,7 +87,7 @@ def test_the_largest_does_not_fit_everywhere():
 def test_methods_that_recompute_nothing(method):
   row, _ = _estimate(
     *_flags(
-      'small',
+      't5_1_1_small',
       method,
       DROPOUT_RATE=0.1,
       BATCH_SIZE=16,
@@ -101,7 +101,7 @@ def test_methods_that_recompute_nothing(method):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'topology', 'shared', 'rows'),
-  [('xl', 'v4:2x2x4', 4, 64), ('xxl', 'v4:4x4x4', 16, 64)],
+  [('t5_1_1_xl', 'v4:2x2x4', 4, 64), ('t5_1_1_xxl', 'v4:4x4x4', 16, 64)],
 )
 def test_the_papers_topologies(model, topology, shared, rows):
   row, out = _estimate(
@@ -117,6 +117,30 @@ def test_the_papers_topologies(model, topology, shared, rows):
   assert row['fits'] == 'yes'
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
   _check_what_is_sent(out, silos=246)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['dst', 'lora'])
+@pytest.mark.parametrize(
+  ('model', 'topology', 'shared'),
+  [
+    ('llama3_2_1b', 'v4:2x2x4', 4),
+    ('llama3_1_8b', 'v4:4x4x4', 4),
+    ('gemma2_27b', 'v4:4x4x4', 16),
+  ],
+)
+def test_decoder_only_models(model, topology, shared, method):
+  row, _ = _estimate(
+    *_flags(
+      model,
+      method,
+      MODEL_PARALLELISM=shared,
+      BATCH_SIZE=64,
+      TASK_FEATURE_LENGTHS={'inputs': 256, 'targets': 128},
+    ),
+    f'--topology={topology}',
+  )
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
 
 
 def test_all_sizes_and_methods():

@@ -1,5 +1,6 @@
 """Every task as rows of decoder-only networks; losses against Hugging Face."""
 
+import dataclasses
 import json
 import re
 
@@ -20,7 +21,10 @@ import seqio
 
 from dst_t5x.data import task_examples
 from dst_t5x.data import vocabulary
+from dst_t5x.engine import evaluation
 from dst_t5x.engine import losses
+from dst_t5x.engine import partitioning
+from dst_t5x.models import decoding
 from dst_t5x.tasks import demo  # noqa: F401
 from dst_t5x.tasks import gsm8k  # noqa: F401
 from dst_t5x.tasks import jsonl  # noqa: F401
@@ -225,3 +229,28 @@ def test_an_end_that_is_padding_too_is_learnt(use):
 
   each = jax.jit(jax.grad(loss))(targets.weights.astype(np.float32))
   assert (np.asarray(each)[is_end] > 0.1).all()
+
+
+def test_bits_per_byte_of_all_documents(use, tmp_path):
+  (task,) = use('text', 'llama3', False)
+  documents = tmp_path / 'documents.jsonl'
+  gin.bind_parameter('text.settings.eval_file', str(documents))
+  rows = documents.read_text().splitlines()
+  texts = [json.loads(row)['text'] for row in rows]
+  network = _network(task, 'llama3')
+  params = random_params(network)
+  evaluate = evaluation.Evaluation(
+    'text', _LENGTHS, decoding.GreedyDecoder(), batch_size=4
+  )
+  partitioner = partitioning.Partitioner()
+  with partitioner.activate():
+    found = evaluate.prepare(network, partitioner, str(tmp_path))(params, 0)
+  assert evaluate.rehearse(network) == list(found)
+  rows = task_examples.read(task, _LENGTHS, 'validation')
+  rows = list(network.feature_converter(False)(rows, _LENGTHS))
+  batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  nats = _sums(network, params, batch).cross_entropy
+  expected = nats / np.log(2) / sum(len(t.encode()) for t in texts)
+  np.testing.assert_allclose(found['eval/bits_per_byte'], expected, rtol=1e-5)
+  part = dataclasses.replace(evaluate, num_examples=1)
+  assert 'eval/bits_per_byte' not in part.rehearse(network)
