@@ -175,24 +175,37 @@ def rows_of(task: task_examples.Task, split: str) -> dict[str, Any]:
   return identities
 
 
+def counts_bytes(task: task_examples.Task, split: str) -> bool:
+  """Returns whether all sources of a split can tell their texts' bytes.
+
+  Args:
+    task: a checked task or mixture.
+    split: one of its splits.
+  """
+  return all(hasattr(source, 'bytes_of') for source in _sources(task, split))
+
+
 def bytes_of(task: task_examples.Task, split: str) -> int | None:
-  """Returns the bytes of the texts that a split is made of.
+  """Returns the bytes of the texts that a split is made of; reads them.
 
   Args:
     task: a checked task or mixture.
     split: one of its splits.
 
   Returns:
-    What the sources' `bytes_of` return; None if one has no such method.
+    What the sources' `bytes_of` return; None without `counts_bytes`.
   """
-  sources = [
+  if not counts_bytes(task, split):
+    return None
+  return sum(source.bytes_of(split) for source in _sources(task, split))
+
+
+def _sources(task: task_examples.Task, split: str) -> list[Any]:
+  return [
     member.source
     for member in task_examples.tasks_of(task)
     if split in member.splits
   ]
-  if not all(hasattr(source, 'bytes_of') for source in sources):
-    return None
-  return sum(source.bytes_of(split) for source in sources)
 
 
 def _check_first_examples(

@@ -262,18 +262,18 @@ class Evaluation:
     results = task_scores.rehearse(
       self.task, self.split, self.feature_lengths, network, examples
     )
-    bits = [_BITS_PER_BYTE] if self.bytes_of_split() else []
+    bits = [_BITS_PER_BYTE] if self.counts_bytes() else []
     return [*_FORCED, *bits, *results]
 
-  def bytes_of_split(self) -> int | None:
-    """Returns how many bytes the split's documents have, or None.
+  def counts_bytes(self) -> bool:
+    """Returns whether the bytes of the examples' texts are known.
 
-    Only documents have a number, and only all of them: of a part of the split
-    it is not known.
+    They are for documents, and for a whole split only.
     """
-    if self.num_examples is not None:
-      return None
-    return task_checks.bytes_of(task_checks.find(self.task), self.split)
+    task = task_checks.find(self.task)
+    return self.num_examples is None and task_checks.counts_bytes(
+      task, self.split
+    )
 
   @property
   def _max_decode_length(self) -> int:
@@ -320,7 +320,11 @@ class Evaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
-    self._bytes = evaluation.bytes_of_split()
+    self._bytes = (
+      task_checks.bytes_of(task_checks.find(evaluation.task), evaluation.split)
+      if evaluation.counts_bytes()
+      else None
+    )
     self._score = task_scores.TaskEvaluator(
       evaluation.task,
       evaluation.split,

@@ -168,7 +168,8 @@ def _output_matrix(network: api.Network, params: dict[str, Any]) -> list[Any]:
   """Returns the trained matrix that gives the logits, if there is one."""
   if network.output_matrix:
     return [x for path, x in params.items() if path == network.output_matrix]
-  return [x for x in params.values() if x.shape[0] == network.vocab_size]
+  rows = (network.vocab_size,)
+  return [x for x in params.values() if x.shape[:1] == rows]
 
 
 def _gathered(step: Step) -> int:
@@ -238,7 +239,6 @@ def _activations(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> int:
     for name, x in step.batch.items()
   }
   network = trainer.network.share(model)
-
   fused = _FUSED_AROUND_LAYERS if network.remat else _FUSED
 
   def kept(network: api.Network) -> int:
