@@ -45,7 +45,6 @@ import jax
 import numpy as np
 import subset_file
 import tables
-from train_step import SMALL
 
 from dst_t5x import subsets as subset
 from dst_t5x.analysis import style
@@ -55,7 +54,7 @@ from dst_t5x.models import families
 from dst_t5x.models.t5 import network
 from dst_t5x.serving import model as model_lib
 
-MODELS = {'small': SMALL, 'base': subset_file.BASE}
+MODELS = {'small': subset_file.SMALL, 'base': subset_file.BASE}
 _FINGERPRINT = '0' * 64  # Hashing is no part of what is measured.
 # "Wie geht es dir heute?" in T5's vocabulary, with the end token.
 _HEUTE = [2739, 3015, 3, 15, 7, 5141, 4270, 58, 1]

@@ -21,6 +21,7 @@ and apply of the subset over those of the dense model.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -31,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 import tables
-from train_step import SMALL
 
 from dst_t5x import subsets
 from dst_t5x.checkpoints import hf_checkpoint
@@ -49,6 +49,14 @@ BASE = network.T5Config(
   head_dim=64,
   mlp_dim=2048,
   mlp_activations=('gelu', 'linear'),
+)
+SMALL = dataclasses.replace(
+  BASE,
+  emb_dim=512,
+  num_heads=6,
+  num_encoder_layers=8,
+  num_decoder_layers=8,
+  mlp_dim=1024,
 )
 _MODELS = {'small': SMALL, 'base': BASE}
 _RANKS = (1, 8)

@@ -12,9 +12,10 @@ temporaries.
 Methods: `full`, no projection; `exact`, `iterative` (Algorithm 2, J = 10) and
 `sort` thresholds at each ε; `rebuilt_seed`, which is `exact` without a copy of
 the seed; `lora` of rank 8 on all attention matrices; `prompt` of length 10;
-`ia3`, `norms` and `head_only`. With --torch also `torch_full` and `peft_lora`:
-the same steps in PyTorch, with transformers and Hugging Face PEFT. On one GPU:
---rows 128.
+`ia3`, `norms` and `head_only`; with --family the other sparse methods at each
+ε, in their last phase, ID3 while it grows. With --torch also `torch_full` and
+`peft_lora`: the same steps in PyTorch, with transformers and Hugging Face PEFT.
+On one GPU: --rows 128.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from dst_t5x.engine import budget
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import api as method_api
+from dst_t5x.method import family
 from dst_t5x.method import projection
 from dst_t5x.models import adapted
 
@@ -62,7 +64,8 @@ _UNITS = {
 _RANK = 8
 _ADAPTERS = ('lora', 'prompt', 'ia3')
 _PARTS = ('norms', 'head_only')
-_METHODS = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
+_OF_ALL = [*_PROJECTIONS, *_ADAPTERS, *_PARTS]
+_METHODS = [*_OF_ALL, *family.METHODS]
 _TORCH = {'torch_full': None, 'peft_lora': _RANK}  # Name -> rank of LoRA.
 
 
@@ -108,9 +111,10 @@ class Method:
     self._constants = trainer_lib.Constants(
       seed if trainer.projection.keep_seed else (), frozen
     )
-    self._state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, mine))
+    self._state = _first_state(trainer, jax.tree.map(jnp.copy, mine))
     self._rest = (jax.random.key(0), jnp.asarray(False))
-    step: Any = jax.jit(trainer.train_step, donate_argnums=0)
+    last = trainer.at(trainer.projection.phase_starts[-1])
+    step: Any = jax.jit(last.train_step, donate_argnums=0)
     lowered = step.lower(
       self._state, self._constants, self._prefixed(batch), *self._rest
     )
@@ -136,6 +140,28 @@ class Method:
       self._step, self._state, self._constants, batch, *self._rest
     )
     self.times.append(taken)
+
+
+def _first_state(
+  trainer: trainer_lib.Trainer, params: PyTree
+) -> trainer_lib.TrainState:
+  """Returns the state before a step of the method's last phase."""
+  starts = trainer.projection.phase_starts
+  if len(starts) == 1:
+    return jax.jit(trainer.init)(params)
+  # As if random numbers were the phase before: its state, or how far it moved.
+  random = np.random.default_rng(0)
+  noise = jax.tree.map(
+    lambda x: random.standard_normal(x.shape, np.float32), params
+  )
+  state = (
+    trainer.at(starts[-1])
+    .init(params)
+    ._replace(
+      params=jax.tree.map(jnp.add, params, noise), projection_state=noise
+    )
+  )
+  return jax.jit(trainer.at(starts[-1]).enter)(state, params)
 
 
 # What `only` makes.
@@ -180,10 +206,15 @@ def make_methods(
       yield name, None, method(trained=_trained(name, work))
     else:
       for epsilon in options.epsilon:
-        after = projection.SubsetProjection(epsilon, **_PROJECTIONS[name])
-        yield name, epsilon, method(after=after)
+        yield name, epsilon, method(after=_projection(name, epsilon))
   for name in _TORCH if options.torch else ():
     yield name, None, functools.partial(_torch_step, work, seed, _TORCH[name])
+
+
+def _projection(name: str, epsilon: float) -> method_api.Projection:
+  if name in family.METHODS:
+    return family.make(name, epsilon)
+  return projection.SubsetProjection(epsilon, **_PROJECTIONS[name])
 
 
 def _torch_step(work: works.Work, seed: PyTree, rank: int | None) -> Stepper:
@@ -206,8 +237,13 @@ def main() -> None:
   parser.add_argument('--inputs', type=int, help='tokens a row')
   parser.add_argument('--targets', type=int, help='tokens a row')
   parser.add_argument('--epsilon', nargs='+', type=float, default=[1e-4, 1e-2])
+  parser.add_argument('--methods', nargs='+', default=_OF_ALL, choices=_METHODS)
   parser.add_argument(
-    '--methods', nargs='+', default=_METHODS, choices=_METHODS
+    '--family',
+    action='store_const',
+    dest='methods',
+    const=[*family.METHODS],
+    help='the other sparse methods',
   )
   parser.add_argument('--torch', action='store_true', help='PyTorch as well')
   parser.add_argument('--warm', type=int, default=10, help='steps not timed')

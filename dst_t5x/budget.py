@@ -6,7 +6,10 @@
 
 The first command prints the number of free parameters of every method, for its
 usual settings. The second prints, for each method, the setting nearest to a
-fraction of the model's parameters. With a method's file, also your own, the
+fraction of the model's parameters. `bytes` is the size of our file, `own bytes`
+that of the format of a method's authors; `at most` says how many parameters can
+differ from the seed on the way, and `states` how many bytes the optimizer and
+the method keep beside the parameters. With a method's file, also your own, the
 first row is this method's budget. Runs report the same numbers.
 """
 

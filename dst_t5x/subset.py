@@ -1,4 +1,4 @@
-"""Shows, checks, applies, exports, compares and combines subset files."""
+"""Shows, checks, applies, exports, compares, publishes subset files."""
 
 import sys
 

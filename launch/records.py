@@ -3,10 +3,11 @@
     python -m launch.records runs/search runs/final > studies/mine/runs.jsonl
 
 A line has the sweep, the run's name, settings and state, the scores of the
-chosen checkpoint, the loss of the last evaluation, the free parameters in all
-and by module (from the last report), steps per second (the median of all
-reports but the first, which includes compilation), seconds, and devices. Runs
-that have not finished have a line too.
+chosen checkpoint, also on held-out text (`held_out/forgetting`), the loss of
+the last evaluation, the free parameters in all and by module (from the last
+report), steps per second (the median of all reports but the first, which
+includes compilation), seconds, and devices. Runs that have not finished have a
+line too.
 """
 
 from collections.abc import Iterator, Sequence

@@ -41,7 +41,8 @@ class State:
     state: one of the words above.
     step: the last step that its metrics have.
     train_steps: the number of steps in all; None if the sweep does not set it.
-    scores: the metrics of its tasks at the chosen checkpoint.
+    scores: the metrics of its tasks, and of held-out text, at the chosen
+      checkpoint.
     seconds: seconds that the last process took.
     error: one line that says why it failed.
     job: the job that it was submitted as.
@@ -138,7 +139,7 @@ class Sweep:
     state.step = int(rows[-1]['step']) if rows else 0
     if report and report['step'] >= (run.train_steps or 0):
       state.state, state.step = FINISHED, int(report['step'])
-      state.scores = _of_tasks(self.results(run.name))
+      state.scores = _shown(self.results(run.name))
     elif error := self.error(run.name):
       state.state, state.error = FAILED, error
     elif known.get('state') in trusted:
@@ -176,11 +177,12 @@ def summary(states: Sequence[State]) -> str:
   return f'{len(states)} runs: {counted}'
 
 
-def _of_tasks(metrics: dict[str, float]) -> dict[str, float]:
+def _shown(metrics: dict[str, float]) -> dict[str, float]:
   return {
     name: value
     for name, value in metrics.items()
-    if best.task_of(name) and value is not None  # None stands for NaN.
+    if (best.task_of(name) or name.startswith(f'{metrics_file.HELD_OUT}/'))
+    and value is not None  # It stands for NaN.
   }
 
 

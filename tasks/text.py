@@ -11,6 +11,9 @@ inputs, so that the loss of each token counts once. Short documents share a row
 if rows are packed, without seeing each other. A tokenizer without a token that
 begins texts leaves nothing to predict the first token of a document from, which
 has no loss.
+
+The task `held_out_text` is the same of other files, HELD_OUT_FILE, so that a
+run can be evaluated on text that is not of its task; see `engine.held_out`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +37,7 @@ from dst_t5x.data import text_files
 from dst_t5x.data import vocabulary
 
 NAME = 'text'
+HELD_OUT = 'held_out_text'
 _TXT, _JSONL = '.txt', '.jsonl'
 
 
@@ -88,18 +92,36 @@ def settings(
   return Settings(train_file, eval_file)
 
 
-def files(split: str) -> dict[str, str]:
+@gin.configurable
+@stable_ids.called(HELD_OUT)
+def held_out(file: values.Path | None = None) -> str | None:
+  """Returns HELD_OUT_FILE, a path or a pattern of paths, that gin binds."""
+  return file
+
+
+def _named(split: str) -> tuple[str, str | None]:
+  """Returns the macro of a split's files, and its value."""
+  if split == 'train':
+    return 'TRAIN_FILE', settings().train_file
+  return 'EVAL_FILE', settings().eval_file
+
+
+def _named_held_out(split: str) -> tuple[str, str | None]:
+  """Returns the same for `held_out_text`, whose splits are all alike."""
+  del split
+  return 'HELD_OUT_FILE', held_out()
+
+
+def _files(task: str, split: str) -> dict[str, str]:
   """Returns path -> macro of a split's files, in the order of their names.
 
   Raises:
     UserError: no file is named or found, or a name has another suffix.
   """
-  is_train = split == 'train'
-  macro = 'TRAIN_FILE' if is_train else 'EVAL_FILE'
-  pattern = settings().train_file if is_train else settings().eval_file
+  macro, pattern = (_named if task == NAME else _named_held_out)(split)
   if not pattern:
     raise UserError(
-      f'the {split} split of task {NAME!r} needs files: set --gin.{macro}=…'
+      f'the {split} split of task {task!r} needs files: set --gin.{macro}=…'
     )
   if not glob.has_magic(pattern):
     paths = [pattern]
@@ -128,9 +150,9 @@ def _rows(macro: str, path: str) -> row_files.File:
   return row_files.File(macro, path, parse_document)
 
 
-def _documents(split: str) -> Iterator[bytes]:
-  """Yields the documents of a split; raises as `files`."""
-  for path, macro in files(split).items():
+def _documents(task: str, split: str) -> Iterator[bytes]:
+  """Yields the documents of a split; raises as `_files`."""
+  for path, macro in _files(task, split).items():
     if path.endswith(_TXT):
       yield _read_document(macro, path).encode()
     else:
@@ -140,6 +162,11 @@ def _documents(split: str) -> Iterator[bytes]:
 class DocumentSource(file_source.FileSource):
   """The documents of the files that gin names."""
 
+  def __init__(self, task: str) -> None:
+    """Takes the task's name, `text` or `held_out_text`."""
+    super().__init__()
+    self._task = task
+
   def check(self, split: str) -> None:
     """Raises UserError if a document of a split cannot be read."""
     self.num_input_examples(split)
@@ -147,7 +174,7 @@ class DocumentSource(file_source.FileSource):
   def num_input_examples(self, split: str) -> int:
     """Returns the number of documents; raises as `check`."""
     count = 0
-    for path, macro in files(split).items():
+    for path, macro in _files(self._task, split).items():
       if path.endswith(_TXT):
         count += bool(_read_document(macro, path))
       else:
@@ -160,23 +187,25 @@ class DocumentSource(file_source.FileSource):
       'documents': self.num_input_examples(split),
       **{
         os.path.basename(path): _rows(macro, path).digest()
-        for path, macro in files(split).items()
+        for path, macro in _files(self._task, split).items()
       },
     }
 
   def bytes_of(self, split: str) -> int:
     """Returns the bytes of a split's documents in UTF-8; raises as `check`."""
-    return sum(map(len, _documents(split)))
+    return sum(map(len, _documents(self._task, split)))
 
   def list_shards(self, split: str) -> Sequence[str]:
     """Returns the files of a split."""
-    return list(files(split))
+    return list(_files(self._task, split))
 
   def dataset(self, split: str) -> tf.data.Dataset:
     """Returns the documents of a split; see `file_source.FileSource`."""
-    files(split)  # What is missing is told before anything is read.
+    _files(
+      self._task, split
+    )  # What is missing is told before anything is read.
     return tf.data.Dataset.from_generator(
-      functools.partial(_documents, split),
+      functools.partial(_documents, self._task, split),
       output_signature=tf.TensorSpec([], tf.string),
     ).map(lambda text: {'targets': text})
 
@@ -208,17 +237,18 @@ def to_rows(
 
 _FEATURE = seqio.Feature(vocabulary.TaskVocabulary('text'), add_eos=True)
 
-seqio.TaskRegistry.add(
-  NAME,
-  source=DocumentSource(),
-  preprocessors=[
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
-    seqio.preprocessors.append_eos,
-    to_rows,
-  ],
-  output_features={
-    'inputs': seqio.Feature(_FEATURE.vocabulary, add_eos=False),
-    'targets': _FEATURE,
-  },
-  metric_fns=[],
-)
+for _name in (NAME, HELD_OUT):
+  seqio.TaskRegistry.add(
+    _name,
+    source=DocumentSource(_name),
+    preprocessors=[
+      functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+      seqio.preprocessors.append_eos,
+      to_rows,
+    ],
+    output_features={
+      'inputs': seqio.Feature(_FEATURE.vocabulary, add_eos=False),
+      'targets': _FEATURE,
+    },
+    metric_fns=[],
+  )

@@ -2,11 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 
 from dst_t5x import subsets as subset
 from dst_t5x.method import projection
+from dst_t5x.subsets import definition
 
 FINGERPRINT = 'ab' * 32
 PARAMETERS = 6000
@@ -19,7 +19,7 @@ SHAPES = {
   'token_embedder/embedding': (40, 25),
 }
 TENSORS = {
-  path: jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
+  path: definition.TensorType(shape, np.dtype(np.float32))
   for path, shape in SHAPES.items()
 }
 
@@ -82,6 +82,7 @@ def write(
   test=None,
   subsets=(),
   parameters=PARAMETERS,
+  forgetting=None,
   **settings,
 ):
   """Writes a finished run; returns its folder.
@@ -99,6 +100,7 @@ def write(
     test: the score on the test split, if it was evaluated.
     subsets: of its checkpoints, the last one too; one a step of ten.
     parameters: of the model.
+    forgetting: its forgetting, if there is held-out text.
     **settings: of its method.
   """
   folder.mkdir(parents=True)
@@ -112,6 +114,11 @@ def write(
     f"# Macros:\nEVAL_SPLIT = 'validation'\nTRAIN_STEPS = {steps}\n"
   )
   results = {'step': steps, 'eval/loss': 1.0, f'{task}/exact_match': score}
+  if forgetting is not None:
+    results |= {
+      'held_out/loss': 2.0 + forgetting,
+      'held_out/forgetting': forgetting,
+    }
   _json(
     folder / 'report.json',
     {

@@ -81,7 +81,7 @@ def xla_flags(*more):
   return ' '.join(filter(None, [os.environ.get('XLA_FLAGS'), *more]))
 
 
-def rows_on_eight_devices(script):
+def rows_on_eight_devices(script, timeout=300):
   """Returns the rows of JSON that one of our scripts prints on 8 devices."""
   done = subprocess.run(
     [sys.executable, TESTS / script],
@@ -93,7 +93,7 @@ def rows_on_eight_devices(script):
     },
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=timeout,
   )
   assert done.returncode == 0, done.stderr
   return [json.loads(line) for line in done.stdout.splitlines()]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.engine import parameters
 from dst_t5x.models import adapted
 from dst_t5x.models import api
 from dst_t5x.models.t5 import network
@@ -64,6 +65,11 @@ def random_batch(
     'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
     'decoder_target_tokens': targets,
   }
+
+
+def with_fixed(model: api.Network, params: dict) -> dict:
+  """Returns unstacked params with the adapter's fixed tensors."""
+  return parameters.with_fixed(model, api.shapes(model), params)
 
 
 def logits(model: api.Network, params: dict, batch: dict) -> np.ndarray:

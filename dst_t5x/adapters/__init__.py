@@ -1,1 +1,1 @@
-"""Adapters, which a method adds to a network: LoRA, (IA)³ and prompts."""
+"""Adapters, which a method adds to a network, such as LoRA and prompts."""

@@ -6,122 +6,43 @@ It works on any network whose modules are Flax's or have the same attributes,
 such as ours, T5X's or a user's. An adapter is a dataclass of its settings, so
 that a checkpoint can state which adapter it belongs to. LoRA, (IA)³ and prompts
 are subclasses.
+
+Some adapters also use tensors that nobody trains, such as VeRA's shared random
+matrices. The adapter recomputes these `fixed` tensors from its settings and the
+seed. They exist only where a network computes: checkpoints and exports do not
+have them, and no budget counts them.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import math
 import re
 from typing import Any, ClassVar, Self
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.adapters import network_parts
 from dst_t5x.adapters import peft
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 
 Array = jax.Array
-Axes = tuple[str | None, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A part of a network that an adapter may change.
-
-  Attributes:
-    apply: the part's own function.
-    module: the Flax module of the part.
-  """
-
-  apply: Callable[[Array], Array]
-  module: nn.Module
-
-  def parameter(
-    self,
-    name: str,
-    init: Callable[..., Array],
-    shape: Sequence[int],
-    axes: Axes,
-  ) -> Array:
-    """Returns a new parameter of the module; see the function `parameter`."""
-    return parameter(self.module, name, init, shape, axes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear(Part):
-  """A linear map, `[…, n] -> […, features]`.
-
-  Attributes:
-    features: size of the output's last axis.
-    axes: logical names of the kernel's axes.
-  """
-
-  features: int
-  axes: tuple[str | None, str | None]
-
-  @property
-  def path(self) -> str:
-    """The module's path, `layers_0/attention/query`."""
-    return '/'.join(self.module.path)
-
-  @property
-  def dtype(self) -> Any:
-    """The type of the activations."""
-    return getattr(self.module, 'dtype', None) or jnp.float32
-
-  @property
-  def deterministic(self) -> bool:
-    """Whether dropout is off."""
-    return not self.module.has_rng('dropout')
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedding(Part):
-  """A table of embeddings, `[batch, length] -> [batch, length, embed]`.
-
-  Attributes:
-    vocab_size: rows of the table.
-  """
-
-  vocab_size: int
-
-
-def parameter(
-  module: nn.Module,
-  name: str,
-  init: Callable[..., Array],
-  shape: Sequence[int],
-  axes: Axes,
-) -> Array:
-  """Returns a new float32 parameter of a module.
-
-  Args:
-    module: the module that gets the parameter.
-    name: the parameter's name.
-    init: `(key, shape, dtype) -> value`, as in `flax.linen.initializers`.
-    shape: the parameter's shape.
-    axes: logical names of its axes, for partitioning.
-  """
-  scope = module.scope
-  assert scope is not None, 'an adapter needs a bound module'
-  # `module.param` works in compact methods and `setup` only.
-  if scope.has_variable('params', name):
-    value = scope.get_variable('params', name)
-  else:
-    value = scope.param(name, init, tuple(shape), jnp.float32)
-  module.sow(
-    'params_axes',
-    f'{name}_axes',
-    partitioning.AxisMetadata(axes),
-    reduce_fn=lambda _, new: new,
-  )
-  return partitioning.with_sharding_constraint(
-    value, jax.sharding.PartitionSpec(*axes)
-  )
+# The names under which adapters know them.
+KERNEL, BIAS, TABLE = (
+  network_parts.KERNEL,
+  network_parts.BIAS,
+  network_parts.TABLE,
+)
+Part = network_parts.Part
+Linear = network_parts.Linear
+Embedding = network_parts.Embedding
+parameter = network_parts.parameter
+is_linear = network_parts.is_linear
+is_embedding = network_parts.is_embedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +53,20 @@ class Adapter:
 
   Attributes:
     added: regular expression that matches the paths of its parameters.
+    fixed: the same for the paths of its fixed tensors; '' if it has none.
     peft_type: what Hugging Face PEFT calls such adapters; '' if it has none.
-      One that it has overrides the three methods whose names begin so.
+      One that it has overrides `peft_settings`, `peft_read` and `peft_tensors`.
+    peft_options: what adapter_config.json states of this adapter, and not of
+      others of the same `peft_type`.
+    peft_share: how many numbers PEFT's file has for each of its parameters.
   """
 
   kinds: ClassVar[dict[str, type['Adapter']]] = {}
   added: ClassVar[str] = ''
+  fixed: ClassVar[str] = ''
   peft_type: ClassVar[str] = ''
+  peft_options: ClassVar[Mapping[str, Any]] = {}
+  peft_share: ClassVar[int] = 1
 
   def __init_subclass__(cls) -> None:
     known = Adapter.kinds.get(cls.__name__)
@@ -167,7 +95,7 @@ class Adapter:
       return call(*args, **kwargs)
     if is_linear(module):
       return _linear(self, lambda x: call(x, **kwargs), module, args[0])
-    if (size := _vocab_size(module)) is not None:
+    if (size := network_parts.vocab_size(module)) is not None:
       embedding = Embedding(lambda x: call(x, **kwargs), module, size)
       return self.embed(embedding, args[0])
     return call(*args, **kwargs)
@@ -187,9 +115,11 @@ class Adapter:
   ) -> dict[str, np.ndarray]:
     """Returns the initial parameters; they may depend on the seed.
 
+    All parameters have their layers one by one.
+
     Args:
       added: path -> the adapter's parameters from the network's initialisation.
-      seed: path -> the seed's parameters.
+      seed: path -> the seed's parameters, and the adapter's fixed tensors.
       random: the run's random generator.
       encode: text -> pieces of the task's vocabulary.
       embedding_scale: what the network multiplies embeddings by.
@@ -197,14 +127,37 @@ class Adapter:
     del seed, random, encode, embedding_scale
     return dict(added)
 
+  def fixed_tensors(
+    self, modules: Collection[str], seed: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Returns path -> fixed tensor.
+
+    Args:
+      modules: paths of the linear maps that it adapts.
+      seed: path -> the seed's parameters.
+
+    Raises:
+      UserError: a setting does not go with the seed.
+    """
+    del modules, seed
+    return {}
+
   def without_added(
     self, params: Mapping[str, np.ndarray]
   ) -> dict[str, np.ndarray]:
     """Returns path -> parameter without the adapter's parameters."""
     return {
       path: np.asarray(tensor)
-      for path, tensor in params.items()
+      for path, tensor in self.without_fixed(params).items()
       if not re.fullmatch(self.added, path)
+    }
+
+  def without_fixed(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns path -> parameter without the fixed tensors."""
+    return {
+      path: tensor
+      for path, tensor in params.items()
+      if not re.fullmatch(self.fixed, path)
     }
 
   def merge(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -254,6 +207,26 @@ class Adapter:
     """Returns its tensors in PEFT's file; arguments as of `peft_settings`."""
     raise NotImplementedError
 
+  def peft_arrays(
+    self, added: Mapping[str, np.ndarray]
+  ) -> Mapping[str, np.ndarray]:
+    """Returns path -> what `peft_tensors` writes.
+
+    Args:
+      added: path -> its parameters and fixed tensors, layers one by one.
+    """
+    return added
+
+  def peft_fixed(
+    self, modules: Collection[str], base: peft.Base
+  ) -> dict[str, np.ndarray]:
+    """Returns name in PEFT's file -> fixed tensor that it may have.
+
+    Arguments as of `peft_settings`.
+    """
+    del modules, base
+    return {}
+
   def to_json(self) -> dict[str, Any]:
     """Returns the settings, for `from_json`."""
     return {'kind': type(self).__name__, **dataclasses.asdict(self)}
@@ -280,31 +253,12 @@ class Adapter:
 
 NONE = Adapter()
 
-# What a linear map calls its matrix [n, features] and its bias [features], and
-# what a table of embeddings calls itself [vocab, embed]: Flax's names.
-KERNEL, BIAS, TABLE = 'kernel', 'bias', 'embedding'
 
-
-def is_linear(module: nn.Module) -> bool:
-  """Returns whether a module is a linear map, such as Flax's `Dense`."""
-  return (
-    hasattr(module, 'features')
-    and hasattr(module, 'kernel_init')
-    and not hasattr(module, 'kernel_size')
+def modules_of(paths: Collection[str], pattern: str) -> list[str]:
+  """Returns the paths of the modules whose parameters match, sorted."""
+  return sorted(
+    {p.rpartition('/')[0] for p in paths if re.fullmatch(pattern, p)}
   )
-
-
-def is_embedding(module: nn.Module) -> bool:
-  """Whether a module is a table of embeddings: Flax's `Embed`, or like it."""
-  return _vocab_size(module) is not None
-
-
-def _vocab_size(module: nn.Module) -> int | None:
-  """Returns the number of rows of a table of embeddings; None for others."""
-  if not hasattr(module, 'attend'):
-    return None
-  size = getattr(module, 'num_embeddings', None)
-  return getattr(module, 'vocab_size', None) if size is None else size
 
 
 def _linear(

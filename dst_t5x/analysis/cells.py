@@ -17,6 +17,7 @@ from dst_t5x.analysis import runs as runs_lib
 from dst_t5x.analysis import setups
 from dst_t5x.checkpoints import best
 from dst_t5x.checkpoints import selection
+from dst_t5x.core import metrics_file
 from dst_t5x.core.errors import UserError, nearest
 
 Run = runs_lib.Run
@@ -98,10 +99,50 @@ class Cell:
     """The share of the model's parameters that is free."""
     return self.chosen[0].fraction if self.chosen else math.nan
 
+  @property
+  def free(self) -> int:
+    """The most free parameters of its runs, counted at the end if they are."""
+    return max((run.free for run in self.chosen), default=0)
+
+  @property
+  def forgetting(self) -> Score:
+    """Forgetting of the chosen checkpoints, from the runs that have it."""
+    name = metrics_file.FORGETTING
+    known = [{**run.test, **run.dev} for run in self.chosen]
+    return Score(tuple(found[name] for found in known if name in found))
+
+  def has_dev(self, metric: str) -> bool:
+    """Returns whether a run has the metric on the development split."""
+    return any(metric in run.dev for run in self.chosen)
+
+  def by_random_seed(self, metric: str, split: str) -> dict[int, float]:
+    """Returns random seed -> a metric, of the runs that have it."""
+    return {
+      run.trial.random_seed: scores[metric]
+      for run in self.chosen
+      if metric in (scores := run.test if split == TEST else run.dev)
+    }
+
   def score(self, metric: str, split: str) -> Score:
     """Returns a metric over the random seeds, from the runs that have it."""
-    scores = [(r.test if split == TEST else r.dev) for r in self.chosen]
-    return Score(tuple(s[metric] for s in scores if metric in s))
+    return Score(tuple(self.by_random_seed(metric, split).values()))
+
+
+def best_on_dev(cells: Sequence[Cell], metric: str) -> Cell:
+  """Returns the best cell by its scores on the development split.
+
+  Without such scores, it is the one with the most free parameters.
+  """
+  largest_first = sorted(cells, key=lambda cell: -cell.free)
+  scored = [cell for cell in largest_first if cell.has_dev(metric)]
+  trials = [
+    selection.Trial(
+      {run.trial.random_seed: run.dev.get(metric) for run in cell.chosen}
+    )
+    for cell in scored
+  ]
+  index = selection.choose(trials, metric).chosen
+  return largest_first[0] if index is None else scored[index]
 
 
 def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
@@ -129,7 +170,7 @@ def metric_of(runs: Iterable[Run], task: str, wanted: str = '') -> str:
   by = [r.by for r in of_task if r.by in known]
   if by:
     return max(dict.fromkeys(by), key=by.count)
-  tasks = [name for name in known if not name.startswith('eval/')]
+  tasks = [name for name in known if best.task_of(name)]
   own = [name for name in tasks if name.startswith(f'{task}/')] or tasks
   for last in _PREFERRED:
     for name in own:

@@ -14,6 +14,8 @@ from typing import Any
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import setups
 from dst_t5x.analysis import tables
+from dst_t5x.checkpoints import best
+from dst_t5x.core import metrics_file
 
 Cell = cells_lib.Cell
 SILOS = {
@@ -26,10 +28,28 @@ METHODS = {
   'full': 'full fine-tuning',
   'prompt': 'prompt tuning',
   'lora': 'LoRA',
+  'rslora': 'rsLoRA',
+  'dora': 'DoRA',
+  'pissa': 'PiSSA',
+  'vera': 'VeRA',
   'ia3': '(IA)³',
   'norms': 'layer norms alone',
   'head_only': 'output layer alone',
   'random': 'random subset',
+  'shira_random': 'SHiRA, random',
+  'shira_magnitude': 'SHiRA, magnitude',
+  'super_tuning': 'Super-Tuning',
+  'pafi': 'PaFi',
+  'shira_snip': 'SHiRA, SNIP',
+  'fish': 'FISH mask',
+  'child_tuning': 'Child-Tuning',
+  'lt_sft': 'LT-SFT',
+  'prune_after': 'pruned after tuning',
+  'spiel': 'SpIEL',
+  'id3': 'ID3',
+  'gasdu': 'GaSDU',
+  'nano_adam': 'NanoAdam',
+  'lift': 'LIFT',
   'dst': 'DST',
 }
 
@@ -262,7 +282,7 @@ class Maker:
       for cell in self._cells
       for run in cell.chosen
       for name in (run.test if self._split == cells_lib.TEST else run.dev)
-      if not name.startswith('eval/')
+      if best.task_of(name) or name == metrics_file.FORGETTING
     ]
     return list(dict.fromkeys([self._metric, *known]))[:6]
 

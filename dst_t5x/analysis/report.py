@@ -16,6 +16,7 @@ from etils import epath
 
 from dst_t5x.analysis import cells as cells_lib
 from dst_t5x.analysis import folders as folders_lib
+from dst_t5x.analysis import forgetting_figures
 from dst_t5x.analysis import header
 from dst_t5x.analysis import module_figures
 from dst_t5x.analysis import overlap_figures
@@ -28,6 +29,7 @@ from dst_t5x.analysis import style
 from dst_t5x.analysis import subsets as subsets_lib
 from dst_t5x.analysis import tables
 from dst_t5x.analysis import training_figures
+from dst_t5x.analysis import winners
 from dst_t5x.core import closed_pipe
 from dst_t5x.core import command_line
 from dst_t5x.core import whole_files
@@ -103,11 +105,14 @@ class Report:
       where = ', '.join(filter(None, (model, task)))
       maker = paper_tables.Maker(of_model, metric, split, where)
       self.tables += maker.all()
+      best = winners.table(task, model, of_model, metric, split)
+      self.tables += [best] if best is not None else []
     self.tables.append(_all_cells(task, cells, metric, split))
     scores = score_figures.Scores(task, cells, metric, split)
     with style.applied():
       figures = score_figures.all_figures(scores)
       figures += training_figures.all_figures(scores)
+      figures += forgetting_figures.all_figures(scores)
       for made, of_figures in (
         module_figures.shares(task, cells, reader),
         overlap_figures.over_time(task, cells, reader),

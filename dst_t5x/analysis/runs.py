@@ -241,8 +241,7 @@ def _read_evaluation(folder: epath.Path, tell: Tell) -> Run:
   """Reads the zero-shot score of a seed."""
   results = read_json(folder / 'results.json', tell)
   scores = _numbers(results)
-  tasks = [name.partition('/')[0] for name in scores]
-  task = next((task for task in tasks if task != 'eval'), '')
+  task = next(filter(None, map(best.task_of, scores)), '')
   average = next((n for n in scores if n.endswith('/average')), '')
   task = average.partition('/')[0] or task
   setup = setups.Setup('', task, setups.ZERO_SHOT)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dst_t5x.analysis import cells as cells_lib
+from dst_t5x.analysis import kinds
 from dst_t5x.analysis import paper_tables
 from dst_t5x.analysis import setups
 from dst_t5x.analysis import style
@@ -49,7 +50,9 @@ class Scores:
   def curves(self, model: str) -> dict[str, list[Cell]]:
     """Returns method -> its cells, smallest budget first.
 
-    If a method has variants, the cells are those of `main_variant`.
+    Of DST's variants, the cells are those of the paper's, or of that with most
+    budgets. Other methods have their best settings at each budget, by the
+    development split.
     """
     by_method: dict[str, list[Cell]] = {}
     for cell in self.cells:
@@ -57,10 +60,52 @@ class Scores:
         by_method.setdefault(cell.setup.method, []).append(cell)
     others = sorted(by_method.keys() - {*_CURVES, 'full', setups.ZERO_SHOT})
     return {
-      method: main_variant(by_method[method])
+      method: self._main(by_method[method])
       for method in (*_CURVES, *others)
       if method in by_method
     }
+
+  def _main(self, cells: Sequence[Cell]) -> list[Cell]:
+    """Returns a cell for each budget of a method, the smallest first."""
+    if cells[0].setup.method in setups.SUBSETS:
+      return main_variant(cells)
+    budgets: dict[float, list[Cell]] = {}
+    for cell in cells:
+      budgets.setdefault(cell.setup.knob, []).append(cell)
+    return [
+      cells_lib.best_on_dev(budgets[knob], self.metric)
+      for knob in sorted(budgets)
+    ]
+
+
+class Panel(NamedTuple):
+  """The curves of one panel.
+
+  Attributes:
+    title: the title; may be empty.
+    model: the model.
+    curves: method -> its cells, smallest budget first.
+  """
+
+  title: str
+  model: str
+  curves: Mapping[str, Sequence[Cell]]
+
+
+def panels_of(scores: Scores, models: Sequence[str]) -> list[Panel]:
+  """Returns the panels of some models: one each, or one for each kind.
+
+  See `kinds.split`.
+  """
+  panels = []
+  for model in models:
+    curves = scores.curves(model)
+    setup_of = {method: cells[0].setup for method, cells in curves.items()}
+    for kind, part in kinds.split(curves, setup_of):
+      named = model if len(models) > 1 or not kind else ''
+      title = ': '.join(filter(None, (named, kind)))
+      panels.append(Panel(title, model, part))
+  return panels
 
 
 def main_variant(cells: Sequence[Cell]) -> list[Cell]:
@@ -96,22 +141,29 @@ def against_budget(scores: Scores, is_relative: bool) -> style.Figure | None:
   ]
   if not points:
     return None
-  figure, axes = style.panels(len(models), sharex=True, sharey=is_relative)
-  for one, model in zip(axes, models, strict=True):
-    _draw_budgets(one, scores, model, is_relative)
-    if len(models) > 1:
-      one.set_title(model, pad=24)  # Leaves room for notes on missing scores.
+  parts = panels_of(scores, models)
+  is_split = len(parts) > len(models)
+  figure, axes = style.panels(
+    len(parts), sharex=True, sharey=is_relative or is_split
+  )
+  for one, part in zip(axes, parts, strict=True):
+    _draw_budgets(one, scores, part, is_relative)
+    if len(parts) > 1:
+      # Leaves room for notes on missing scores.
+      one.set_title(part.title, pad=24)
   of = 'of full fine-tuning (%)' if is_relative else ''
-  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
-  style.legend(figure, axes)
+  style.label_left(axes, _wrapped(f'{short(scores)} {of}'))
+  style.legends(figure, axes, is_split)
   number, what = (1, 'relative') if is_relative else (6, 'absolute')
   curves = scores.curves(models[0])
+  split_note = 'DST and full fine-tuning are in every panel. ' * is_split
   return style.finished(
     figure,
     f'figure_{number}_{scores.task}',
     f'Figure {number}: {scores.task}, score against budget, {what}',
-    f'{_about(scores)} Large markers are means, bars standard deviations, '
+    f'{about(scores)} Large markers are means, bars standard deviations, '
     'small dots single runs. '
+    + split_note
     + _missing_note(scores.cells)
     + _variant_note(curves),
   )
@@ -123,19 +175,23 @@ def _is_base(full: cells_lib.Score | None) -> bool:
 
 
 def _draw_budgets(
-  axes: Any, scores: Scores, model: str, is_relative: bool
+  axes: Any, scores: Scores, panel: Panel, is_relative: bool
 ) -> None:
+  model = panel.model
   full = scores.reference(model, 'full')
   base = full.mean if full and is_relative else 100.0
-  curves = scores.curves(model)
-  for i, (method, cells) in enumerate(curves.items()):
+  for i, (method, cells) in enumerate(panel.curves.items()):
     name, look = METHODS.get(method, method), style.series(i)
     known = [(cell.fraction, scores.of(cell)) for cell in cells]
     points = [(100 * x, y.over(base)) for x, y in known if y.values]
     _draw_series(axes, points, name, look)
-    lost = [cell.setup.knob for cell in cells if not scores.of(cell).values]
-    # The budgets of other methods are not known.
-    if lost and method in setups.SUBSETS:
+    # The budgets of methods without an ε are not known.
+    lost = [
+      cell.setup.epsilon
+      for cell in cells
+      if cell.setup.epsilon and not scores.of(cell).values
+    ]
+    if lost:
       axes.plot(
         [100 * x for x in lost], [1.03 + 0.05 * i] * len(lost), 'x+'[i % 2],
         color=look.color, markeredgewidth=2, clip_on=False,
@@ -223,13 +279,13 @@ def by_size(scores: Scores) -> style.Figure | None:
   axes[0].set_xscale('log')
   axes[0].set_xlabel('ε')
   of = 'of full fine-tuning (%)' if is_relative else ''
-  style.label_left(axes, _wrapped(f'{_short(scores)} {of}'))
+  style.label_left(axes, _wrapped(f'{short(scores)} {of}'))
   style.legend(figure, axes)
   return style.finished(
     figure,
     f'figure_2_{scores.task}',
     f'Figure 2: {scores.task}, DST by size of the model',
-    _about(scores) + _variant_note({'dst': next(iter(curves.values()))}),
+    about(scores) + _variant_note({'dst': next(iter(curves.values()))}),
   )
 
 
@@ -257,13 +313,13 @@ def variants(scores: Scores) -> style.Figure | None:
     _draw_variants(one, scores, cells)
     name = f'{model}, ' if len(scores.models) > 1 else ''
     one.set_title(f'{name}ε = {knob:g}')
-  style.label_left(axes, _wrapped(_short(scores)))
+  style.label_left(axes, _wrapped(short(scores)))
   style.legend(figure, axes)
   return style.finished(
     figure,
     f'figure_4_{scores.task}_scores',
     f'Figure 4 (top): {scores.task}, mean and spread by distance and silos',
-    f'{_about(scores)} Markers are means, bars standard deviations, dots '
+    f'{about(scores)} Markers are means, bars standard deviations, dots '
     'single runs.',
   )
 
@@ -296,7 +352,7 @@ def _distance_order(distance: str) -> int:
   return known.index(distance) if distance in known else len(known)
 
 
-def _short(scores: Scores) -> str:
+def short(scores: Scores) -> str:
   """Returns the name of a metric for an axis."""
   return scores.metric.rpartition('/')[2].replace('_', ' ')
 
@@ -306,7 +362,8 @@ def _wrapped(label: str) -> str:
   return label.strip().replace(' of full', '\nof full')
 
 
-def _about(scores: Scores) -> str:
+def about(scores: Scores) -> str:
+  """Returns what the scores are, for captions."""
   text = f'{scores.metric} of the split {scores.split!r}.'
   if scores.split == cells_lib.DEV:
     text += ' Learning rates were chosen by the same split.'
@@ -324,9 +381,10 @@ def _missing_note(cells: Iterable[Cell]) -> str:
 
 def _variant_note(curves: Mapping[str, Sequence[Cell]]) -> str:
   """Returns a note on the drawn variants that are not the paper's."""
-  notes = [
-    f'{METHODS.get(method, method)}: {cells[0].setup.variant}.'
-    for method, cells in curves.items()
-    if cells and cells[0].setup.variant and not cells[0].setup.is_default
-  ]
+  notes = []
+  for method, cells in curves.items():
+    drawn = dict.fromkeys(cell.setup.variant for cell in cells)
+    is_usual = all(cell.setup.is_default for cell in cells) and len(drawn) < 2
+    if any(drawn) and not is_usual:
+      notes.append(f'{METHODS.get(method, method)}: {"; ".join(drawn)}.')
   return ' '.join(notes)

@@ -15,6 +15,14 @@ from dst_t5x.method import silos as silo_lib
 ZERO_SHOT = 'zero_shot'
 PRETRAINING = 'pretraining'
 SUBSETS = ('dst', 'random')
+EPSILON = 'ε'
+# Method -> what sets its budget; of others `Setup.knob_name` says it.
+_LOW_RANK = ('lora', 'dora', 'pissa', 'vera')
+_KNOBS = {
+  **dict.fromkeys(SUBSETS, EPSILON),
+  **dict.fromkeys(_LOW_RANK, 'rank'),
+  'prompt': 'length',
+}
 # Settings that only choose the run among equals.
 _RANDOM_SEEDS = ('random_seed', 'method.random_seed')
 _LEARNING_RATE = 'optimizer.learning_rate.base'
@@ -36,8 +44,9 @@ class Setup:
     normalization: `size`, `mean` or ''.
     normalize_over: a siloing, '' without normalization.
     churn: whether the subset is chosen anew in each step.
-    more: what else makes it another method: exclusions, LoRA's targets, all
-      settings of a method of one's own.
+    more: what else makes it another method: exclusions, LoRA's targets, the
+      other settings of a method that the analysis does not know.
+    knob_name: what the knob of such a method is, `ε` or `rank`.
   """
 
   model: str
@@ -50,6 +59,7 @@ class Setup:
   normalize_over: str = ''
   churn: bool = True
   more: str = ''
+  knob_name: str = ''
 
   @property
   def is_default(self) -> bool:
@@ -65,7 +75,7 @@ class Setup:
   @property
   def variant(self) -> str:
     """What distinguishes it from others of the same method and budget."""
-    parts = [self.more]
+    parts = [f'silos {self.silos}' if self.silos else '', self.more]
     if self.method in SUBSETS:
       parts = [
         self.distance if self.method == 'dst' else '',
@@ -80,9 +90,17 @@ class Setup:
   @property
   def budget(self) -> str:
     """What sets the budget, as text: `ε = 0.0001`."""
-    names = {'lora': 'rank', 'prompt': 'length'}
-    name = 'ε' if self.method in SUBSETS else names.get(self.method, '')
+    name = self._knob_name
     return f'{name} = {self.knob:g}' if name else ''
+
+  @property
+  def epsilon(self) -> float | None:
+    """ε, the share of parameters that are free; None if it is not set so."""
+    return self.knob if self._knob_name == EPSILON else None
+
+  @property
+  def _knob_name(self) -> str:
+    return self.knob_name or _KNOBS.get(self.method, '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,14 +187,34 @@ def _siloing(silos: Any) -> str:
 
 def _of_lora(get: Mapping[str, Any]) -> dict[str, Any]:
   targets = str(get['targets'])
-  more = '' if targets == _usual_targets() else f'targets {targets}'
-  return {'knob': float(get['rank']), 'more': more}
+  more = [
+    '' if targets == _usual_targets() else f'targets {targets}',
+    'rank-stabilized' if get.get('rank_stabilized') else '',
+  ]
+  return {'knob': float(get['rank']), 'more': ', '.join(filter(None, more))}
 
 
 def _of_any(get: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns all settings of a method whose budget no single one sets."""
-  said = (f'{name} {json_text.dumps(v)}' for name, v in sorted(get.items()))
-  return {'more': ', '.join(said)}
+  """Returns the settings of a method that is not known here.
+
+  A number `epsilon` or `rank` sets its budget. Empty settings are left out.
+  """
+  rest = {
+    k: v
+    for k, v in get.items()
+    if k != 'random_seed' and v not in (None, '', [], {})
+  }
+  described: dict[str, Any] = {}
+  for setting, name in (('epsilon', EPSILON), ('rank', 'rank')):
+    if isinstance(rest.get(setting), int | float):
+      described = {'knob': float(rest.pop(setting)), 'knob_name': name}
+      break
+  if 'silos' in rest:
+    described['silos'] = _siloing(rest.pop('silos'))
+  if rest.get('targets') == _usual_targets():
+    del rest['targets']
+  said = (f'{name} {json_text.dumps(v)}' for name, v in sorted(rest.items()))
+  return {**described, 'more': ', '.join(said)}
 
 
 def _nothing(get: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +232,6 @@ def _usual_targets() -> str:
 _DESCRIBED = {
   **dict.fromkeys(SUBSETS, _of_subset),
   **dict.fromkeys(('full', 'head_only', 'ia3', 'norms'), _nothing),
-  'lora': _of_lora,
+  **dict.fromkeys(_LOW_RANK, _of_lora),
   'prompt': lambda get: {'knob': float(get['length'])},
 }

@@ -130,6 +130,33 @@ def legend(
     )
 
 
+def legends(
+  figure: figure_lib.Figure, axes: Sequence[Any], is_split: bool
+) -> None:
+  """Puts one legend below all axes, or one below each.
+
+  Args:
+    figure: the figure.
+    axes: its axes.
+    is_split: whether one style has another meaning in each of them.
+  """
+  if not is_split:
+    legend(figure, axes)
+    return
+  for one in axes:
+    one.tick_params(labelbottom=True)  # Shared axes have them below only.
+    handles, labels = one.get_legend_handles_labels()
+    one.legend(
+      handles,
+      labels,
+      loc='upper center',
+      bbox_to_anchor=(0.5, -0.24),
+      ncols=2,
+      handlelength=3.2,
+      fontsize=10,
+    )
+
+
 def label_left(axes: Sequence[Any], label: str, columns: int = 2) -> None:
   """Labels the y-axis of the first panel of each row."""
   for one in axes[::columns]:

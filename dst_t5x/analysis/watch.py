@@ -141,7 +141,7 @@ def fields(now: Snapshot) -> dict[str, str]:
 
 def _scores(now: Snapshot) -> str:
   tasks = {n: v for n, v in now.scores.items() if '/' in n}
-  own = {n: v for n, v in tasks.items() if not n.startswith('eval/')}
+  own = {n: v for n, v in tasks.items() if best.task_of(n)}
   return '  '.join(
     f'{_short(name)} {value:.4g}' for name, value in (own or tasks).items()
   )

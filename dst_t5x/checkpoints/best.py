@@ -24,6 +24,7 @@ BEST_FILE = 'best.json'
 # Prefixes of metrics that belong to no task.
 _NOT_TASKS = (
   'eval',
+  'held_out',
   'train',
   'speed',
   'free',
@@ -33,9 +34,13 @@ _NOT_TASKS = (
 )
 
 
+# The last parts of the names of metrics whose lowest value is the best.
+_LOWER_IS_BETTER = ('loss', 'bits_per_byte', 'forgetting')
+
+
 def is_lower_better(metric: str) -> bool:
   """Returns whether the lowest value of a metric is the best."""
-  return metric.endswith('loss')
+  return metric.endswith(_LOWER_IS_BETTER)
 
 
 def best_step(values: Mapping[int, float], by: str) -> int | None:

@@ -4,29 +4,33 @@
     python -m dst_t5x.convert SOURCE TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=t5x
     python -m dst_t5x.convert MODEL_DIR TARGET --format=peft
+    python -m dst_t5x.convert FILE.dst TARGET --format=peft
 
 SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
 folder, an adapter of Hugging Face PEFT, a GGUF file, or a run of this package.
 Values are the same bit for bit, in float32 (to which those of a GGUF file are
 dequantised), or in bfloat16 if SOURCE is a Hugging Face folder in bfloat16. An
 adapter is merged into the weights. A Hugging Face folder gets the tokenizer of
-SOURCE, too. The last command takes the adapter alone out of a run that trained
-one.
+SOURCE, too. The last commands write an adapter alone: that of a run that
+trained one, or a subset of linear maps as SHiRA, see `shira_files`.
 """
 
 import sys
 
 from etils import epath
 
+from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import run_folder
 from dst_t5x.checkpoints import seeds
+from dst_t5x.checkpoints import shira_files
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import command_line
 from dst_t5x.core import errors
 from dst_t5x.core import parts
 from dst_t5x.models import families
+from dst_t5x.subsets import extraction
 
 
 def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
@@ -43,10 +47,10 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
 
   Raises:
     UserError: the source cannot be read, is of no family that the format has,
-      has no adapter to take out, or the target exists.
+      has no adapter to take out or one that PEFT has not, or the target exists.
   """
   if kind == 'peft':
-    return _take_adapter(epath.Path(source), target)
+    return _write_adapter(epath.Path(source), target)
   seed = seeds.load_seed(source).merged()
   written = write(target, seed, kind)
   return (
@@ -80,19 +84,44 @@ def write(target: epath.PathLike, model: seeds.Seed, kind: str) -> epath.Path:
   return t5x_checkpoint.save(target, model.params, model.step)
 
 
-def _take_adapter(source: epath.Path, target: epath.PathLike) -> str:
-  """Writes the adapter of a run."""
+def _write_adapter(source: epath.Path, target: epath.PathLike) -> str:
+  """Writes the adapter of a run, or a subset, in PEFT's format."""
+  if source.suffix == '.dst':
+    subset, seed, step = seeds.subset_and_seed(source)
+    found = write_shira(target, subset, seed, step)
+    return f'{source} (dst, step {step}) -> {target} (peft: {found})'
   run = seeds.load_seed(source)
-  if run.format != 'run' or not peft_files.is_known(run.adapter):
+  is_known = peft_files.is_known(run.adapter)
+  reference = None
+  if run.format == 'run' and (is_known or not run.adapter.added):
+    reference = run_folder.read_run_file(source)['seed']
+  if reference is None:
     raise errors.UserError(
-      f'{source} is no run that trained an adapter (LoRA, (IA)³ or a prompt):'
-      ' take --format=hf or t5x'
+      f'{source} is no run that trained an adapter (LoRA, (IA)³, a prompt, …)'
+      ' or a subset, and no subset file: take --format=hf or t5x'
     )
-  seed = run_folder.read_run_file(source)['seed']
-  added, base = parts.split(run.params, [run.adapter.added])
-  flat = parts.flatten(added)
-  peft_files.save(target, run.adapter, flat, base, seed, run.step)
-  return f'{source} (run, step {run.step}) -> {target} (peft)'
+  done = f'{source} (run, step {run.step}) -> {target}'
+  if is_known:
+    added, base = parts.split(run.params, [run.adapter.added])
+    flat, seed_flat = parts.flatten(added), parts.flatten(base)
+    modules = adapters.modules_of(flat, run.adapter.added)
+    flat |= run.adapter.fixed_tensors(modules, seed_flat)
+    peft_files.save(target, run.adapter, flat, base, reference, run.step)
+    return f'{done} (peft)'
+  seed = seeds.seed_of(reference, f'the run in {source}', None)
+  subset = extraction.extract(run.params, seed.params, seed.fingerprint)
+  found = write_shira(target, subset, seed, run.step)
+  return f'{done} (peft: {found})'
+
+
+def write_shira(
+  target: epath.PathLike,
+  subset: extraction.Subset,
+  seed: seeds.Seed,
+  step: int,
+) -> shira_files.Summary:
+  """Writes a subset of a seed in PEFT's format; see `shira_files.save`."""
+  return shira_files.save(target, subset, seed.params, seed.reference, step)
 
 
 def main(arguments: list[str]) -> int:
@@ -101,7 +130,8 @@ def main(arguments: list[str]) -> int:
     prog='python -m dst_t5x.convert', description=__doc__.splitlines()[0]
   )
   parser.add_argument(
-    'source', help='T5X or Hugging Face folder, a GGUF file, or a run'
+    'source',
+    help='T5X or Hugging Face folder, a GGUF or subset file, or a run',
   )
   parser.add_argument('target', help='new folder')
   parser.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)

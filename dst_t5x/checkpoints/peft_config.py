@@ -8,13 +8,13 @@ from collections.abc import Collection
 from typing import Any
 
 from dst_t5x.adapters import api as adapters
-from dst_t5x.adapters import ia3  # noqa: F401
-from dst_t5x.adapters import lora  # noqa: F401
+from dst_t5x.adapters import known  # noqa: F401
 from dst_t5x.adapters import peft
-from dst_t5x.adapters import prompts  # noqa: F401
 from dst_t5x.core import json_object
 from dst_t5x.core.errors import UserError
 
+# A kind that is no `adapters.Adapter` but a subset, see `shira_files`.
+SHIRA = 'SHIRA'
 # Entries of adapter_config.json that are read here, or change nothing of what
 # a loaded adapter computes. Any other must be off.
 _KNOWN = {
@@ -25,13 +25,18 @@ _KNOWN = {
   *('layers_to_transform', 'target_modules'),
   # LoRA.
   *('lora_alpha', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'r'),
-  'runtime_config',
+  *('runtime_config', 'use_dora', 'use_rslora'),
+  # VeRA.
+  *('d_initial', 'init_weights', 'projection_prng_key', 'save_projection'),
+  'vera_dropout',
   # (IA)³.
   'init_ia3_weights',
   # Prompts.
   *('num_attention_heads', 'num_layers', 'num_transformer_submodules'),
   *('num_virtual_tokens', 'prompt_tuning_init', 'prompt_tuning_init_text'),
   *('token_dim', 'tokenizer_kwargs', 'tokenizer_name_or_path'),
+  # SHiRA: how its mask was drawn, which the file has.
+  *('init_weights', 'mask_type', 'random_seed'),
 }
 _OFF: tuple[Any, ...] = (None, False, 'none', '', [], {})
 # The others have changed the weights of the base, too.
@@ -50,7 +55,7 @@ def export(
   """
   stated: dict[str, Any] = {'peft_type': adapter.peft_type}
   if modules:
-    stated['target_modules'] = _target_modules(modules, base)
+    stated['target_modules'] = target_modules(modules, base)
   return stated | adapter.peft_settings(modules, base)
 
 
@@ -67,23 +72,38 @@ def read(
   Raises:
     UserError: its kind or an option is not known here, or makes no sense.
   """
-  _check_options(stated)
+  check_options(stated)
   name = stated.get('peft_type', str)
-  kinds: dict[str, type[adapters.Adapter]] = {}
-  for kind in adapters.Adapter.kinds.values():
-    if kind.peft_type:
-      kinds.setdefault(kind.peft_type, kind)  # Subclasses come later.
-  if name not in kinds:
+  kinds = [kind for kind in adapters.Adapter.kinds.values() if kind.peft_type]
+  known_types = {kind.peft_type for kind in kinds}
+  if name not in known_types:
     raise UserError(
       f'peft_type {json_object.shown(name)} is not known here (only'
-      f' {", ".join(sorted(kinds))}): merge the adapter into its base with'
-      ' peft, merge_and_unload()'
+      f' {", ".join(sorted({*known_types, SHIRA}))}): merge the adapter into '
+      'its base with peft, merge_and_unload()'
     )
-  return kinds[name].peft_read(stated, modules, base)
+  # Subclasses come later, and `max` takes the first.
+  kind = max(
+    (kind for kind in kinds if kind.peft_type == name and _has(stated, kind)),
+    key=lambda kind: len(kind.peft_options),
+  )
+  return kind.peft_read(stated, modules, base)
 
 
-def _check_options(stated: json_object.JsonObject) -> None:
-  """Refuses options that change what is computed and that we do not have."""
+def _has(stated: json_object.JsonObject, kind: type[adapters.Adapter]) -> bool:
+  """Returns whether an adapter_config.json has the options of a kind."""
+  return all(
+    stated.get(key, type(value), None) == value
+    for key, value in kind.peft_options.items()
+  )
+
+
+def check_options(stated: json_object.JsonObject) -> None:
+  """Refuses options that change what is computed and that we do not have.
+
+  Raises:
+    UserError: there is one.
+  """
   for key, value in stated.content.items():
     is_known = key in _KNOWN or value in _OFF
     if key == 'init_lora_weights':
@@ -95,7 +115,7 @@ def _check_options(stated: json_object.JsonObject) -> None:
       )
 
 
-def _target_modules(modules: Collection[str], base: peft.Base) -> list[str]:
+def target_modules(modules: Collection[str], base: peft.Base) -> list[str]:
   """Returns PEFT's names of linear maps: their last parts where that is exact.
 
   Arguments as of `export`.

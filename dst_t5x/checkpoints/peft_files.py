@@ -5,63 +5,32 @@ from ours: linear maps are [out, in] there and [in, out] here, modules have the
 names of the base's family, and what is adapted is a list of modules' names, or
 of their ends, where we have a regular expression. An adapter says itself what
 PEFT calls it and its tensors, see `adapters.peft`.
-
-What we know besides, which seed the adapter belongs to and its step, stands in
-the metadata of the safetensors file, where PEFT does not look.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 
 from dst_t5x.adapters import api as adapters
 from dst_t5x.adapters import peft
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import peft_config
+from dst_t5x.checkpoints import peft_folder
 from dst_t5x.checkpoints import peft_targets
 from dst_t5x.checkpoints import safetensors_files
 from dst_t5x.core import json_object
-from dst_t5x.core import json_text
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import families
 
 PyTree = Any
 
-_CONFIG = 'adapter_config.json'
-WEIGHTS_FILE = 'adapter_model.safetensors'
-_PICKLE = 'adapter_model.bin'
-_OURS = 'dst_t5x'  # In the metadata.
-
-_PREFIX = 'base_model.model.'
-
-
-class About(NamedTuple):
-  """What a folder says of its adapter besides the adapter itself.
-
-  Attributes:
-    base: name or folder of the model that it belongs to.
-    seed: that model as a run refers to it, with its fingerprint; None if the
-      folder is not ours.
-    step: of training; 0 if unknown.
-  """
-
-  base: str
-  seed: dict[str, Any] | None
-  step: int
-
 
 def is_known(adapter: adapters.Adapter) -> bool:
   """Whether PEFT has this kind of adapter."""
   return bool(adapter.peft_type)
-
-
-def is_adapter(path: epath.PathLike) -> bool:
-  """Whether a folder holds an adapter in PEFT's format."""
-  return (epath.Path(path) / _CONFIG).exists()
 
 
 def save(
@@ -78,7 +47,7 @@ def save(
   Args:
     path: the folder.
     adapter: one that PEFT has.
-    added: path -> its parameters, layers one by one.
+    added: path -> its parameters and fixed tensors, layers one by one.
     base: the parameters of the model that it belongs to, unstacked, or their
       shapes.
     seed: that model as a run refers to it: `path`, `format`, `step` and
@@ -89,43 +58,15 @@ def save(
   Raises:
     UserError: the folder exists and must not, or cannot be written.
   """
-  of = _base(base)
+  of = peft_folder.base_of(base)
   modules = {path.rpartition('/')[0] for path in added} & set(of.names)
-  layout = _layout(adapter, modules, of)
+  layout, arrays = _layout(adapter, modules, of), adapter.peft_arrays(added)
   tensors = {
-    name: tensor.exported(added[tensor.path]) for name, tensor in layout.items()
+    name: tensor.exported(arrays[tensor.path])
+    for name, tensor in layout.items()
   }
-  stated = {
-    **peft_config.export(adapter, modules, of),
-    'base_model_name_or_path': seed['path'],
-    'inference_mode': True,
-    'task_type': families.of(base).task_type,
-  }
-  ours = json_text.dumps({'seed': dict(seed), 'step': step})
-  metadata = {'format': 'pt', _OURS: ours}
-  with checkpoint_files.new_folder(epath.Path(path), replace) as folder:
-    content = safetensors_numpy.save(tensors, metadata)
-    (folder / WEIGHTS_FILE).write_bytes(content)
-    # Last: without it the folder is no adapter.
-    text = json_text.dumps(stated, indent=2) + '\n'
-    (folder / _CONFIG).write_text(text)
-
-
-def about(path: epath.PathLike) -> About:
-  """Returns what a folder says besides.
-
-  Raises:
-    UserError: a file is missing or damaged.
-  """
-  folder = epath.Path(path)
-  stated = json_object.read(folder / _CONFIG)
-  base = stated.get('base_model_name_or_path', str, '')
-  with safetensors_files.opened(_weights(folder)) as file:
-    text = file.metadata.get(_OURS)
-  if text is None:
-    return About(base, None, 0)
-  ours = json_object.parse(text, f'{_OURS} in the metadata of {file.path}')
-  return About(base, ours.inner('seed').content, ours.get('step', int))
+  stated = peft_config.export(adapter, modules, of)
+  peft_folder.write(path, tensors, stated, base, seed, step, replace)
 
 
 def load(
@@ -145,86 +86,55 @@ def load(
       option that is not known here, or it does not fit the base.
   """
   folder = epath.Path(path)
-  stated = json_object.read(folder / _CONFIG)
-  of, family = _base(base), families.of(base)
-  with safetensors_files.opened(_weights(folder)) as file:
+  stated = json_object.read(folder / peft_folder.CONFIG)
+  of, family = peft_folder.base_of(base), families.of(base)
+  with safetensors_files.opened(peft_folder.weights(folder)) as file:
     modules = peft_targets.adapted(
-      stated, family, of.names, _adapted(file.names, of)
+      stated, family, of.names, peft_folder.adapted(file.names, of)
     )
     try:
       adapter = peft_config.read(stated, modules, of)
     except UserError as e:
       raise UserError(f'{stated.where}: {e}') from e
     layout = _layout(adapter, modules, of)
-    names = file.names - _copies(file, parts.flatten(base), of)
-    _check_names(folder, layout, names)
+    names = file.names - peft_folder.copies(file, parts.flatten(base), of)
+    if names - layout.keys():
+      names = names - _fixed(file, adapter.peft_fixed(modules, of))
+    peft_folder.check_names(folder, layout, names)
     added = {}
     for name, tensor in layout.items():
       rows, *rest = tensor.shape
       is_twice = tensor.may_be_twice and file.shape(name)[:1] == (2 * rows,)
       shape = (2 * rows if is_twice else rows, *rest)
-      file.check(name, shape, f'its base and {_CONFIG} ask')
+      file.check(name, shape, f'its base and {peft_folder.CONFIG} ask')
       array = checkpoint_files.to_float32(file.tensor(name), tensor.path)
       added[tensor.path] = tensor.imported(array[:rows])
   return adapter, added
 
 
-def _weights(folder: epath.Path) -> epath.Path:
-  if not (folder / WEIGHTS_FILE).exists() and (folder / _PICKLE).exists():
-    raise UserError(
-      f'{folder} has only {_PICKLE}, a pickle, which is not read: load it with'
-      ' peft and save it again with save_pretrained'
-    )
-  return folder / WEIGHTS_FILE
-
-
-def _base(params: PyTree) -> peft.Base:
-  """Returns what an adapter has to know of the model that it belongs to."""
-  flat = parts.flatten(params)
-  family = families.of_paths(flat)
-  shapes = {
-    path.removesuffix(f'/{adapters.KERNEL}'): leaf.shape
-    for path, leaf in flat.items()
-    if path.endswith(f'/{adapters.KERNEL}')
-  }
-  tables = [p for p in flat if p.rpartition('/')[2] == adapters.TABLE]
-  return peft.Base(
-    {path: family.linear_map(path) for path in shapes},
-    shapes,
-    {path.rpartition('/')[0]: flat[path].shape for path in tables},
-  )
-
-
-def _adapted(tensors: Collection[str], base: peft.Base) -> set[str]:
-  """Returns the paths of the base's linear maps that have tensors."""
-  return {
-    path
-    for path, name in base.names.items()
-    if any(tensor.startswith(f'{_PREFIX}{name}.') for tensor in tensors)
-  }
-
-
-def _copies(
-  file: safetensors_files.File, base: Mapping[str, Any], of: peft.Base
+def _fixed(
+  file: safetensors_files.File, expected: Mapping[str, np.ndarray]
 ) -> set[str]:
-  """Returns the names of tensors that are the base's own.
+  """Returns the names of tensors that the adapter has anyway.
 
-  Beside an adapter of the output projection, PEFT saves the matrix itself.
+  Args:
+    file: the file.
+    expected: name -> value of those that it may have.
 
   Raises:
-    UserError: one is another than the base's.
+    UserError: one has another value.
   """
-  copies = {
-    f'{_PREFIX}{name}.base_layer.weight': f'{path}/{adapters.KERNEL}'
-    for path, name in of.names.items()
-  }
-  found = copies.keys() & file.names
+  found = expected.keys() & file.names
   for name in sorted(found):
+    why = f'its base and {peft_folder.CONFIG} ask'
+    file.check(name, expected[name].shape, why)
     array = checkpoint_files.to_float32(file.tensor(name), name)
-    if not np.array_equal(array.T, np.asarray(base[copies[name]])):
+    # Processors without fused multiply-add round in another way.
+    if not np.allclose(array, expected[name], rtol=0, atol=1e-6):
       raise UserError(
-        f'{file.path}: tensor {name} is not that of the base: merge the adapter'
-        ' into its base with peft, merge_and_unload()'
+        f'{file.path}: tensor {name} is not what PEFT draws for this'
+        f' {peft_folder.CONFIG}: merge the adapter into its base with'
+        ' peft, merge_and_unload()'
       )
   return found
 
@@ -234,31 +144,8 @@ def _layout(
 ) -> dict[str, peft.Tensor]:
   """Returns the file's name of each tensor of the adapted modules -> it."""
   return {
-    f'{_PREFIX}{base.names[tensor.module]}.{tensor.name}'
+    f'{peft_folder.PREFIX}{base.names[tensor.module]}.{tensor.name}'
     if tensor.module
     else tensor.name: tensor
     for tensor in adapter.peft_tensors(modules, base)
   }
-
-
-def _check_names(
-  folder: epath.Path, layout: Collection[str], found: Collection[str]
-) -> None:
-  """Refuses superfluous and missing tensors."""
-  extra = sorted(set(found) - set(layout))
-  if extra:
-    hint = safetensors_files.prefix_hint(found, layout)
-    hint = hint or safetensors_files.prefix_hint(
-      [name.removeprefix(_PREFIX) for name in found],
-      [name.removeprefix(_PREFIX) for name in layout],
-    )
-    raise UserError(
-      f'{folder} has a tensor that has no place in its base by {_CONFIG}:'
-      f' {extra[0]} ({len(extra)} in all){hint}'
-    )
-  missing = sorted(set(layout) - set(found))
-  if missing:
-    raise UserError(
-      f'{folder} lacks tensor {missing[0]}, for which {_CONFIG} asks'
-      f' ({len(missing)} missing)'
-    )

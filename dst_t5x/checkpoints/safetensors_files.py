@@ -45,16 +45,24 @@ class File:
     """Returns whether a tensor is stored as bfloat16, by the file's header."""
     return self._opened.get_slice(name).get_dtype() == 'BF16'
 
-  def check(self, name: str, shape: tuple[int, ...], asks: str) -> None:
+  def check(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    asks: str,
+    dtypes: Collection[str] = _DTYPES,
+  ) -> None:
     """Checks a tensor's shape and type in the file's header.
 
     Args:
       name: the tensor's name.
       shape: the expected shape.
       asks: subject and verb for the message, such as `the config asks`.
+      dtypes: the types that it may have, by default float32, float16 and
+        bfloat16.
 
     Raises:
-      UserError: it has another shape, or is not float32, float16 or bfloat16.
+      UserError: it has another shape or type.
     """
     found = self.shape(name)
     if found != shape:
@@ -62,9 +70,9 @@ class File:
         f'{self.path}: tensor {name} is {found}, {asks} for {shape}'
       )
     dtype = self._opened.get_slice(name).get_dtype()
-    if dtype not in _DTYPES:
+    if dtype not in dtypes:
       raise UserError(
-        f'tensor {name} of {self.path} is {dtype}, not {", ".join(_DTYPES)}'
+        f'tensor {name} of {self.path} is {dtype}, not {", ".join(dtypes)}'
       )
 
   def tensor(self, name: str) -> np.ndarray:

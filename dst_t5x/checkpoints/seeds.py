@@ -12,16 +12,16 @@ from etils import epath
 
 from dst_t5x import subsets
 from dst_t5x.adapters import api as adapters
-from dst_t5x.adapters import ia3  # noqa: F401
-from dst_t5x.adapters import lora  # noqa: F401
-from dst_t5x.adapters import prompts  # noqa: F401
+from dst_t5x.adapters import known  # noqa: F401
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.checkpoints import finite
 from dst_t5x.checkpoints import gguf_checkpoint
 from dst_t5x.checkpoints import gguf_file
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
+from dst_t5x.checkpoints import peft_folder
 from dst_t5x.checkpoints import places
+from dst_t5x.checkpoints import shira_files
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import errors
 from dst_t5x.core import hub
@@ -112,7 +112,8 @@ def load_seed(
       `s3://…`): a T5X checkpoint, or a folder of them (the newest is taken); a
       Hugging Face model's folder; a folder with an adapter of Hugging Face
       PEFT; a file `….gguf` or `….dst`; a run folder of this package. Or a model
-      of the Hugging Face Hub, `hf://organisation/name[@revision]`.
+      or a subset on the Hugging Face Hub,
+      `hf://organisation/name[@revision][/file.dst]`.
     step: the checkpoint of a run folder; the last if None.
     seed_path: the new path of a moved seed of a run or `.dst` file, or of a
       moved base of an adapter.
@@ -123,8 +124,8 @@ def load_seed(
   """
   from dst_t5x.checkpoints import run_folder  # Orbax.
 
-  if hub.is_model(path):
-    return _from_hub(path)
+  if hub.is_path(path):
+    return _from_hub(path, seed_path)
   is_subset, is_gguf = str(path).endswith('.dst'), gguf_file.is_file(path)
   with places.reached(path):
     is_file = is_subset or is_gguf
@@ -145,7 +146,7 @@ def load_seed(
     )
   elif step is not None:
     raise errors.UserError(f'CHECKPOINT_STEP needs a run folder, not {folder}')
-  elif peft_files.is_adapter(folder):
+  elif peft_folder.is_adapter(folder):
     kind, loaded = 'peft', _load_adapter(folder, seed_path)
   elif t5x_checkpoint.is_checkpoint(folder):
     folder = t5x_checkpoint.find(folder)
@@ -163,11 +164,19 @@ def load_seed(
   return _checked(Seed(path=str(folder), format=kind, **vars(loaded)))
 
 
-def _from_hub(path: epath.PathLike) -> Seed:
-  """Returns a model of the Hugging Face Hub, under its commit's name."""
-  folder, name = hub.snapshot(path)
-  loaded = hf_checkpoint.load(folder)
-  return _checked(Seed(path=name, format='hf', **vars(loaded)))
+def _from_hub(path: epath.PathLike, seed_path: str | None) -> Seed:
+  """Returns what is on the Hugging Face Hub, under its commit's name.
+
+  A repository is a model if it has a config.json, else its only subset.
+  """
+  if not hub.is_subset(path):
+    folder, name = hub.snapshot(path)
+    if hf_checkpoint.is_checkpoint(folder):
+      loaded = hf_checkpoint.load(folder)
+      return _checked(Seed(path=name, format='hf', **vars(loaded)))
+  name = hub.only_subset(path)
+  loaded = _load_subset(name, seed_path)
+  return _checked(Seed(path=name, format='dst', **vars(loaded)))
 
 
 def _checked(seed: Seed) -> Seed:
@@ -185,10 +194,14 @@ def _checked(seed: Seed) -> Seed:
   return seed
 
 
-def _load_subset(
-  path: epath.Path, seed_path: str | None
-) -> checkpoint_files.LoadedCheckpoint:
-  """Returns the parameters of a subset file applied to its seed.
+def subset_and_seed(
+  path: epath.PathLike, seed_path: str | None = None
+) -> tuple[subsets.Subset, Seed, int]:
+  """Returns a subset file's subset, seed and step.
+
+  Args:
+    path: the file.
+    seed_path: the seed's path; by default the one that the file states.
 
   Raises:
     UserError: the file is damaged, or its seed cannot be loaded.
@@ -196,24 +209,45 @@ def _load_subset(
   found, content = subsets.load(path)
   about = json_object.JsonObject(content, f'what {path} says')
   reference = about.inner('seed')
-  if not seed_path and 'path' not in reference.content:
-    raise errors.UserError(
-      f'{path} does not say where its seed is: set INITIAL_CHECKPOINT_PATH'
-    )
-  seed_path = seed_path or object_stores.stated_path(
-    reference.content['path'],
-    path,
-    'its seed',
-    'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'
-    ' --seed=…` first',
-  )
+  seed_path = seed_path or _stated_seed(reference, path)
   seed = seed_of(reference.content, str(path), seed_path)
+  return found, seed, about.get('step', int, 0)
+
+
+def _stated_seed(
+  reference: json_object.JsonObject, file: epath.PathLike
+) -> str:
+  """Returns the path of the seed that a file states, if it is safe to open.
+
+  Of a seed on the Hub this is its place in the cache: the author of a file must
+  not cause a download.
+  """
+  remedy = (
+    'set INITIAL_CHECKPOINT_PATH, or use `python -m dst_t5x.subset apply'
+    ' --seed=…` first'
+  )
+  if 'path' not in reference.content:
+    raise errors.UserError(f'{file} does not say where its seed is: {remedy}')
+  stated = reference.content['path']
+  is_text = isinstance(stated, str) and stated.isprintable()
+  if not (is_text and hub.is_path(stated)):
+    return object_stores.stated_path(stated, file, 'its seed', remedy)
+  try:
+    return os.fspath(hub.cached(stated))
+  except errors.UserError as e:
+    raise errors.UserError(
+      f'{file} names its seed, which is not downloaded unasked ({e}): {remedy}'
+    ) from e
+
+
+def _load_subset(
+  path: epath.PathLike, seed_path: str | None
+) -> checkpoint_files.LoadedCheckpoint:
+  """Returns the parameters of a subset file applied to its seed."""
+  found, seed, step = subset_and_seed(path, seed_path)
   params = subsets.apply(found, seed.params, seed.fingerprint)
   return checkpoint_files.LoadedCheckpoint(
-    params,
-    about.get('step', int, 0),
-    network=seed.network,
-    companions=seed.companions,
+    params, step, network=seed.network, companions=seed.companions
   )
 
 
@@ -226,28 +260,20 @@ def _load_adapter(
     UserError: the base cannot be found or is another one, or the adapter's kind
       is unknown.
   """
-  about = peft_files.about(folder)
-  path = seed_path or about.base
-  if path and not seed_path:
-    object_stores.stated_path(
-      path, folder, 'its base', 'set INITIAL_CHECKPOINT_PATH'
-    )
-  if not path or not (seed_path or epath.Path(path).is_dir()):
-    raise errors.UserError(
-      f'the base of {folder}, {json_object.shown(path)}, is no folder: set'
-      ' INITIAL_CHECKPOINT_PATH to that of the base, or write it into'
-      ' adapter_config.json as base_model_name_or_path'
-    )
-  if checkpoint_files.absolute(path) == checkpoint_files.absolute(folder):
-    raise errors.UserError(f'{folder} is an adapter and cannot be its own base')
+  about = peft_folder.about(folder)
+  path = peft_folder.base_path(folder, about, seed_path)
   if about.seed is not None:
     base = seed_of(about.seed, f'the adapter in {folder}', path)
   else:
     base = load_seed(path).merged()
-  adapter, added = peft_files.load(folder, base.params)
-  params = parts.join(base.params, parts.unflatten(added))
+  adapter, note = adapters.NONE, ''
+  if shira_files.is_adapter(folder):
+    params, note = shira_files.load(folder, base.params)
+  else:
+    adapter, added = peft_files.load(folder, base.params)
+    params = parts.join(base.params, parts.unflatten(added))
   return checkpoint_files.LoadedCheckpoint(
-    params, about.step, adapter, base.network, base.companions
+    params, about.step, adapter, base.network, base.companions, note=note
   )
 
 

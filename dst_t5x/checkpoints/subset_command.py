@@ -1,15 +1,18 @@
-"""Inspects, checks, applies, exports, compares and combines subset files.
+"""Inspects, checks, applies, exports, compares, publishes subset files.
 
     python -m dst_t5x.subset extract TUNED --seed SEED --output a.dst
     python -m dst_t5x.subset info a.dst
     python -m dst_t5x.subset verify a.dst --seed SEED
     python -m dst_t5x.subset apply a.dst --seed SEED --output DIR
     python -m dst_t5x.subset export a.dst --seed SEED --format=hf --output DIR
+    python -m dst_t5x.subset export a.dst --seed SEED --format=peft --output DIR
     python -m dst_t5x.subset overlap a.dst b.dst
     python -m dst_t5x.subset combine a.dst b.dst --rule=mean --output ab.dst
+    python -m dst_t5x.subset card a.dst --base-model LAB/BASE --output DIR
 
 SEED and TUNED are anything that `python -m dst_t5x.convert` reads: a T5X
-checkpoint, a Hugging Face folder, a GGUF file, or a run.
+checkpoint, a Hugging Face folder, a GGUF file, or a run. TUNED can also be an
+adapter of Hugging Face PEFT, a SHiRA adapter of SEED above all.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from etils import epath
 
 import dst_t5x
 from dst_t5x.core import command_line
+from dst_t5x.core import hub
 from dst_t5x.core import json_text
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import silos
@@ -42,7 +46,8 @@ Rows = list[tuple[str, ...]]
 def extract(options: argparse.Namespace) -> None:
   """Writes the subset in which a tuned model differs from its seed."""
   (path,) = options.files
-  tuned, seed = _load_seed(path).merged(), _load_seed(options.seed).merged()
+  seed = _load_seed(options.seed).merged()
+  tuned = _load_tuned(path, options.seed).merged()
   subset = extraction.extract(tuned.params, seed.params, seed.fingerprint)
   parameters = sum(math.prod(t.shape) for t in subset.tensors.values())
   if subset.size > _MOST * parameters:
@@ -62,19 +67,28 @@ def extract(options: argparse.Namespace) -> None:
     f'{options.output}: {subset.size:,} of {parameters:,} parameters differ '
     f'from {seed.path}, {size:,} bytes'
   )
+  if tuned.note:
+    print(f'{path}: {tuned.note}')
 
 
 def info(options: argparse.Namespace) -> None:
   """Prints the metadata of files, and the free parameters by module."""
   for i, path in enumerate(options.files):
     subset, about = file.load(path)
-    size = epath.Path(path).stat().length
+    size = _bytes_of(path)
     print('\n' * bool(i), end='')
     print(f'{path}: {size:,} bytes, {subset.size:,} values, {file.FORMAT}')
     # JSON escapes control characters, which a terminal would obey.
     for key in sorted(about):
       print(f'{json_text.dumps(key)[1:-1]}: {json_text.dumps(about[key])}')
     _show(_modules(subset))
+
+
+def _bytes_of(path: str) -> int:
+  """Returns the size of a file that has been read."""
+  return (
+    epath.Path(hub.local(path) if hub.is_path(path) else path).stat().length
+  )
 
 
 def _modules(subset: extraction.Subset) -> Rows:
@@ -139,18 +153,30 @@ def _load_seed(path: str) -> Any:
   return seeds.load_seed(path)
 
 
+def _load_tuned(path: str, seed: str) -> Any:
+  """Returns a tuned model; if it is a SHiRA adapter, on the seed named."""
+  from dst_t5x.checkpoints import seeds
+  from dst_t5x.checkpoints import shira_files
+
+  of = seed if shira_files.is_adapter(path) else None
+  return seeds.load_seed(path, seed_path=of)
+
+
 def apply(options: argparse.Namespace) -> None:
   """Applies a file to its seed, and writes the model in the seed's format."""
   _write_tuned(options, None)
 
 
 def export(options: argparse.Namespace) -> None:
-  """Applies a file to its seed, and writes the model in a format."""
+  """Applies a file to its seed, and writes the model or PEFT's SHiRA."""
   _write_tuned(options, options.format)
 
 
 def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
-  """Writes the tuned model, by default as T5X unless the seed is `hf`."""
+  """Writes the tuned model, by default as T5X unless the seed is `hf`.
+
+  Of `peft`, only the subset is written.
+  """
   from dst_t5x.checkpoints import conversion
   from dst_t5x.subsets import fingerprint
 
@@ -158,13 +184,18 @@ def _write_tuned(options: argparse.Namespace, kind: str | None) -> None:
   subset, about = file.load(path)
   seed = _load_seed(options.seed)
   kind = kind or ('hf' if seed.format in ('gguf', 'hf') else 't5x')
+  step = about.get('step')
+  step = step if isinstance(step, int) else seed.step
+  if kind == 'peft':
+    check = extraction.check_seed
+    _for_file(path, check, subset, seed.params, seed.fingerprint)
+    found = conversion.write_shira(options.output, subset, seed, step)
+    print(f'{path} of {seed.path} -> {options.output} (peft: {found})')
+    return
   params = _for_file(
     path, extraction.apply, subset, seed.params, seed.fingerprint
   )
-  step = about.get('step')
-  tuned = dataclasses.replace(
-    seed, params=params, step=step if isinstance(step, int) else seed.step
-  )
+  tuned = dataclasses.replace(seed, params=params, step=step)
   written = conversion.write(options.output, tuned, kind)
   print(
     f'{seed.path} with {subset.size:,} values of {path} -> {written} '
@@ -237,6 +268,23 @@ def combine(options: argparse.Namespace) -> None:
   print(f'{options.output}: {combined.size:,} values, {size:,} bytes')
 
 
+def card(options: argparse.Namespace) -> None:
+  """Writes a folder for the Hugging Face Hub: files and their model card."""
+  from dst_t5x.checkpoints import subset_card
+
+  stated = subset_card.Stated(
+    options.base_model, options.repository, options.license, options.dataset
+  )
+  written = subset_card.write(options.output, options.files, stated)
+  print(
+    f'{options.output}: {subset_card.README} and {len(options.files)} subsets,'
+    f' {written.num_bytes:,} bytes; upload it with `hf upload'
+    f' {options.repository or "LAB/NAME"} {options.output}`'
+  )
+  if written.unknown:
+    print(f'the card does not say: {", ".join(written.unknown)}')
+
+
 def _parser() -> command_line.Parser:
   parser = command_line.Parser(
     prog='python -m dst_t5x.subset',
@@ -271,7 +319,7 @@ def _parser() -> command_line.Parser:
     command.add_argument(
       '--output', metavar='DIR', required=True, help='new folder'
     )
-  command.add_argument('--format', choices=('hf', 't5x'), required=True)
+  command.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)
   add(overlap, '+')
   command = add(combine, '+')
   command.add_argument(
@@ -284,7 +332,33 @@ def _parser() -> command_line.Parser:
   command.add_argument(
     '--output', metavar='FILE', required=True, help='*.dst to write'
   )
+  _add_options_of_card(add(card, '+'))
   return parser
+
+
+def _add_options_of_card(command: command_line.Parser) -> None:
+  """Adds the options of what no file knows."""
+  command.add_argument(
+    '--output', metavar='DIR', required=True, help='new folder'
+  )
+  command.add_argument(
+    '--base-model',
+    metavar='LAB/BASE[@REVISION]',
+    help="the seed's name on the Hub; by default what the files say",
+  )
+  command.add_argument(
+    '--repository', metavar='LAB/NAME', help='where the folder will be'
+  )
+  command.add_argument(
+    '--license', metavar='ID', help="the Hub's identifier, such as apache-2.0"
+  )
+  command.add_argument(
+    '--dataset',
+    metavar='LAB/DATA',
+    action='append',
+    default=[],
+    help='of the tuning, by its name on the Hub; can be repeated',
+  )
 
 
 def main(arguments: Sequence[str]) -> int:

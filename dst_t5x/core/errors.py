@@ -6,8 +6,6 @@ import difflib
 import os
 from typing import Any
 
-from etils import epath
-
 # Packages whose exceptions, besides OSError, mean that a store cannot be used.
 _CLIENTS = {'aiobotocore', 'aiohttp', 'botocore', 'gcsfs', 'google', 's3fs'}
 
@@ -29,6 +27,8 @@ def first_line(error: BaseException) -> str:
 
 def error_of_log(path: os.PathLike[str]) -> str:
   """Returns the last line of a command's log if it is an error, or ''."""
+  from etils import epath  # PyTorch's reader of subsets does without.
+
   try:
     lines = epath.Path(path).read_text().strip().splitlines()
   except (OSError, UnicodeDecodeError):

@@ -6,13 +6,13 @@ dependencies validates JSON.
 """
 
 import math
-from typing import Any, TypeVar, overload
-
-from etils import epath
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from dst_t5x.core import json_text
-from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError, first_line
+
+if TYPE_CHECKING:
+  from etils import epath
 
 T = TypeVar('T')
 D = TypeVar('D')
@@ -113,12 +113,15 @@ class JsonObject:
     return UserError(f'{self.where}: {key} {must}, it is {value}')
 
 
-def read(file: epath.Path) -> JsonObject:
+def read(file: 'epath.Path') -> JsonObject:
   """Returns the object that a JSON file holds.
 
   Raises:
     UserError: the file is missing or damaged, or holds something else.
   """
+  # Names of tensors are read without it; see `hugging_face`.
+  from dst_t5x.core import object_stores
+
   try:
     with object_stores.explained(file):
       content = json_text.loads(file.read_bytes())

@@ -14,6 +14,9 @@ from dst_t5x.core import whole_files
 
 METRICS_FILE = 'metrics.jsonl'
 RATE = 'speed/steps_per_second'
+# Of text on which nothing is trained; see `engine.held_out`.
+HELD_OUT = 'held_out'
+FORGETTING = f'{HELD_OUT}/forgetting'
 _NO_MODULES = ('total', 'churn', 'fraction', 'file_bytes')
 
 

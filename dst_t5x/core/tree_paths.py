@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-import jax
-
 # The module whose parameters have the layer as axis 0.
 STACK = 'layers'
 _LAYER = re.compile(rf'{STACK}_(\d+)')
@@ -19,6 +17,8 @@ _LAYER = re.compile(rf'{STACK}_(\d+)')
 
 def path_of(key_path: Sequence[Any]) -> str:
   """Returns a JAX key path as `layers_0/mlp/wi_0/kernel`."""
+  import jax  # PyTorch's reader of subsets does without.
+
   return jax.tree_util.keystr(tuple(key_path), simple=True, separator='/')
 
 

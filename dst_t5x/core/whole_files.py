@@ -8,9 +8,7 @@ import re
 from typing import IO
 import uuid
 
-from etils import epath
-
-from dst_t5x.core import object_stores
+from dst_t5x.core import data_folders
 
 _PART = re.compile(r'\.[0-9a-f]{32}\.part')
 
@@ -29,11 +27,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
   Raises:
     OSError: the file cannot be written; an older file stays as it is.
   """
-  target = epath.Path(path)
-  if object_stores.is_remote(target):
-    object_stores.write_bytes(target, content)
+  if _is_remote(path):
+    _write_to_store(path, content)
     return
-  part, f = _new_part(pathlib.Path(target).parent)
+  target = pathlib.Path(path)
+  part, f = _new_part(target.parent)
   try:
     with f:
       f.write(content)
@@ -46,12 +44,25 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     raise
 
 
+def open_to_read(path: str | os.PathLike[str]) -> IO[bytes]:
+  """Opens a file on this disk or in a store.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  if _is_remote(path):
+    from etils import epath  # Not there beside PyTorch alone.
+
+    return epath.Path(path).open('rb')
+  return open(os.path.expanduser(path), 'rb')
+
+
 def sweep(folder: str | os.PathLike[str]) -> None:
   """Removes temporary files of processes that were killed while writing.
 
   Files that a process is still writing stay: they are locked.
   """
-  if object_stores.is_remote(folder):
+  if _is_remote(folder):
     return
   for part in pathlib.Path(folder).glob('.*.part'):
     # The file may be locked, deleted, or another user's.
@@ -60,6 +71,21 @@ def sweep(folder: str | os.PathLike[str]) -> None:
         with part.open('rb') as f:
           fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
           part.unlink()
+
+
+def _is_remote(path: str | os.PathLike[str]) -> bool:
+  text = os.fspath(path)
+  # epath also takes `/s3/bucket` for a path in a store.
+  return data_folders.is_remote(text) or text.startswith(('/gs/', '/s3/'))
+
+
+def _write_to_store(path: str | os.PathLike[str], content: bytes) -> None:
+  # These libraries are not there beside PyTorch alone.
+  from etils import epath
+
+  from dst_t5x.core import object_stores
+
+  object_stores.write_bytes(epath.Path(path), content)
 
 
 def _new_part(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:

@@ -24,6 +24,7 @@ def check(
   feature_lengths: Mapping[str, int],
   batch_size: int,
   split: str | None = 'train',
+  in_chat: bool = True,
 ) -> task_examples.Task:
   """Returns the task or mixture called `name` after checking it.
 
@@ -35,13 +36,14 @@ def check(
     feature_lengths: pieces per example, `{'inputs': …, 'targets': …}`.
     batch_size: examples of a batch (packed examples if packing is on).
     split: the split that will be read; None to check the vocabulary only.
+    in_chat: whether a chat template, if there is one, must have an effect.
 
   Raises:
     UserError: something is missing or wrong; names the remedy.
   """
   check_positive('BATCH_SIZE', batch_size)
   task = find(name)
-  check_features(task, feature_lengths)
+  check_features(task, feature_lengths, in_chat)
   if split is None:
     return task
   members = [m for m in task_examples.tasks_of(task) if split in _splits(m)]
@@ -58,9 +60,13 @@ def check(
 
 
 def check_features(
-  task: task_examples.Task, feature_lengths: Mapping[str, int]
+  task: task_examples.Task,
+  feature_lengths: Mapping[str, int],
+  in_chat: bool = True,
 ) -> None:
   """Checks that a task's features have lengths, and loads its vocabulary.
+
+  Arguments as in `check`.
 
   Raises:
     UserError: something is missing or wrong; names the remedy.
@@ -77,7 +83,8 @@ def check_features(
         f' it is {dict(feature_lengths)}'
       )
     vocabulary.check(task.output_features[feature].vocabulary)
-  vocabulary.check_chat(task.name, task.output_features)
+  if in_chat:
+    vocabulary.check_chat(task.name, task.output_features)
 
 
 def find(name: str) -> task_examples.Task:

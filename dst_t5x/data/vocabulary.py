@@ -98,7 +98,7 @@ def check_messages(asked: str) -> None:
 def _make(name: str) -> seqio.Vocabulary:
   if name == BYTES:
     return seqio.ByteVocabulary()
-  if hub.is_model(name):
+  if hub.is_path(name):
     return _make(os.fspath(hub.snapshot(name)[0]))
   path = epath.Path(name)
   if not object_stores.is_remote(name) and path.is_dir():

@@ -7,7 +7,6 @@ for any number of processes, devices and rows.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import math
 import time
 from typing import Any
 
@@ -16,13 +15,11 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 # isort: split
 import jax
 import numpy as np
-import seqio
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive, first_line
-from dst_t5x.data import pipeline
-from dst_t5x.data import task_checks
-from dst_t5x.data import vocabulary
+from dst_t5x.engine import forced
+from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import task_scores
@@ -30,9 +27,10 @@ from dst_t5x.models import api
 from dst_t5x.models import decoding
 
 PyTree = Any
-# The teacher-forced metrics of every evaluation.
-_FORCED = ('eval/loss', 'eval/accuracy')
-_BITS_PER_BYTE = 'eval/bits_per_byte'  # Of documents only.
+# The prefix and the names of the teacher-forced metrics of every evaluation.
+_PREFIX = 'eval'
+_FORCED = (f'{_PREFIX}/loss', f'{_PREFIX}/accuracy')
+_BITS_PER_BYTE = f'{_PREFIX}/bits_per_byte'  # Of documents only.
 # (network, params, prompts, max_decode_length, numbers=…) -> tokens, scores;
 # see `decoding.GreedyDecoder`.
 Decoder = Callable[..., tuple[jax.Array, jax.Array]]
@@ -203,6 +201,7 @@ class Evaluation:
     max_decode_length: the most tokens to decode; by default the length of the
       targets.
     loss: the loss of the teacher-forced evaluation.
+    held_out: general text, whose loss is computed too; None for none.
   """
 
   task: str
@@ -215,6 +214,18 @@ class Evaluation:
   loss: losses.Loss = dataclasses.field(
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )
+  held_out: held_out_lib.HeldOut | None = None
+
+  @property
+  def examples(self) -> forced.Examples:
+    """The examples of the split."""
+    return forced.Examples(
+      self.task,
+      self.feature_lengths,
+      self.split,
+      self.batch_size,
+      self.num_examples,
+    )
 
   def check(self, network: api.Network) -> None:
     """Checks the settings and reads one example.
@@ -231,13 +242,9 @@ class Evaluation:
       check_positive('EVAL_EXAMPLES', self.num_examples)
     if not isinstance(self.split, str):
       raise UserError(f'EVAL_SPLIT must name a split; it is {self.split!r}')
-    task = task_checks.check(
-      self.task, self.feature_lengths, self.batch_size, self.split
-    )
-    vocabulary.check_fits(task.output_features, network.vocab_size)
-    vocabulary.check_special(
-      task.output_features, network.eos_id, network.begin_id
-    )
+    if self.held_out is not None:
+      self.held_out.check(network)
+    self.examples.check(network)
     check_decoder(
       self.decoder,
       network,
@@ -262,18 +269,9 @@ class Evaluation:
     results = task_scores.rehearse(
       self.task, self.split, self.feature_lengths, network, examples
     )
-    bits = [_BITS_PER_BYTE] if self.counts_bytes() else []
-    return [*_FORCED, *bits, *results]
-
-  def counts_bytes(self) -> bool:
-    """Returns whether the bytes of the examples' texts are known.
-
-    They are for documents, and for a whole split only.
-    """
-    task = task_checks.find(self.task)
-    return self.num_examples is None and task_checks.counts_bytes(
-      task, self.split
-    )
+    bits = [_BITS_PER_BYTE] if self.examples.counts_bytes() else []
+    held_out = self.held_out.metrics() if self.held_out else []
+    return [*_FORCED, *bits, *results, *held_out]
 
   @property
   def _max_decode_length(self) -> int:
@@ -312,17 +310,13 @@ class Evaluator:
     output_dir: str,
   ) -> None:
     """Reads the data; see `Evaluation.prepare`."""
-    self._evaluation = evaluation
     self._network = network
-    self._partitioner = partitioner
-    self._sums = jax.jit(
-      losses.forward,
-      static_argnames=('network', 'loss'),
-      out_shardings=partitioner.replicated,
+    self._forced = forced.ForcedEvaluator(
+      evaluation.examples, partitioner, evaluation.loss
     )
-    self._bytes = (
-      task_checks.bytes_of(task_checks.find(evaluation.task), evaluation.split)
-      if evaluation.counts_bytes()
+    self._held_out = (
+      forced.ForcedEvaluator(evaluation.held_out, partitioner)
+      if evaluation.held_out is not None
       else None
     )
     self._score = task_scores.TaskEvaluator(
@@ -338,35 +332,17 @@ class Evaluator:
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:
     """Returns `eval/loss`, `eval/accuracy` (per token), `task/metric`.
 
-    Documents have `eval/bits_per_byte`, too.
+    Documents have `eval/bits_per_byte`, too. With held-out text there are
+    `held_out/loss` and, of documents, `held_out/bits_per_byte`.
     """
-    return self._teacher_forced(params) | self._score(params, step)
+    results = self._forced(self._network, params).named(_PREFIX)
+    results |= self._score(params, step)
+    if self._held_out is not None:
+      found = self._held_out(self._network, params)
+      results |= held_out_lib.results_of(found)
+    return results
 
   @property
   def texts(self) -> Mapping[str, str]:
     """The texts among the task's metrics, from the last evaluation."""
     return self._score.texts
-
-  def _teacher_forced(self, params: PyTree) -> dict[str, float]:
-    evaluation = self._evaluation
-    batches = pipeline.eval_batches(
-      seqio.get_mixture_or_task(evaluation.task),
-      evaluation.feature_lengths,
-      self._partitioner.round_up(evaluation.batch_size),
-      self._network.feature_converter(pack=False),
-      evaluation.split,
-      evaluation.num_examples,
-    )
-    place = self._partitioner.place_batch
-    network, loss = self._network, evaluation.loss
-    sums = [
-      jax.device_get(self._sums(network, loss, params, place(batch)))
-      for batch in batches
-    ]
-    total = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *sums)
-    averages = total.averages()
-    # z-loss is part of the objective, not of the reported loss.
-    found = {name: averages[name.removeprefix('eval/')] for name in _FORCED}
-    if self._bytes:
-      found[_BITS_PER_BYTE] = total.cross_entropy / math.log(2) / self._bytes
-    return {name: float(value) for name, value in found.items()}

@@ -1,11 +1,13 @@
-"""AdaFactor with T5X's settings, from Optax, and learning-rate schedules."""
+"""Optimizers from Optax, AdaFactor with T5X's settings; learning rates."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
 
 from dst_t5x.core import tree_paths
 from dst_t5x.core import values
@@ -123,7 +125,12 @@ class Optimizer:
     return self.make(self.learning_rate(0)).init(params)
 
   def update(
-    self, gradients: PyTree, state: PyTree, params: PyTree, step: Any
+    self,
+    gradients: PyTree,
+    state: PyTree,
+    params: PyTree,
+    step: Any,
+    factor: float = 1.0,
   ) -> tuple[PyTree, PyTree]:
     """Returns the updates to add to the parameters, and the next state.
 
@@ -132,8 +139,11 @@ class Optimizer:
       state: the result of `init` or of the last `update`.
       params: θᵗ.
       step: int32 [], number of completed steps of the run.
+      factor: a factor of the learning rate.
     """
     rate = self.learning_rate(step)
+    if factor != 1:
+      rate = factor * rate
     return self.make(rate).update(gradients, state, params)
 
 
@@ -184,6 +194,95 @@ def adafactor(
   return Optimizer(_Adafactor(tuple(settings.items())), learning_rate)
 
 
+@dataclasses.dataclass(frozen=True)
+class _AdamW:
+  """See `adamw`. Equal instances share a compiled program."""
+
+  settings: tuple[tuple[str, Any], ...]
+
+  def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+    """Returns the gradient transformation for a learning rate."""
+    return optax.adamw(learning_rate, **dict(self.settings))
+
+
+def adamw(
+  learning_rate: optax.Schedule,
+  b1: values.BelowOne = 0.9,
+  b2: values.BelowOne = 0.999,
+  eps: values.AboveZero = 1e-8,
+  weight_decay: values.NotNegative = 0.0,
+) -> Optimizer:
+  """Returns AdamW (Loshchilov and Hutter, 2019).
+
+  Args:
+    learning_rate: step -> learning rate.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    weight_decay: the share of a weight, times the learning rate, to subtract in
+      each step. It pulls towards zero, not towards the seed.
+  """
+  settings = {'b1': b1, 'b2': b2, 'eps': eps, 'weight_decay': weight_decay}
+  return Optimizer(_AdamW(tuple(settings.items())), learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Muon:
+  """See `muon`. Equal instances share a compiled program."""
+
+  settings: tuple[tuple[str, Any], ...]
+
+  def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+    """Returns the gradient transformation for a learning rate."""
+    return optax.contrib.muon(
+      learning_rate,
+      muon_weight_dimension_numbers=_matrices,
+      **dict(self.settings),
+    )
+
+
+def muon(
+  learning_rate: optax.Schedule,
+  beta: values.BelowOne = 0.95,
+  weight_decay: values.NotNegative = 0.0,
+  consistent_rms: values.AboveZero | None = 0.2,
+) -> Optimizer:
+  """Returns Muon (Jordan et al., 2024), and AdamW for what is no matrix.
+
+  The momentum of each matrix is made orthogonal. Embeddings and the output
+  projection are left to AdamW, as Muon's authors advise. A method that tunes a
+  list of components has vectors only, so that Muon is AdamW there.
+
+  Args:
+    learning_rate: step -> learning rate.
+    beta: decay of the momentum.
+    weight_decay: the share of a weight, times the learning rate, to subtract in
+      each step.
+    consistent_rms: the root mean square to which a matrix's update is scaled,
+      so that AdamW's learning rates fit (Liu et al., 2025, Section 2.2).
+  """
+  settings = {
+    'beta': beta,
+    'weight_decay': weight_decay,
+    'adam_weight_decay': weight_decay,
+    'consistent_rms': consistent_rms,
+  }
+  return Optimizer(_Muon(tuple(settings.items())), learning_rate)
+
+
+def _matrices(params: PyTree) -> PyTree:
+  """Returns which axes of a tensor Muon treats as a matrix's; None for none."""
+
+  def axes(key_path: Any, leaf: jax.Array) -> Any:
+    path = tree_paths.path_of(key_path)
+    stacked = int(tree_paths.slice_paths(path, leaf.shape)[0])
+    if leaf.ndim - stacked != 2 or re.search('embed|logits|lm_head', path):
+      return None
+    return optax.contrib.MuonDimensionNumbers(stacked, stacked + 1)
+
+  return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def _by_layer(
   inner: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
@@ -203,7 +302,7 @@ def _by_layer(
 
   def transformations(params: PyTree) -> optax.GradientTransformation:
     names = sorted(set(jax.tree.leaves(labels(params))))
-    if names == ['rest']:
+    if names in ([], ['rest']):
       return inner
     return optax.partition(
       {name: inner if name == 'rest' else vmapped for name in names}, labels

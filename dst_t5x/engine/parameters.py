@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.core import parts
@@ -61,9 +62,22 @@ class ParameterSpace:
     Raises:
       UserError: it does not fit.
     """
-    expected = self.base_shapes if base else self.shapes
+    expected = (
+      self.base_shapes if base else without_fixed(self._network, self.shapes)
+    )
     expected = jax.eval_shape(stacking.unstack_layers, expected)
     matching.check(seed, self._network, expected)
+
+  def with_fixed(self, params: PyTree) -> PyTree:
+    """Returns parameters with the adapter's fixed tensors.
+
+    Args:
+      params: host arrays, unstacked.
+
+    Raises:
+      UserError: the adapter does not go with them.
+    """
+    return with_fixed(self._network, self.shapes, params)
 
   def to_devices(self, params: PyTree, like: PyTree | None = None) -> PyTree:
     """Returns parameters on the devices, with their shardings.
@@ -134,7 +148,34 @@ def load(
   network = adapted.with_adapter(network, found.adapter)
   space = ParameterSpace(network, partitioner)
   space.check(found)
-  return Loaded(network, space.to_devices(found.params), found.step)
+  params = space.with_fixed(found.params)
+  return Loaded(network, space.to_devices(params), found.step)
+
+
+def with_fixed(network: api.Network, shapes: PyTree, params: PyTree) -> PyTree:
+  """Returns a network's parameters with its adapter's fixed tensors.
+
+  Args:
+    network: the network.
+    shapes: the shapes of all its parameters.
+    params: host arrays, unstacked.
+
+  Raises:
+    UserError: the adapter does not go with them.
+  """
+  adapter = network.adapter
+  if not adapter.fixed:
+    return params
+  paths = parts.flatten(jax.eval_shape(stacking.unstack_layers, shapes))
+  modules = adapters.modules_of(paths, adapter.fixed)
+  flat = adapter.without_fixed(parts.flatten(params))
+  return parts.unflatten(flat | adapter.fixed_tensors(modules, flat))
+
+
+def without_fixed(network: api.Network, params: PyTree) -> PyTree:
+  """Returns parameters, or shapes, without the adapter's fixed tensors."""
+  flat = parts.flatten(params)
+  return parts.unflatten(network.adapter.without_fixed(flat))
 
 
 def initialize_added(
@@ -146,9 +187,11 @@ def initialize_added(
 ) -> PyTree:
   """Returns the initial values of an adapter's parameters, on the host.
 
+  They have their layers one by one.
+
   Args:
     network: the network with the adapter.
-    seed: the pretrained parameters, unstacked.
+    seed: the pretrained parameters, unstacked, and the adapter's fixed tensors.
     random_seed: the seed of random initial values.
     encode: text -> ids, for prompts that start as texts.
     partitioner: the mesh of all processes, if several initialize together.
@@ -158,6 +201,7 @@ def initialize_added(
     key, everywhere = partitioner.key(random_seed), partitioner.replicated
   init = jax.jit(_added, static_argnums=0, out_shardings=everywhere)
   drawn = jax.tree.map(np.asarray, init(network, key))
+  drawn = parts.flatten(stacking.unstack_layers(parts.unflatten(drawn)))
   random = np.random.default_rng(random_seed)
   return parts.unflatten(
     network.adapter.initialize(
@@ -172,7 +216,7 @@ def _initialize(network: api.Network, key: jax.Array) -> PyTree:
 
 def _added(network: api.Network, key: jax.Array) -> dict[str, jax.Array]:
   base = parts.flatten(api.shapes(network.base))
-  params = parts.flatten(_initialize(network, key))
+  params = parts.flatten(without_fixed(network, _initialize(network, key)))
   return {path: x for path, x in params.items() if path not in base}
 
 

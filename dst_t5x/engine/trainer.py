@@ -1,6 +1,6 @@
 """The training step: loss, gradient, optimizer, projection.
 
-`Trainer.train_step` has the whole step.
+`Trainer.train_step` has the whole step. `Program.settle` is what projects.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,6 +158,10 @@ class Trainer:
     projection: Any = self.projection.prepare(shapes)
     return dataclasses.replace(self, projection=projection)
 
+  def at(self, step: int) -> 'Trainer':
+    """Returns the trainer of the phase that makes the step after `step`."""
+    return dataclasses.replace(self, projection=self.projection.at(step))
+
   def check_batch_size(self, batch_size: int) -> None:
     """Raises UserError if the batch size is no multiple of `microbatches`."""
     if batch_size % self.microbatches:
@@ -172,13 +176,32 @@ class Trainer:
     Args:
       params: the trained parameters.
     """
+    projection_state = self.projection.init(params)
+    tuned = self.projection.tuned(params, projection_state)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.init(params),
-      projection_state=self.projection.init(params),
+      opt_state=self.optimizer.init(tuned),
+      projection_state=projection_state,
       refused_steps=jnp.zeros((), jnp.int32),
       refused_in_row=jnp.zeros((), jnp.int32),
+    )
+
+  def enter(self, state: TrainState, seed: PyTree) -> TrainState:
+    """Returns the state with which the projection's phase begins.
+
+    Args:
+      state: the state at the end of the phase before.
+      seed: θ⁰ of the trained parameters.
+    """
+    params, projection_state = self.projection.enter(
+      state.params, seed, state.projection_state
+    )
+    tuned = self.projection.tuned(params, projection_state)
+    return state._replace(
+      params=params,
+      opt_state=self.optimizer.init(tuned),
+      projection_state=projection_state,
     )
 
   def train_step(
@@ -212,6 +235,13 @@ class Trainer:
     gradients, sums = self._gradients(
       state.params, constants.frozen, batch, key
     )
+    chosen = self.projection.choose(
+      methods.Tuning(state.params, state.opt_state, state.projection_state),
+      gradients,
+      constants.seed,
+      state.step,
+    )
+    gradients = self.projection.tuned(gradients, chosen.state)
     # Before the optimizer's step, which can then reuse the gradients' memory.
     gradient_norm = _if(
       report,
@@ -219,27 +249,30 @@ class Trainer:
       gradients,
       state.params,
       constants.seed,
-      state.projection_state,
+      chosen.state,
     )
+    before = self.projection.tuned(chosen.params, chosen.state)
     updates, opt_state = self.optimizer.update(
-      gradients, state.opt_state, state.params, state.step
+      gradients, chosen.opt_state, before, state.step, self.projection.rate
     )
 
-    def accepted() -> tuple[PyTree, PyTree, PyTree]:
+    def accepted() -> methods.Tuning:
       theta_0 = self.projection.seed(
-        state.params, constants.seed, state.projection_state
+        chosen.params, constants.seed, chosen.state
       )
-      new_params = optax.apply_updates(state.params, updates)
-      params, projection_state = self.projection.apply(
-        new_params, theta_0, state.projection_state
+      tuned = optax.apply_updates(before, updates)
+      new_params = self.projection.put(chosen.params, tuned, chosen.state)
+      return self.projection.settle(
+        methods.Tuning(new_params, opt_state, chosen.state), theta_0, state.step
       )
-      return params, opt_state, projection_state
 
-    def refused() -> tuple[PyTree, PyTree, PyTree]:
-      return state.params, state.opt_state, state.projection_state
+    def refused() -> methods.Tuning:
+      return methods.Tuning(
+        state.params, state.opt_state, state.projection_state
+      )
 
     is_finite = finiteness.all_finite(
-      (sums.loss, optax.apply_updates(state.params, updates), opt_state)
+      (sums.loss, optax.apply_updates(before, updates), opt_state)
     )
     params, opt_state, projection_state = lax.cond(is_finite, accepted, refused)
     next_state = TrainState(
@@ -269,6 +302,8 @@ class Trainer:
     self, sums: losses.Sums, step: jax.Array
   ) -> dict[str, jax.Array]:
     learning_rate = self.optimizer.learning_rate(step)
+    if self.projection.rate != 1:
+      learning_rate = self.projection.rate * learning_rate
     return sums.averages() | {
       'learning_rate': jnp.asarray(learning_rate, jnp.float32),
       'target_tokens': sums.tokens,

@@ -119,7 +119,8 @@ class Slices:
   @functools.cached_property
   def silo(self) -> np.ndarray:
     """The index of each slice's silo, [slices]."""
-    return np.array([i for leaf in self.layout.leaves for i in leaf.silos])
+    silos_of = [i for leaf in self.layout.leaves for i in leaf.silos]
+    return np.array(silos_of, np.int32)
 
   @functools.cached_property
   def strides(self) -> list[tuple[int, ...]]:

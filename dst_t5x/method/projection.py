@@ -4,25 +4,6 @@ One step of Dynamic Subset Tuning is an ordinary optimizer step followed by
 `projection.apply` (paper, Alg. 1). In every silo, the components that moved
 farthest from the seed keep their values (Eq. 6, 7). All others are reset to the
 seed, bit for bit.
-
-It works in any JAX loop, here with Optax's AdaFactor on a toy problem:
-
->>> import optax
->>> seed = {'mlp': {'kernel': jnp.arange(1.0, 201.0).reshape(10, 20)}}
->>> optimizer, projection = optax.adafactor(0.1), SubsetProjection(epsilon=0.02)
->>> @jax.jit
-... def step(params, optimizer_state, state):
-...   gradients = jax.grad(lambda p: jnp.sum(p['mlp']['kernel'] ** 2))(params)
-...   updates, optimizer_state = optimizer.update(
-...       gradients, optimizer_state, params)
-...   params = optax.apply_updates(params, updates)
-...   params, state = projection.apply(params, seed, state)
-...   return params, optimizer_state, state
->>> carry = seed, optimizer.init(seed), projection.init(seed)
->>> for _ in range(3):
-...   carry = step(*carry)
->>> int(jnp.sum(carry[0]['mlp']['kernel'] != seed['mlp']['kernel']))
-4
 """
 
 from collections.abc import Sequence
@@ -43,10 +24,12 @@ from dst_t5x.method import distance_bits
 from dst_t5x.method import masks
 from dst_t5x.method import normalizations
 from dst_t5x.method import reports
+from dst_t5x.method import schedules
 from dst_t5x.method import sharding_types
 from dst_t5x.method import silos as silo_lib
 from dst_t5x.method import sparse_seed as sparse_seed_lib
 from dst_t5x.method import step as step_lib
+from dst_t5x.method.full import NoProjection as NoProjection
 from dst_t5x.method.step import ProjectionState
 
 PyTree = Any
@@ -54,40 +37,6 @@ PyTree = Any
 RANDOM = 'random'
 Distance = Literal['absolute', 'relative', 'inverse_relative', 'random']
 Threshold = Literal['exact', 'iterative', 'sort']
-Silos = (
-  Literal['none', 'per_module', 'per_module_and_layer', 'per_tensor']
-  | silo_lib.Rules
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoProjection(api.Projection):
-  """Full fine-tuning and pretraining: every parameter is free."""
-
-  constrains = False
-  keep_seed = False
-
-  def settings(self) -> dict[str, Any]:
-    """Returns the method's name."""
-    return {'method': 'full'}
-
-  def free(self, shapes: PyTree) -> int:
-    """Returns the number of all parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-  def norm_of_free(
-    self, tree: PyTree, params: PyTree, kept: PyTree, state: tuple[()]
-  ) -> jax.Array:
-    """Returns the L2 norm over all components, float32 []."""
-    del kept, state
-    return reports.norm_of_free(tree, params, ())
-
-  def apply(
-    self, new_params: PyTree, seed_params: PyTree, state: tuple[()]
-  ) -> tuple[PyTree, tuple[()]]:
-    """Returns the parameters and the state unchanged."""
-    del seed_params
-    return new_params, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +70,11 @@ class SubsetProjection(api.Projection):
       step. This saves the memory of one copy of the parameters and costs time.
       It works on one device only.
     random_seed: the seed of the `random` distance.
+    epsilon_schedule: how ε shrinks from `epsilon_start` to `epsilon`:
+      `constant`, it does not; `linear`, `cosine`, or `cubic` as in gradual
+      pruning. The budget of every silo is exact at every step.
+    epsilon_start: the first ε of a budget that shrinks.
+    epsilon_steps: after how many steps `epsilon` is reached.
 
   Raises:
     UserError: a value is out of range or unknown.
@@ -128,19 +82,29 @@ class SubsetProjection(api.Projection):
 
   epsilon: values.Share
   distance: Distance = 'inverse_relative'
-  silos: Silos = 'per_module_and_layer'
+  silos: silo_lib.Silos = 'per_module_and_layer'
   exclude: Sequence[str] = ()
   normalization: Literal['size', 'mean'] | None = None
-  normalize_over: Silos = 'per_module_and_layer'
+  normalize_over: silo_lib.Silos = 'per_module_and_layer'
   churn: bool = True
   threshold: Threshold = 'exact'
   delta: Annotated[float, values.Range(1, above=True)] = 2.0
   iterations: values.Positive = 10
   keep_seed: bool = True
   random_seed: values.RandomSeed = 0
+  epsilon_schedule: schedules.Shape = 'constant'
+  epsilon_start: values.Share | None = None
+  epsilon_steps: values.Positive | None = None
 
   def __post_init__(self) -> None:
     values.check_fields(self)
+    if not self.schedule.is_constant and (
+      self.threshold != 'exact' or not self.keep_seed
+    ):
+      raise UserError(
+        f'EPSILON_SCHEDULE = {self.epsilon_schedule!r} needs '
+        "THRESHOLD = 'exact' and KEEP_SEED = True"
+      )
     if self.normalization is not None and self.distance == RANDOM:
       raise UserError('a random distance is not normalized')
     if not self.keep_seed and self.threshold == 'iterative':
@@ -148,11 +112,13 @@ class SubsetProjection(api.Projection):
         'keep_seed=False needs exact budgets: use another threshold'
       )
     for name in ('silos', 'normalize_over'):
-      rules = getattr(self, name)
-      silo_lib.named(rules)
-      if not isinstance(rules, str):  # Gin passes lists; `jit` needs a hash.
-        object.__setattr__(self, name, tuple(tuple(rule) for rule in rules))
+      object.__setattr__(self, name, silo_lib.checked(getattr(self, name)))
     object.__setattr__(self, 'exclude', tuple(self.exclude))
+
+  @property
+  def schedule(self) -> schedules.Schedule:
+    """How ε changes with the step."""
+    return schedules.of(self)
 
   def layout(self, params: PyTree) -> silo_lib.Layout:
     """Returns the partition of `params` into silos."""
@@ -161,11 +127,16 @@ class SubsetProjection(api.Projection):
   def settings(self) -> dict[str, Any]:
     """Returns the method's name, `dst` or `random`, and its settings."""
     name = 'random' if self.distance == RANDOM else 'dst'
-    return {'method': name} | json_text.plain(dataclasses.asdict(self))
+    settings = json_text.plain(dataclasses.asdict(self))
+    return {'method': name} | self.schedule.without_idle(settings)
 
   def free(self, shapes: PyTree) -> int:
     """Returns how many parameters are free, the sum of all budgets."""
     return sum(self.layout(shapes).budgets(self.epsilon))
+
+  def free_at_most(self, shapes: PyTree) -> int:
+    """Returns how many parameters are free at the start of the schedule."""
+    return sum(self.layout(shapes).budgets(self.schedule.most))
 
   def table(self, shapes: PyTree) -> str:
     """Returns a text table of the budget of each silo."""
@@ -183,19 +154,15 @@ class SubsetProjection(api.Projection):
       distances = thresholds / 2.0**31
     else:
       distances = thresholds.view(np.float32).astype(np.float64)
-    modules: dict[str, list[float]] = {}
-    names = self.layout(shapes).names
-    for silo, distance in zip(names, distances, strict=True):
-      modules.setdefault(silo_lib.without_layer(silo), []).append(distance)
+    means = reports.means_of_modules(self.layout(shapes), distances)
     return {'speed/projection_passes': float(state.passes)} | {
-      f'threshold/{module}': float(np.mean(of_module))
-      for module, of_module in sorted(modules.items())
+      f'threshold/{module}': mean for module, mean in means.items()
     }
 
   def may_have_made(self, params: PyTree, seed_params: PyTree) -> bool:
     """Returns whether each silo's free components are within its budget."""
     layout = self.layout(params)
-    most = np.array(layout.budgets(self.epsilon))
+    most = np.array(layout.budgets(self.schedule.most))
     if self.threshold == 'iterative':  # It can exceed the budget.
       most = np.maximum(most, np.array(layout.sizes) // 2)
     free = reports.count_free(layout, params, seed_params)
@@ -212,8 +179,8 @@ class SubsetProjection(api.Projection):
     layout = self.layout(shapes)
     tensors = [tensor.shape for tensor in jax.tree.leaves(shapes)]
     return _Prepared(
-      dataclasses.replace(self, epsilon=1.0, random_seed=0),
-      budgets=step_lib.halves(layout.budgets(self.epsilon)),
+      dataclasses.replace(self, epsilon=1.0, epsilon_start=1.0, random_seed=0),
+      budgets=self.schedule.table(layout),
       salts=np.asarray(distance_bits.salts(layout, tensors, self.random_seed)),
     )
 
@@ -282,8 +249,19 @@ class SubsetProjection(api.Projection):
     budget = layout.budgets(self.epsilon)
     return sparse_seed_lib.norm(state.sparse_seed, layout, tree, budget)
 
+  def settle(
+    self, tuning: api.Tuning, seed_params: PyTree, step: jax.Array
+  ) -> api.Tuning:
+    """Projects θ′ with the step's budgets; see `Program.settle`."""
+    params, state = self.apply(tuning.params, seed_params, tuning.state, step)
+    return tuning._replace(params=params, state=state)
+
   def apply(
-    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+    self,
+    new_params: PyTree,
+    seed_params: PyTree,
+    state: ProjectionState,
+    step: jax.Array | None = None,
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components to the seed (Eq. 6, 7).
 
@@ -294,12 +272,18 @@ class SubsetProjection(api.Projection):
       seed_params: θ⁰, a tree of the same structure, shapes and dtypes; what
         `seed` returns if not `keep_seed`.
       state: the state that `init` or the last `apply` returned.
+      step: int32 [], the number of completed steps; needed if ε changes.
 
     Returns:
       θᵗ⁺¹ and the next state.
+
+    Raises:
+      UserError: ε changes, and there is no step.
     """
-    layout = self.layout(new_params)
-    budgets = step_lib.halves(layout.budgets(self.epsilon))
+    layout, schedule = self.layout(new_params), self.schedule
+    if step is None and not schedule.is_constant:
+      raise UserError('EPSILON_SCHEDULE: `apply` needs the step')
+    budgets = schedule.look_up(schedule.table(layout), step)
     tensors = [tensor.shape for tensor in jax.tree.leaves(new_params)]
     salts = distance_bits.salts(layout, tensors, self.random_seed)
     apply = sharding_types.hide(
@@ -319,7 +303,7 @@ class _Prepared(api.Program):
 
   Attributes:
     method: the projection, for its other settings.
-    budgets: uint32 [silos, 2], see `step.halves`.
+    budgets: uint32 [rows, silos, 2], see `schedules.Schedule.table`.
     salts: uint32 [slices], see `distance_bits.salts`.
   """
 
@@ -331,15 +315,27 @@ class _Prepared(api.Program):
     """Returns the state before the first step."""
     return self.method.init(seed_params)
 
+  def settle(
+    self, tuning: api.Tuning, seed_params: PyTree, step: jax.Array
+  ) -> api.Tuning:
+    """Projects θ′ with the step's budgets; see `Program.settle`."""
+    params, state = self.apply(tuning.params, seed_params, tuning.state, step)
+    return tuning._replace(params=params, state=state)
+
   def apply(
-    self, new_params: PyTree, seed_params: PyTree, state: ProjectionState
+    self,
+    new_params: PyTree,
+    seed_params: PyTree,
+    state: ProjectionState,
+    step: jax.Array | None = None,
   ) -> tuple[PyTree, ProjectionState]:
     """Resets all but the farthest components; see `SubsetProjection.apply`."""
     apply = sharding_types.hide(
       functools.partial(_apply, self.method), results=(new_params, state)
     )
+    budgets = self.method.schedule.look_up(self.budgets, step)
     salts = jnp.asarray(self.salts)
-    return apply(new_params, seed_params, state, self.budgets, salts)
+    return apply(new_params, seed_params, state, budgets, salts)
 
 
 def _apply(

@@ -94,3 +94,21 @@ def _count_free(
 ) -> jax.Array:
   nothing = masks.nothing(params)
   return subset_report(layout, params, seed, nothing)[0]['free']
+
+
+def means_of_modules(
+  layout: silos.Layout, of_silos: np.ndarray
+) -> dict[str, float]:
+  """Returns name of a module -> mean over its layers of a number of each silo.
+
+  Args:
+    layout: the silos.
+    of_silos: [silos].
+  """
+  modules: dict[str, list[float]] = {}
+  for silo, number in zip(layout.names, of_silos, strict=True):
+    modules.setdefault(silos.without_layer(silo), []).append(float(number))
+  return {
+    module: float(np.mean(numbers))
+    for module, numbers in sorted(modules.items())
+  }

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -30,6 +30,10 @@ from dst_t5x.method import budgets
 PyTree = Any
 SiloOf = Callable[[str], str]
 Rules = Sequence[tuple[str, str]]
+# A name in `SILOS`, or rules.
+Silos = (
+  Literal['none', 'per_module', 'per_module_and_layer', 'per_tensor'] | Rules
+)
 
 # The silo of tensors that are not tuned; the only one without a budget.
 EXCLUDED = '(excluded)'
@@ -125,6 +129,18 @@ def named(silos: str | Rules) -> SiloOf:
     )
 
   return silo_of
+
+
+def checked(silos: str | Rules) -> str | Rules:
+  """Returns silos that can be hashed: gin passes lists, and `jit` hashes.
+
+  Raises:
+    UserError: see `named`.
+  """
+  named(silos)
+  if isinstance(silos, str):
+    return silos
+  return tuple(tuple(rule) for rule in silos)  # type: ignore[misc]
 
 
 def expression(pattern: str) -> re.Pattern[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
+from dst_t5x.method import set_bits
 from dst_t5x.method import silos
 
 PyTree = Any
@@ -150,14 +151,9 @@ def extract(
   words = [_words(mask) for mask in jax.tree.leaves(keep)]
   borders = np.cumsum([0, *(len(w) for w in words)])
   all_words = jnp.concatenate(words)
-  counts = lax.population_count(all_words).astype(jnp.int32)
-  ends = jnp.cumsum(counts)
-  # For the nth entry of the list: its word, then its bit in the word.
   nth = jnp.arange(sum(budgets), dtype=jnp.int32)
-  word = jnp.searchsorted(ends, nth, side='right')
-  word = jnp.minimum(word, len(ends) - 1)
-  rank = nth - (ends[word] - counts[word])
-  bit = _nth_bit(all_words[word], rank.astype(jnp.uint32))
+  ends = set_bits.ends(all_words)
+  word, bit = set_bits.find(all_words, ends, nth)
   tensor = jnp.searchsorted(jnp.asarray(borders[1:]), word, side='right')
   in_tensor = word - jnp.asarray(borders)[tensor]
   sparse = SparseSeed(
@@ -176,20 +172,4 @@ def extract(
 
 def _words(mask: jax.Array) -> jax.Array:
   """Returns a mask as uint32 [words], 32 components to a word."""
-  flat = mask.reshape(-1)
-  flat = jnp.pad(flat, (0, -len(flat) % 32)).reshape(-1, 32)
-  bits = flat.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
-  return jnp.sum(bits, axis=1, dtype=jnp.uint32)
-
-
-def _nth_bit(words: jax.Array, nth: jax.Array) -> jax.Array:
-  """Returns the position of the nth set bit of each word, uint32."""
-  position = jnp.zeros_like(words)
-  for width in (16, 8, 4, 2, 1):
-    low = words & jnp.uint32((1 << width) - 1)
-    below = lax.population_count(low)
-    is_above = nth >= below
-    nth = jnp.where(is_above, nth - below, nth)
-    words = jnp.where(is_above, words >> width, low)
-    position = position + jnp.where(is_above, jnp.uint32(width), 0)
-  return position
+  return set_bits.words(mask.reshape(1, -1))[0]

@@ -26,7 +26,7 @@ compare and hash by value.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,40 @@ class DecodingStart(NamedTuple):
   cache: PyTree
   batch_axis: int
   first: Array
+
+
+class Slots(Protocol):
+  """A cache of rows that begin and end at different steps.
+
+  `params` and `length` are those of `Network.slots`. All methods are pure
+  functions, to be used within one compiled function.
+  """
+
+  def blank(self, count: int) -> PyTree:
+    """Returns the cache of `count` slots, which are axis 0 of all leaves."""
+
+  def fill(self, cache: PyTree, slots: Array, prompts: Array) -> PyTree:
+    """Returns the cache with prompts in some slots, whatever was there.
+
+    Args:
+      cache: the cache.
+      slots: int32 [batch]; a prompt whose slot does not exist is dropped.
+      prompts: int32 [batch, length], padded with `pad_id` at the end.
+    """
+
+  def step(
+    self, cache: PyTree, tokens: Array, positions: Array
+  ) -> tuple[Array, PyTree]:
+    """Reads a token of each slot; the first is the last one of its prompt.
+
+    Args:
+      cache: the cache.
+      tokens: int32 [slots].
+      positions: int32 [slots], where the tokens are in their rows, from 0.
+
+    Returns:
+      Logits, float32 [slots, vocab], and the next cache.
+    """
 
 
 class Work(NamedTuple):
@@ -209,6 +243,19 @@ class Network:
       max_decode_length: the most tokens of a continuation.
     """
     raise NotImplementedError
+
+  def slots(self, params: PyTree, length: int) -> Slots | None:
+    """Returns slots that rows can join and leave while others are decoded.
+
+    They are for networks whose continuations are read like their prompts; None
+    for any other.
+
+    Args:
+      params: the parameters, which are not stacked.
+      length: the most tokens of a row, of its prompt and its continuation.
+    """
+    del params, length
+    return None
 
   def own_tensors(
     self, tensors: own_tensors.Tensors

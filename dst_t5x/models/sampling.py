@@ -56,7 +56,7 @@ def draw(logits: Array, draws: Draws, keys: Array, step: Array) -> Array:
     logits: float32 `[batch, vocab]`.
     draws: the settings.
     keys: those of `keys`.
-    step: int32 scalar, number of the token in its continuation.
+    step: number of the token in its continuation, int32 scalar or `[batch]`.
   """
   # The largest becomes 0: whatever the temperature, it is finite.
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -70,10 +70,11 @@ def draw(logits: Array, draws: Draws, keys: Array, step: Array) -> Array:
     scaled,
   )
 
-  def of_example(key: Array, row: Array) -> Array:
+  def of_example(key: Array, row: Array, step: Array) -> Array:
     return jax.random.categorical(jax.random.fold_in(key, step), row)
 
-  return jax.vmap(of_example)(keys, scaled).astype(jnp.int32)
+  steps = jnp.broadcast_to(step, keys.shape)
+  return jax.vmap(of_example)(keys, scaled, steps).astype(jnp.int32)
 
 
 def kept(logits: Array, top_k: Numbers, top_p: Numbers) -> Array:

@@ -84,13 +84,35 @@ def estimate(
   batch = trainer.network.batch_shapes(
     train_data.feature_lengths, train_data.batch_size, train_data.pack
   )
-  with partitioner.activate():
-    step = memory_lib.abstract_step(trainer, partitioner, batch)
-    compiled = (
-      memory_lib.compiled(trainer, step, is_for_cpu) if compile else None
-    )
-  counted = memory_lib.count(trainer, step, partitioner.mesh)
+  phase, step, counted = _largest_phase(trainer, partitioner, batch)
+  compiled = None
+  if compile:
+    with partitioner.activate():
+      compiled = memory_lib.compiled(phase, step, is_for_cpu)
   return Estimate(counted, compiled, work, dict(partitioner.mesh.shape))
+
+
+def _largest_phase(
+  trainer: trainer_lib.Trainer,
+  partitioner: partitioning.Partitioner,
+  batch: dict[str, tuple[int, int]],
+) -> tuple[trainer_lib.Trainer, memory_lib.Step, memory_lib.Memory]:
+  """Returns the phase of the method that needs the most memory, and its step.
+
+  Args:
+    trainer: network and method.
+    partitioner: the mesh.
+    batch: feature of the model -> [batch, length].
+  """
+  found = []
+  for start in trainer.projection.phase_starts:
+    phase = trainer.at(start)
+    with partitioner.activate():
+      step = memory_lib.abstract_step(phase, partitioner, batch)
+    # Outside, where the network is not constrained: constraints keep nothing.
+    memory = memory_lib.count(phase, step, partitioner.mesh)
+    found.append((phase, step, memory))
+  return max(found, key=lambda phase: phase[2].total)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from dst_t5x.engine import losses
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import api as methods
 from dst_t5x.models import api
 from dst_t5x.planning import collectives
 
@@ -44,6 +45,9 @@ _FUSED_AROUND_LAYERS = _FUSED | {'sub'}
 # Bytes of gradients, updates and new parameters together, relative to the
 # parameters. Some replace others in memory; XLA's plans have 2.3 to 3.
 _AT_ONCE = 2.5
+# The same for methods whose optimizer sees a list of parameters only, which
+# have gradients of all parameters, and no updates.
+_AT_ONCE_OF_LISTS = 1.0
 # Of the compiler for CPUs, what no accelerator's compiler does.
 _AS_FOR_ACCELERATORS = {
   # YNNPACK multiplies matrices of at least 4,096 rows. XLA does not fuse
@@ -143,12 +147,13 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     mesh: the partitioner's mesh.
   """
   params = _bytes(step.state.params)
+  is_dense = trainer.projection.acts_after_step
   return Memory(
     parameters=params,
     frozen=_bytes(step.constants.frozen),
     seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
-    gradients=int(_AT_ONCE * params),
+    gradients=int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * params),
     activations=_activations(trainer, step, mesh)
     + _first_gradients(trainer.network, step)
     + _gathered(step),
@@ -214,8 +219,9 @@ def compiled(
   plan: Any = lowered.compile(compiler_options=options).memory_analysis()
   sent = []
   if step.constants.seed:
-    apply = jax.jit(trainer.projection.apply).lower(
-      step.state.params, step.constants.seed, step.state.projection_state
+    tuning = methods.Tuning(step.state.params, (), step.state.projection_state)
+    apply = jax.jit(trainer.projection.settle).lower(
+      tuning, step.constants.seed, step.state.step
     )
     sent = collectives.find_all(apply.compile().as_text() or '')
   return Compiled(plan.argument_size_in_bytes + plan.temp_size_in_bytes, sent)

@@ -20,6 +20,7 @@ import numpy as np
 from dst_t5x import subsets
 from dst_t5x.adapters import api as adapters
 from dst_t5x.checkpoints import peft_files
+from dst_t5x.checkpoints import peft_folder
 from dst_t5x.core import json_text
 from dst_t5x.core import parts
 from dst_t5x.core import stacking
@@ -65,22 +66,36 @@ class Artifacts:
     self._extraction = extraction
     self._replicated = replicated
 
-  def gather(self, trained: PyTree) -> Any:
+  def gather(self, trained: PyTree, frozen: PyTree) -> Any:
     """Returns the content of an artifact, complete in each process.
 
     Args:
       trained: the trained parameters, on the devices.
+      frozen: the others.
 
     Returns:
-      A subset, or an adapter's parameters; None if there is no artifact.
+      A subset, or an adapter's parameters and fixed tensors; None if there is
+      no artifact.
     """
     if peft_files.is_known(self._adapter):
+      left = parts.join(trained, self._fixed(frozen))
       gather = jax.jit(lambda tree: tree, out_shardings=self._replicated)
-      return jax.tree.map(np.asarray, gather(trained))
+      return jax.tree.map(np.asarray, gather(left))
     return self._extraction and self._extraction.extract(trained)
 
-  def on_host(self, trained: PyTree) -> Any:
-    """Returns the same as `gather`, from parameters on this host."""
+  def _fixed(self, params: PyTree) -> PyTree:
+    pattern = self._adapter.fixed
+    return parts.split(params, [pattern])[0] if pattern else {}
+
+  def on_host(self, trained: PyTree, last: Any) -> Any:
+    """Returns the same as `gather`, from parameters on this host.
+
+    Args:
+      trained: the trained parameters.
+      last: what `gather` returned, of which the fixed tensors are taken.
+    """
+    if peft_files.is_known(self._adapter):
+      return parts.join(trained, self._fixed(last))
     if self._extraction is None:
       return trained
     return self._extraction.extract_on_host(trained)
@@ -137,7 +152,7 @@ class Artifacts:
         replace=True,
       )
       logging.info('adapter: %s', path)
-    return (path / peft_files.WEIGHTS_FILE).stat().length
+    return (path / peft_folder.WEIGHTS_FILE).stat().length
 
 
 def write_report(
@@ -166,6 +181,7 @@ def write_report(
     'free': free,
     'fraction': free / budget.parameters,
     'budget': budget.free,
+    'free_at_most': budget.free_at_most,
     'file_bytes_predicted': budget.file_bytes,
     'file_bytes': file_bytes,
     'devices': _devices(),

@@ -52,6 +52,8 @@ _MAY_CHANGE = frozenset(
     'partitioner',
   ]
 )
+# Ids in `other` that may differ, too: they are of evaluations.
+_OTHER_MAY_CHANGE = frozenset(['held_out_text'])
 _CHOOSE = 'go on with that, or choose another MODEL_DIR'
 
 
@@ -89,7 +91,11 @@ def of(binary: Callable[..., Any]) -> Identity:
   data, tree['data'] = _take(tree.pop('train_data'), 'task')
   tree['model'], adapter = _without_adapter(trainer['network'])
   tree['task'], tree['optimizer'] = data['task'], trainer['optimizer']
-  tree['other'] = _by_id(unreferenced)
+  tree['other'] = _by_id(
+    (scope, call)
+    for scope, call in unreferenced
+    if stable_ids.stable_id(call.function) not in _OTHER_MAY_CHANGE
+  )
   projection = trainer['projection']
   said = described.to_json(tree)
   said['method'] = methods.settings(projection, adapter, trainer['trained'])

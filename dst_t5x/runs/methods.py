@@ -13,6 +13,7 @@ With a projection, an adapter or `trained` is a further setting.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -43,7 +44,15 @@ def settings(
   """
   if projection is None:
     return {NAME: _OWN}
-  said = _settings(projection) | projection.make().settings()
+  made = projection.make()
+  own = made.settings()
+  # A method can leave out settings that have no effect beside its others.
+  fields = {f.name for f in dataclasses.fields(made)}
+  said = {
+    name: value
+    for name, value in _settings(projection).items()
+    if name not in fields - own.keys()
+  } | own
   if adapter is not None:
     from_outside = _settings(adapter)
     if said == {NAME: FULL}:

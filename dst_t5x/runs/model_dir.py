@@ -8,6 +8,7 @@ MODEL_DIR/
   metrics.jsonl     all metrics, one row per report
   events.…          the same metrics for TensorBoard
   evaluation/       predictions, as JSON lines
+  held_out.json     the seed's loss on held-out text; see `held_out`
   best.json         the best checkpoint by KEEP_BEST_BY; see `best`
   report.json       written at the end: the budget and the scores
   last.dst, best.dst, or last_adapter/, best_adapter/: see `artifacts`

@@ -78,7 +78,6 @@ class Monitor:
     self._refused_steps = int(state.refused_steps)
     # Whether the last checked step was refused.
     self.is_refused = False
-    self._seed = seed
     self._subset = (
       SubsetMonitor(
         projection,
@@ -131,8 +130,21 @@ class Monitor:
         'intact'
       )
 
-  def log(self, step: int, state: trainer_lib.TrainState) -> None:
-    """Writes the metrics since the last call."""
+  def log(
+    self,
+    step: int,
+    state: trainer_lib.TrainState,
+    projection: methods.Projection,
+    seed: PyTree,
+  ) -> None:
+    """Writes the metrics since the last call.
+
+    Args:
+      step: the number of completed steps.
+      state: the state after them.
+      projection: the method, in its present phase.
+      seed: θ⁰ on the devices; () if the projection does not keep it.
+    """
     self.check()
     window = jax.device_get(self._window)
     self._window = []
@@ -149,7 +161,7 @@ class Monitor:
     values |= self._budget
     if self._subset is not None:
       values |= self._subset.report(
-        state.params, state.projection_state, self._seed
+        projection, state.params, state.projection_state, seed
       )
       if self._parameters:
         values['free/fraction'] = values['free/total'] / self._parameters
@@ -235,26 +247,29 @@ class SubsetMonitor:
       seed: θ⁰; () if the projection does not keep it.
       replicated: the replicated sharding.
     """
-    self._projection = projection
     self._modules = silos.make_layout(params, 'per_module').names
     self._free = jax.jit(_pack)(projection, params, projection_state, seed)
     # Counts are replicated; masks are sharded as the parameters are.
     self._report = jax.jit(_report, out_shardings=(replicated, None))
 
   def report(
-    self, params: PyTree, projection_state: PyTree, seed: PyTree
+    self,
+    projection: methods.Projection,
+    params: PyTree,
+    projection_state: PyTree,
+    seed: PyTree,
   ) -> dict[str, float]:
     """Returns scalars: free parameters by module, churn, and the method's own.
 
     Churn is the share of free components that were not free at the last
-    report.
+    report. The arguments are those of `__init__`, of the present step.
     """
     counts, self._free = self._report(
-      self._projection, params, projection_state, seed, self._free
+      projection, params, projection_state, seed, self._free
     )
     free, new = jax.device_get((counts['free'], counts['new']))
     total = int(free.sum())
-    values = self._projection.scalars(params, projection_state)
+    values = projection.scalars(params, projection_state)
     values |= {
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,

@@ -24,6 +24,7 @@ from dst_t5x.core.errors import UserError, writing
 from dst_t5x.data import task_checks
 from dst_t5x.engine import budget as budget_lib
 from dst_t5x.engine import evaluation as evaluation_lib
+from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
@@ -144,9 +145,15 @@ def _checks_of_training(
   def evaluation_works() -> Found:
     evaluation.check(trainer.network)
     metrics = evaluation.rehearse(trainer.network)
+    same = {}
+    if evaluation.held_out is not None:
+      same['the held-out text'] = evaluation.held_out.about()
+      if not training.from_scratch:
+        metrics.append(held_out_lib.FORGETTING)
     plan.check_results(metrics)
     return Found(
-      f'{evaluation.task}, split {evaluation.split}: {", ".join(metrics)}'
+      f'{evaluation.task}, split {evaluation.split}: {", ".join(metrics)}',
+      same,
     )
 
   return [

@@ -41,6 +41,7 @@ class Session:
   Attributes:
     path: MODEL_DIR.
     trainer: network, optimizer, projection and loss.
+    phase: the trainer of the projection's present phase.
     step: the number of completed steps.
     state: the training state after these steps.
     position: the position in the data at which the session begins; None for the
@@ -81,8 +82,7 @@ class Session:
     )
     self._space = space
     self._partitioner = partitioner
-    trained, frozen = self._shapes = trainer.split(space.shapes)
-    self._program = trainer.program(trained)
+    _, frozen = self._shapes = trainer.split(space.shapes)
     self._dropout_key = partitioner.key(random_seed)
     adapter = trainer.network.adapter
     constrains, is_partial = trainer.projection.constrains, bool(frozen)
@@ -106,12 +106,12 @@ class Session:
         seed.record,
         plan.keep_subsets,
       )
-      self.constants = self._place_constants(seed.params)
+      self._begin_phase(folder.latest_step or 0)
+      params = space.with_fixed(seed.params)
+      self.constants = self._place_constants(params)
       self.budget = self._count_budget()
       self.position: bytes | None = None
-      self.state = self._resumed() or self._begun(
-        seed.params, random_seed, encode
-      )
+      self.state = self._resumed() or self._begun(params, random_seed, encode)
       self.step = int(self.state.step)
       self._closing = stack.pop_all()
 
@@ -122,10 +122,14 @@ class Session:
     self._closing.__exit__(*error)
 
   def _place_constants(self, seed: PyTree) -> trainer_lib.Constants:
-    """Returns the seed and the frozen parameters, on the devices."""
+    """Returns the seed and the frozen parameters, on the devices.
+
+    Args:
+      seed: the seed's parameters, and the adapter's fixed tensors.
+    """
     trained, frozen = self._shapes
     to_devices = self._space.to_devices
-    keep_seed = self.trainer.projection.keep_seed
+    keep_seed = self.phase.projection.keep_seed
     return trainer_lib.Constants(
       seed=to_devices(seed, trained) if keep_seed else (),
       frozen=to_devices(seed, frozen) if frozen else (),
@@ -139,7 +143,11 @@ class Session:
     about = self._about(0, scores)
     projection = self.trainer.projection
     budget = budget_lib.of_run(
-      self._space.base_shapes, trained, projection, about
+      self._space.base_shapes,
+      trained,
+      projection,
+      about,
+      self.trainer.network.adapter,
     )
     logging.info('budget: %s', budget)
     if table := projection.table(trained):
@@ -160,7 +168,7 @@ class Session:
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
       ),
-      jax.eval_shape(self.trainer.init, trained),
+      jax.eval_shape(self.phase.init, trained),
       self._shardings,
     )
     restored = self._checkpoints.restore(step, like)
@@ -192,22 +200,39 @@ class Session:
     init = jax.jit(trainer_lib.Trainer.init, out_shardings=self._shardings)
     return init(self._program, params)
 
-  @functools.cached_property
-  def _shardings(self) -> trainer_lib.TrainState:
-    """The shardings of the state: like the parameters, or replicated."""
+  def _begin_phase(self, step: int) -> None:
+    """Prepares the functions of the phase that makes the step after `step`."""
     trained, _ = self._shapes
-    abstract = jax.eval_shape(self.trainer.init, trained)
-    return self._partitioner.like_parameters(
+    self.phase = self.trainer.at(step)
+    self._program = self.phase.program(trained)
+    abstract = jax.eval_shape(self.phase.init, trained)
+    # Like the parameters, or replicated.
+    self._shardings: trainer_lib.TrainState = self._partitioner.like_parameters(
       abstract, trained, parts.select(self._space.shardings, trained)
     )
-
-  @functools.cached_property
-  def _train_step(self) -> Callable[..., Any]:
-    return jax.jit(
+    self._train_step = jax.jit(
       trainer_lib.Trainer.train_step,
       donate_argnames='state',
       out_shardings=(self._shardings, self._partitioner.replicated),
     )
+
+  def _enter_phase(self) -> None:
+    """Goes on to the phase that makes the next step."""
+    before = self._program
+    self._begin_phase(self.step)
+    trained, _ = self._shapes
+    keep_seed = self.phase.projection.keep_seed
+    like_parameters = parts.select(self._space.shardings, trained)
+    enter = jax.jit(
+      _enter,
+      static_argnames='keep_seed',
+      out_shardings=(self._shardings, like_parameters if keep_seed else ()),
+    )
+    self.state, seed = enter(
+      before, self._program, self.state, self.constants.seed, keep_seed
+    )
+    self.constants = self.constants._replace(seed=seed)
+    logging.info('step %d: the next phase begins', self.step)
 
   def advance(
     self, batch: trainer_lib.Batch, report: bool
@@ -227,6 +252,8 @@ class Session:
       np.bool_(report),
     )
     self.step += 1
+    if self.step in self.trainer.projection.phase_starts:
+      self._enter_phase()
     return metrics
 
   @property
@@ -291,13 +318,14 @@ class Session:
     self._evaluations.write_best(folder.steps)
     counts = self._evaluations.counting_step(self.step, folder.steps)
     best = None if counts == self.step else self._checkpoints.parameters(counts)
-    last = self._artifacts.gather(self.state.params)
+    last = self._artifacts.gather(self.state.params, self.constants.frozen)
     if processes.is_first():
       names = [artifacts.LAST]
       if best is None:
         names.append(artifacts.BEST)
       else:
-        self._leave([artifacts.BEST], counts, self._artifacts.on_host(best))
+        on_host = self._artifacts.on_host(best, last)
+        self._leave([artifacts.BEST], counts, on_host)
       size = self._leave(names, self.step, last)
       free = last.size if self.trainer.projection.constrains else None
       artifacts.write_report(
@@ -312,6 +340,26 @@ class Session:
 
   def _about(self, step: int, scores: Mapping[str, float]) -> dict[str, Any]:
     return {'step': step, **self._facts, 'scores': scores}
+
+
+def _enter(
+  before: trainer_lib.Trainer,
+  program: trainer_lib.Trainer,
+  state: trainer_lib.TrainState,
+  kept: PyTree,
+  keep_seed: bool,
+) -> tuple[trainer_lib.TrainState, PyTree]:
+  """Returns the first state of a phase, and θ⁰ if its steps keep it.
+
+  Args:
+    before: the program of the phase before.
+    program: the program of the phase that begins.
+    state: the last state of the phase before.
+    kept: θ⁰ if the phase before kept it.
+    keep_seed: whether the phase that begins keeps it.
+  """
+  seed = before.projection.seed(state.params, kept, state.projection_state)
+  return program.enter(state, seed), seed if keep_seed else ()
 
 
 def _facts(

@@ -11,9 +11,8 @@ The seed is the model as a GGUF file has it, dequantised from 4 bits; all
 numbers are of that model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
-import itertools
 import pathlib
 import shutil
 import time
@@ -25,12 +24,14 @@ import jax
 from dst_t5x.config import binaries
 from dst_t5x.core import command_line
 from dst_t5x.core import json_text
+from dst_t5x.core import metrics_file
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import cldr_names
 from dst_t5x.runs import artifacts
 from dst_t5x.runs import demonstrations
 from dst_t5x.runs import training
+from dst_t5x.tasks import prose
 
 _EXACT, _CHRF, _LOSS = 'jsonl/exact_match', 'jsonl/chrf', 'eval/loss'
 _STEPS = 32
@@ -38,8 +39,6 @@ _BATCH_SIZE = 8  # Rows, each of which holds about three names.
 _TEST_ROWS = 96  # Decoding takes as long as 20 steps.
 _LANGUAGE = 'de'
 _OTHERS = ('fr', 'es')
-_PROSE_ROWS = 24
-_WORDS = (15, 45)  # Of a row of prose: what is given, what is predicted.
 _COLUMNS = (
   ('method', 'name', ''),
   ('exact %', 'exact_match', '.1f'),
@@ -92,29 +91,6 @@ _OTHER_TUNINGS = tuple(
 )
 
 
-def prose() -> Iterator[dict[str, str]]:
-  """Yields rows of English prose: the beginning of a text, and how it goes on.
-
-  The texts are of the reference of the Python language, which comes with
-  Python. Their loss shows what tuning makes the model forget.
-  """
-  from pydoc_data import topics
-
-  given, predicted = _WORDS
-  paragraphs = (
-    paragraph.split()
-    for _, text in sorted(topics.topics.items())
-    for paragraph in text.split('\n\n')
-    if '::=' not in paragraph and '**' not in paragraph
-  )
-  long = (words for words in paragraphs if len(words) >= given + predicted)
-  for words in itertools.islice(long, _PROSE_ROWS):
-    yield {
-      'inputs': ' '.join(words[:given]),
-      'targets': ' ' + ' '.join(words[given : given + predicted]),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Folder:
   """The files of the demonstration.
@@ -128,10 +104,9 @@ class Folder:
   output: pathlib.Path
 
   def write_data(self) -> None:
-    """Writes the rows of all languages, and those of prose."""
+    """Writes the rows of all languages."""
     for language in (_LANGUAGE, *_OTHERS):
       cldr_names.write_files(language, self.output / 'data')
-    cldr_names.write_rows(self.data('prose', 'test'), prose())
 
   def data(self, name: str, split: str) -> pathlib.Path:
     """Returns a file of rows."""
@@ -176,25 +151,11 @@ def tune(tuning: Tuning, folder: Folder) -> None:
     f'--gin.CHECKPOINT_PERIOD={_STEPS // 2}',
     f'--gin.BATCH_SIZE={_BATCH_SIZE}',
     '--gin.LOG_PERIOD=5',
+    f'--gin.HELD_OUT_TASK={prose.NAME}',
+    "--gin.HELD_OUT_FEATURE_LENGTHS={'inputs': 40, 'targets': 96}",
     f"--gin.INITIAL_CHECKPOINT_PATH='{folder.seed}'",
     f"--gin.MODEL_DIR='{folder.output / tuning.name}'",
   )
-
-
-def loss_of_prose(name: str, checkpoint: pathlib.Path, folder: Folder) -> float:
-  """Returns the loss of a checkpoint per token of English prose, in nats."""
-  results = demonstrations.evaluate_once(
-    folder.output / 'prose' / name,
-    *folder.model(),
-    '--gin_file=gin/runs/eval.gin',
-    "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 96}",
-    f"--gin.EVAL_FILE='{folder.data('prose', 'test')}'",
-    '--gin.METRICS=[]',
-    # Nothing asks for the answers.
-    '--gin.evaluation.Evaluation.max_decode_length=1',
-    f"--gin.CHECKPOINT_PATH='{checkpoint}'",
-  )
-  return results[_LOSS]
 
 
 def zero_shot(folder: Folder) -> dict[str, float]:
@@ -208,19 +169,18 @@ def zero_shot(folder: Folder) -> dict[str, float]:
   )
 
 
-def row_of(
-  tuning: Tuning, folder: Folder, prose_before: float
-) -> dict[str, Any]:
+def row_of(tuning: Tuning, folder: Folder) -> dict[str, Any]:
   """Returns a run's row of the table, from the files in its folder."""
   run = folder.output / tuning.name
   facts = demonstrations.facts(run)
+  results = artifacts.read_report(run)['results']
   return {
     'name': tuning.name,
     'method': tuning.method,
     'language': tuning.language,
     'learning_rate': tuning.learning_rate,
-    **_scores(artifacts.read_report(run)['results']),
-    'forgetting': loss_of_prose(tuning.name, run, folder) - prose_before,
+    **_scores(results),
+    'forgetting': results[metrics_file.FORGETTING],
     'share': 100 * facts['free_parameters'] / facts['parameters'],
     **facts,
   }
@@ -305,11 +265,10 @@ def demonstrate(folder: Folder) -> list[dict[str, Any]]:
   jax.config.update('jax_compilation_cache_dir', cache)
   folder.write_data()
   before = zero_shot(folder)
-  prose_before = loss_of_prose('zero_shot', folder.seed, folder)
   rows = []
   for tuning in (*TUNINGS, *_OTHER_TUNINGS):
     tune(tuning, folder)
-    rows.append(row_of(tuning, folder, prose_before))
+    rows.append(row_of(tuning, folder))
   zero_shot_row = demonstrations.zero_shot_row(
     rows[0],
     folder.output / 'zero_shot',

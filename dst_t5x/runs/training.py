@@ -13,10 +13,12 @@ from dst_t5x.core import values
 from dst_t5x.data import pipeline
 from dst_t5x.data import task_checks
 from dst_t5x.engine import evaluation as evaluation_lib
+from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.runs import claim as claim_lib
+from dst_t5x.runs import held_out
 from dst_t5x.runs import identity
 from dst_t5x.runs import model_dir as model_dir_lib
 from dst_t5x.runs import monitor as monitor_lib
@@ -86,17 +88,25 @@ def train(
     claim = claim_lib.Claim(
       folder, identity.of(train), task_checks.rows_of(task, 'train')
     )
+    seed = claim.load_seed(
+      trainer, space, initial_checkpoint_path, from_scratch
+    )
+    loss_of_seed = held_out.loss_of_seed(
+      evaluation.held_out, seed, trainer.network, partitioner
+    )
     with session_lib.Session(
-      claim.load_seed(trainer, space, initial_checkpoint_path, from_scratch),
-      trainer,
-      space,
-      partitioner,
-      plan,
-      random_seed,
-      encode,
+      seed, trainer, space, partitioner, plan, random_seed, encode
     ) as session:
+      del seed  # The session keeps what it needs of it.
       _make_steps(
-        session, task, train_data, evaluation, plan, partitioner, random_seed
+        session,
+        task,
+        train_data,
+        evaluation,
+        plan,
+        partitioner,
+        random_seed,
+        loss_of_seed,
       )
       return session.finish()
 
@@ -109,8 +119,11 @@ def _make_steps(
   plan: plan_lib.Plan,
   partitioner: partitioning.Partitioner,
   random_seed: int,
+  loss_of_seed: float | None,
 ) -> None:
   """Makes the remaining steps; arguments as in `train`.
+
+  `loss_of_seed` is the seed's loss on held-out text, if there is any.
 
   Raises:
     preemption.Stopped: SIGTERM came.
@@ -120,12 +133,20 @@ def _make_steps(
   if session.step >= plan.train_steps and not is_due:
     logging.info('nothing left to train: step %d is done', session.step)
     return
+  last = session.trainer.projection.phase_starts[-1]
+  if last > plan.train_steps:
+    logging.warning(
+      'TRAIN_STEPS = %d, and the last phase of the method begins at step %d: '
+      'this run ends before it, and leaves more than the budget, or nothing',
+      plan.train_steps,
+      last,
+    )
   evaluator = evaluation.prepare(
     session.trainer.network, partitioner, session.evaluation_folder
   )
   monitor = monitor_lib.Monitor(
     session.path,
-    session.trainer.projection,
+    session.phase.projection,
     session.state,
     session.constants.seed,
     plan.train_steps,
@@ -135,7 +156,9 @@ def _make_steps(
 
   def evaluate() -> None:
     with monitor.paused():
-      results = evaluator(session.params, session.step)
+      results = held_out_lib.with_forgetting(
+        evaluator(session.params, session.step), loss_of_seed
+      )
     monitor.evaluated(session.step, results)
     session.evaluated(results)
     plan.check_results(results)
@@ -177,7 +200,9 @@ def _make_step(
   step, batch, position = next(batches)
   monitor.record(step, session.advance(batch, report=plan.logs(step)))
   if plan.logs(step):
-    monitor.log(step, session.state)
+    monitor.log(
+      step, session.state, session.phase.projection, session.constants.seed
+    )
   # Saved before the evaluation, so that no step is lost if that fails.
   if position is not None:
     with monitor.paused():

@@ -20,19 +20,13 @@ import dst_t5x
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import decoding
 from dst_t5x.serving import library as library_lib
+from dst_t5x.serving import openai_routes
 from dst_t5x.serving import presence
-from dst_t5x.serving import scheduler as scheduler_lib
+from dst_t5x.serving import refusals
 from dst_t5x.serving import service as service_lib
+from dst_t5x.serving import statuses
 from dst_t5x.serving import uploads
 
-_STATUS: dict[type[UserError], int] = {
-  library_lib.NotFoundError: 404,
-  library_lib.TooLargeError: 413,
-  library_lib.FullError: 507,
-  scheduler_lib.BusyError: 429,
-  scheduler_lib.DrainingError: 503,
-  scheduler_lib.DeadlineError: 504,
-}
 PAGE = pathlib.Path(__file__).parent / 'page.html'
 # The page loads nothing else, and connects to this server only.
 _POLICY = (
@@ -193,6 +187,7 @@ def create_app(
   guarded = fastapi.APIRouter(dependencies=guards)
   _generate_route(guarded, service)
   _subset_routes(guarded, service)
+  openai_routes.add(guarded, service, _only_json)
   app.include_router(guarded)
   # Middleware that is added last sees a request first.
   app.add_middleware(presence.WhilePresent)
@@ -242,32 +237,31 @@ def _only_json(request: fastapi.Request) -> None:
 def _handle_errors(app: fastapi.FastAPI) -> None:
   """Makes every error one line of JSON."""
 
-  def say(
-    status: int, text: str, headers: Any = None
-  ) -> responses.JSONResponse:
-    # Text quoted from a request can have surrogates and line breaks.
-    line = ' '.join(text.encode('utf-8', 'backslashreplace').decode().split())
-    return responses.JSONResponse({'error': line}, status, headers)
-
   @app.exception_handler(UserError)
-  async def user(_: fastapi.Request, e: UserError) -> fastapi.Response:
-    status = _STATUS.get(type(e), 422)
+  async def user(request: fastapi.Request, e: UserError) -> fastapi.Response:
+    status = statuses.of(e)
     retry = {'Retry-After': '1'} if status in (429, 503) else None
-    return say(status, str(e).removeprefix('subset: '), retry)
+    text = str(e).removeprefix('subset: ')
+    return refusals.response(request.scope, status, text, retry, e)
 
   @app.exception_handler(exceptions.RequestValidationError)
   async def invalid(
-    _: fastapi.Request, e: exceptions.RequestValidationError
+    request: fastapi.Request, e: exceptions.RequestValidationError
   ) -> fastapi.Response:
     first = e.errors()[0]
     where = '.'.join(str(part) for part in first['loc'] if part != 'body')
-    return say(422, f'{where or "the request"}: {first["msg"]}')
+    text = f'{where or "the request"}: {first["msg"]}'
+    error = refusals.ParameterError(where, text) if where else None
+    return refusals.response(request.scope, 422, text, error=error)
 
   @app.exception_handler(http_exceptions.HTTPException)
   async def known(
-    _: fastapi.Request, e: http_exceptions.HTTPException
+    request: fastapi.Request, e: http_exceptions.HTTPException
   ) -> fastapi.Response:
-    return say(e.status_code, str(e.detail), e.headers)
+    text = str(e.detail)
+    if e.status_code == 404 and refusals.is_openai(request.scope):
+      text = f'there is no {request.url.path}: {openai_routes.PATHS}'
+    return refusals.response(request.scope, e.status_code, text, e.headers)
 
 
 def _open_routes(app: fastapi.FastAPI, service: service_lib.Service) -> None:

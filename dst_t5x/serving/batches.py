@@ -67,9 +67,8 @@ def decode_mixed(
 ) -> Any:
   """Decodes each row with the seed's parameters and its own subset."""
   stacked = jax.tree.map(lambda *vectors: jnp.stack(vectors), *arrays)
-  by_example = corrections.Corrections(
-    how.network, tensors, params, stacked, rooms, slots
-  )
+  own = corrections.own(tensors, params, stacked, rooms, slots)
+  by_example = corrections.Corrections(how.network, tensors, rooms, own)
   with nn.intercept_methods(by_example.intercept):
     return how(params, batch)
 

@@ -60,6 +60,42 @@ class Entries(NamedTuple):
     return values - seeds
 
 
+class Own(NamedTuple):
+  """What the rows of a batch have of their own, each by its subset.
+
+  Attributes:
+    entries: of the rooms of all tensors, in order; [batch, slots].
+    small: float32 [batch, n], the small tensors, flattened, in order.
+  """
+
+  entries: Entries
+  small: Array
+
+
+def own(
+  tensors: on_device.Tensors,
+  params: PyTree,
+  subsets: on_device.Arrays,
+  rooms: on_device.Rooms,
+  slots: slots_lib.Slots,
+) -> Own:
+  """Sorts the subsets' entries by tensor.
+
+  Args:
+    tensors: the paths and shapes of the seed's tensors.
+    params: the seed.
+    subsets: each example's subset, stacked on axis 0.
+    rooms: [tensors], each large enough for every subset, in one round.
+    slots: the slots of the rooms.
+  """
+  spread = jax.vmap(lambda of: slots_lib.spread(of, slots))(subsets)
+  spread = jax.lax.optimization_barrier(spread)
+  begins = np.cumsum([0, *rooms])
+  return Own(
+    _entries(tensors, spread, slots), _small(tensors, params, spread, begins)
+  )
+
+
 class _Noting(dict[str, Any]):
   """A dict that records which keys were read."""
 
@@ -79,26 +115,19 @@ class Corrections:
     self,
     network: api.Network,
     tensors: on_device.Tensors,
-    params: PyTree,
-    subsets: on_device.Arrays,
     rooms: on_device.Rooms,
-    slots: slots_lib.Slots,
+    own: Own,
   ) -> None:
-    """Sorts the subsets' entries by tensor.
+    """Takes what the rows have of their own.
 
     Args:
       network: the network.
       tensors: the paths and shapes of the seed's tensors.
-      params: the seed.
-      subsets: each example's subset, stacked on axis 0.
-      rooms: [tensors], each large enough for every subset, in one round.
-      slots: the slots of the rooms.
+      rooms: those of `own`.
+      own: see the function `own`.
     """
-    spread = jax.vmap(lambda of: slots_lib.spread(of, slots))(subsets)
-    spread = jax.lax.optimization_barrier(spread)
-    begins = np.cumsum([0, *rooms])
-    matrices = _matrices(tensors, spread, slots, begins)
-    small = _tensors(tensors, params, spread, begins)
+    matrices = _matrices(tensors, own.entries, np.cumsum([0, *rooms]))
+    small = _tensors(tensors, own.small)
     # Computed once per batch, not once per decoding step.
     matrices, small = jax.lax.optimization_barrier((matrices, small))
     self._matrices, self._tensors = _Noting(matrices), _Noting(small)
@@ -190,43 +219,61 @@ def _is_small(path: str) -> bool:
 
 
 def _matrices(
-  tensors: on_device.Tensors,
-  spread: slots_lib.Spread,
-  slots: slots_lib.Slots,
-  begins: np.ndarray,
+  tensors: on_device.Tensors, entries: Entries, begins: np.ndarray
 ) -> dict[str, Entries]:
   """Returns path -> entries, for tensors that are not small."""
+  return {
+    path: Entries(*(x[:, begins[i] : begins[i + 1]] for x in entries))
+    for i, path in enumerate(tensors.paths)
+    if not _is_small(path)
+  }
+
+
+def _entries(
+  tensors: on_device.Tensors, spread: slots_lib.Spread, slots: slots_lib.Slots
+) -> Entries:
+  """Returns the entries of all rooms, [batch, slots]."""
   columns = [shape[-1] if shape else 1 for shape in tensors.shapes]
   of_slot = jnp.asarray(columns, jnp.uint32)[slots.tensor]
   # An unused slot reads and adds 0 at position 0 of its own example. Elsewhere
   # it could read another example's infinity, and 0·∞ is NaN.
   positions = jnp.where(spread.own, spread.positions, 0)
   row, column = jnp.divmod(positions, of_slot)
-  all_entries = Entries(
+  entries = Entries(
     row.astype(jnp.int32),
     column.astype(jnp.int32),
     jnp.where(spread.own, spread.values, 0),
     jnp.where(spread.own, spread.seeds, 0),
   )
   # Without the barrier, XLA would recompute all entries for each slice.
-  all_entries = jax.lax.optimization_barrier(all_entries)
+  return jax.lax.optimization_barrier(entries)
+
+
+def _places_of_small(tensors: on_device.Tensors) -> list[int]:
+  """Returns the indices of the small tensors."""
+  return [i for i, path in enumerate(tensors.paths) if _is_small(path)]
+
+
+def _tensors(tensors: on_device.Tensors, joined: Array) -> dict[str, Array]:
+  """Returns path -> each example's tensor [batch, …], for small tensors."""
+  small = _places_of_small(tensors)
+  ends = np.cumsum([tensors.sizes[i] for i in small])
   return {
-    path: Entries(*(x[:, begins[i] : begins[i + 1]] for x in all_entries))
-    for i, path in enumerate(tensors.paths)
-    if not _is_small(path)
+    tensors.paths[i]: of.reshape(-1, *tensors.shapes[i])
+    for i, of in zip(small, jnp.split(joined, ends[:-1], axis=1), strict=False)
   }
 
 
-def _tensors(
+def _small(
   tensors: on_device.Tensors,
   params: PyTree,
   spread: slots_lib.Spread,
   begins: np.ndarray,
-) -> dict[str, Array]:
-  """Returns path -> each example's tensor [batch, …], for small tensors."""
-  small = [i for i, path in enumerate(tensors.paths) if _is_small(path)]
+) -> Array:
+  """Returns each example's small tensors, flattened, [batch, n]."""
+  small = _places_of_small(tensors)
   if not small:
-    return {}
+    return jnp.zeros((len(spread.own), 0))
   leaves = jax.tree.leaves(params)
   # One scatter for all small tensors.
   seed = jnp.concatenate([leaves[i].reshape(-1) for i in small])
@@ -239,13 +286,9 @@ def _tensors(
     positions += end - sizes[i]
     where.append(jnp.where(spread.own[:, here], positions, len(seed)))
     values.append(spread.values[:, here])
-  tuned = jax.vmap(lambda at, new: seed.at[at].set(new, mode='drop'))(
+  return jax.vmap(lambda at, new: seed.at[at].set(new, mode='drop'))(
     jnp.concatenate(where, 1), jnp.concatenate(values, 1)
   )
-  return {
-    tensors.paths[i]: of.reshape(-1, *tensors.shapes[i])
-    for i, of in zip(small, jnp.split(tuned, ends[:-1], axis=1), strict=True)
-  }
 
 
 def _add_products(
@@ -302,13 +345,13 @@ def check(
   used: set[str] = set()
 
   def decode(params: PyTree, subsets: on_device.Arrays, tokens: Array) -> Any:
-    by_example = Corrections(
-      network, tensors, params, subsets, rooms, slots_lib.slots_of(rooms)
-    )
+    slots = slots_lib.slots_of(rooms)
+    found = own(tensors, params, subsets, rooms, slots)
+    by_example = Corrections(network, tensors, rooms, found)
     with nn.intercept_methods(by_example.intercept):
-      found = decoding.GreedyDecoder()(network, params, tokens, output_length)
+      answers = decoding.GreedyDecoder()(network, params, tokens, output_length)
     used.update(by_example.used)
-    return found
+    return answers
 
   def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((2, *sizes), dtype)

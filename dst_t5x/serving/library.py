@@ -33,6 +33,7 @@ from dst_t5x.serving import contents
 from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import model as model_lib
 from dst_t5x.subsets import extraction
+from dst_t5x.subsets import metadata
 from dst_t5x.subsets import on_device
 
 SENT = '.sent'
@@ -332,7 +333,7 @@ class Library:
       )
     # All subsets share the seed's table of tensors.
     subset = dataclasses.replace(subset, tensors=self._layout.types)
-    shown = facts_lib.shown(about)
+    shown = metadata.shown(about)
     return Known(facts_lib.Facts(digest, subset.size, len(blob), shown), subset)
 
   def _check_bytes(self, size: int, name: str) -> None:

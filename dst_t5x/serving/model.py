@@ -63,12 +63,27 @@ class Answer(NamedTuple):
   score: float
 
 
+class Mixture(NamedTuple):
+  """Subsets of rows that are decoded with the seed's parameters.
+
+  Attributes:
+    arrays: each row's subset, all of one class.
+    slots: the slots of the rooms.
+    rooms: static; large enough for each subset.
+  """
+
+  arrays: tuple[on_device.Arrays, ...]
+  slots: slots_lib.Slots
+  rooms: on_device.Rooms
+
+
 class MultiSubsetModel:
   """Decodes with any subset of one seed.
 
   Not thread-safe: use it from one thread only.
 
   Attributes:
+    network: the network.
     layout: the layout of the seed.
     max_decode_length: the most tokens to decode.
     input_length: the most tokens of an input; None if unknown.
@@ -123,7 +138,7 @@ class MultiSubsetModel:
     self.counts = dict.fromkeys(
       ('swaps', 'device_hits', 'device_misses', 'restored'), 0
     )
-    self._network = network
+    self.network = network
     self._load_seed = load_seed
     self.max_batch = max_batch
     self._applied: on_device.Placed | None = None
@@ -151,7 +166,7 @@ class MultiSubsetModel:
     Raises:
       UserError: a subset does not belong to this seed.
     """
-    with self._repairing():
+    with self.repairing():
       answers: dict[int, Answer] = {}
       placed = self._place_all(rows)
       for group in self._groups(rows, placed):
@@ -169,13 +184,7 @@ class MultiSubsetModel:
       rows: examples of the lengths and of the capacity classes to expect.
       decoder: greedy, beam search or `SAMPLING`.
     """
-    with self._repairing():
-      for placed in self._place_all(rows):
-        if placed is not None:
-          # Compiles the swap between two subsets of the class.
-          other = self._none(placed.capacity)._replace(slack=placed.slack)
-          self._apply(other)
-          self._apply(placed)
+    self.warm_up_swaps(rows)
     size = 1
     while size <= self.max_batch:
       for row in rows:
@@ -183,6 +192,20 @@ class MultiSubsetModel:
       if size > 1:
         self.decode([rows[i % len(rows)] for i in range(size)], decoder)
       size *= 2
+
+  def warm_up_swaps(self, rows: Sequence[Row]) -> None:
+    """Compiles what swaps subsets of the classes of these rows."""
+    with self.repairing():
+      for placed in self._place_all(rows):
+        if placed is not None:
+          other = self._none(placed.capacity)._replace(slack=placed.slack)
+          self.apply(other)
+          self.apply(placed)
+
+  def prompt_size(self, row: Row) -> int:
+    """Returns the number of tokens of a row's prompt."""
+    prompt = np.asarray(self.network.prompt_of_inputs(row.tokens))
+    return int(np.sum(prompt != self.network.pad_id))
 
   def mixes(self, placed: on_device.Placed | None) -> bool:
     """Returns whether a subset can be in one batch with others."""
@@ -195,13 +218,13 @@ class MultiSubsetModel:
 
     The arrays belong to the model: the next method call may donate them.
     """
-    with self._repairing():
-      return self._seed()
+    with self.repairing():
+      return self.apply(None)
 
   def is_intact(self) -> bool:
     """Returns whether the parameters without a subset equal the seed's bits."""
-    with self._repairing():
-      found = integrity.checksum(self._seed())
+    with self.repairing():
+      found = integrity.checksum(self.apply(None))
     return bool(np.array_equal(np.asarray(found), self._checksum))
 
   def _groups(
@@ -236,50 +259,67 @@ class MultiSubsetModel:
       placed: the subset of each row.
       decoder: greedy, beam search or `SAMPLING`.
     """
-    how = batches.How(self._network, decoder, self.max_decode_length)
+    how = batches.How(self.network, decoder, self.max_decode_length)
     draws = None
     if isinstance(decoder, decoding.Sampling):
       draws = [
         row.sampling.draws(np.array([row.number], np.int32)) for row in rows
       ]
     inputs = [row.tokens for row in rows]
-    batch = batches.make(self._network, inputs, draws, self.input_length)
+    batch = batches.make(self.network, inputs, draws, self.input_length)
     if all(subset is placed[0] for subset in placed):
-      self._apply(placed[0])
-      found = batches.decode_alone(self._params, batch, how=how)
+      found = batches.decode_alone(self.apply(placed[0]), batch, how=how)
     else:
-      params = self._seed()
-      capacity = max(subset.capacity for subset in placed if subset is not None)
-      nothing = self._none(capacity)
-      all_rows = [subset or nothing for subset in placed]
-      all_rows += [nothing] * (len(batch.prompts) - len(placed))
-      rooms = self.layout.rooms(
-        capacity, max(subset.slack for subset in all_rows)
-      )
+      filled = [*placed, *[None] * (len(batch.prompts) - len(placed))]
+      mixture = self.mixture(filled)
       found = batches.decode_mixed(
-        params,
-        tuple(subset.arrays for subset in all_rows),
-        self._slots(rooms),
+        self.apply(None),
+        mixture.arrays,
+        mixture.slots,
         batch,
         how=how,
-        rooms=rooms,
+        rooms=mixture.rooms,
         tensors=self.layout.tensors,
       )
     tokens, scores = (np.asarray(x)[: len(rows)] for x in found)
     for decoded, score in zip(
-      decoding.continuations(self._network, tokens), scores, strict=True
+      decoding.continuations(self.network, tokens), scores, strict=True
     ):
       yield Answer(decoded, float(score))
 
+  def mixture(self, placed: Sequence[on_device.Placed | None]) -> Mixture:
+    """Returns what decodes each row with its own subset.
+
+    Args:
+      placed: each row's subset, which `mixes`; None for the seed.
+    """
+    capacity = max(
+      (subset.capacity for subset in placed if subset is not None),
+      default=on_device.capacity_class(0),
+    )
+    nothing = self._none(capacity)
+    of_rows = [subset or nothing for subset in placed]
+    slack = max(subset.slack for subset in of_rows)
+    rooms = self.layout.rooms(capacity, slack)
+    arrays = tuple(_widened(subset.arrays, capacity) for subset in of_rows)
+    return Mixture(arrays, self._slots(rooms), rooms)
+
   def _place_all(self, rows: Sequence[Row]) -> list[on_device.Placed | None]:
     """Returns each row's subset on the device; None for the seed."""
-    found: dict[Hashable, on_device.Placed | None] = {None: None}
+    found: dict[Hashable, on_device.Placed | None] = {}
     for row in rows:
       if row.subset not in found:
-        found[row.subset] = self._place(row)
+        found[row.subset] = self.place(row)
     return [found[row.subset] for row in rows]
 
-  def _place(self, row: Row) -> on_device.Placed:
+  def place(self, row: Row) -> on_device.Placed | None:
+    """Returns a row's subset on the device; None for the seed.
+
+    Raises:
+      UserError: the subset does not belong to this seed, or is not finite.
+    """
+    if row.subset is None:
+      return None
     if (found := self.placed.get(row.subset)) is not None:
       self.counts['device_hits'] += 1
       return found
@@ -288,7 +328,7 @@ class MultiSubsetModel:
       raise UserError(f'subset {row.subset!r} is not on the device')
     subset = row.load()
     extraction.check_finite(subset)
-    placed = self.layout.place(subset, self._seed())
+    placed = self.layout.place(subset, self.apply(None))
     if placed.nbytes <= self.placed.maxsize:
       self.placed[row.subset] = placed
     return placed
@@ -299,18 +339,21 @@ class MultiSubsetModel:
       self._nothing[capacity] = self.layout.empty(capacity)
     return self._nothing[capacity]
 
-  def _seed(self) -> PyTree:
-    """Removes the applied subset; returns the seed's parameters."""
-    self._apply(None)
-    return self._params
+  def apply(self, placed: on_device.Placed | None) -> PyTree:
+    """Returns the parameters with a subset, or the seed's for None.
 
-  def _apply(self, placed: on_device.Placed | None) -> None:
-    """Applies a subset to the parameters in place of the present one."""
+    The arrays belong to the model: the next call may donate them.
+    """
     if self._params is None:
       self._restore()
-    old = self._applied
-    if placed is old:
-      return
+    if placed is not self._applied:
+      self._swap(self._applied, placed)
+    return self._params
+
+  def _swap(
+    self, old: on_device.Placed | None, placed: on_device.Placed | None
+  ) -> None:
+    """Applies a subset to the parameters in place of the old one."""
     if old is not None and placed is not None:
       self._params = self.layout.swap(self._params, old, placed)
       self._applied = placed
@@ -324,7 +367,7 @@ class MultiSubsetModel:
     self.counts['swaps'] += placed is not None
 
   @contextlib.contextmanager
-  def _repairing(self) -> Iterator[None]:
+  def repairing(self) -> Iterator[None]:
     """Restores the seed's parameters if the block fails."""
     try:
       yield
@@ -336,7 +379,7 @@ class MultiSubsetModel:
 
   def _repair(self) -> None:
     try:
-      params = self._seed()
+      params = self.apply(None)
       if np.array_equal(integrity.checksum(params), self._checksum):
         return
     except Exception as e:
@@ -360,6 +403,20 @@ class MultiSubsetModel:
     # Committed to the device, like the results of later writes: functions
     # compiled for the one then serve the other.
     return jax.device_put(_copied(self._load_seed()), jax.devices()[0])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _padded(arrays: on_device.Arrays, capacity: int) -> on_device.Arrays:
+  more = capacity - len(arrays.positions)
+  positions, values, seeds = (jnp.pad(x, (0, more)) for x in arrays[:3])
+  return on_device.Arrays(positions, values, seeds, arrays.starts)
+
+
+def _widened(arrays: on_device.Arrays, capacity: int) -> on_device.Arrays:
+  """Returns a subset with the vectors of a larger class."""
+  return (
+    arrays if len(arrays.positions) == capacity else _padded(arrays, capacity)
+  )
 
 
 @jax.jit

@@ -17,6 +17,7 @@ import seqio
 from dst_t5x.checkpoints import matching
 from dst_t5x.checkpoints import seeds
 from dst_t5x.config import binaries
+from dst_t5x.core import hub
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import tokenizers_vocabulary
@@ -79,18 +80,24 @@ def vocabulary(
   Args:
     name: that the user chose; by default gin's, that of `DST_VOCABULARY`, the
       tokenizer in the seed's folder, or T5's, the first that there is.
-    seed_path: the seed's folder.
+    seed_path: the seed's folder, also on the Hub.
     is_configured: whether there are gin files.
   """
-  folder = epath.Path(seed_path)
-  if (
-    name is None
-    and not is_configured
-    and not os.environ.get(vocabulary_lib.VOCABULARY_VARIABLE)
-    and not object_stores.is_remote(seed_path)
-    and (folder / tokenizers_vocabulary.FILE).exists()
-  ):
+  is_chosen = is_configured or os.environ.get(
+    vocabulary_lib.VOCABULARY_VARIABLE
+  )
+  if name is None and not is_chosen and _has_tokenizer(seed_path):
     name = seed_path
   return (
     vocabulary_lib.chosen() if name is None else vocabulary_lib.chosen(name)
+  )
+
+
+def _has_tokenizer(seed_path: str) -> bool:
+  """Returns whether there is a tokenizer in the seed's folder."""
+  if hub.is_path(seed_path) and not hub.is_subset(seed_path):
+    return (hub.snapshot(seed_path)[0] / tokenizers_vocabulary.FILE).exists()
+  return (
+    not object_stores.is_remote(seed_path)
+    and (epath.Path(seed_path) / tokenizers_vocabulary.FILE).exists()
   )

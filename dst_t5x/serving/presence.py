@@ -6,10 +6,10 @@ import urllib.parse
 
 from absl import logging
 import anyio
-from starlette import responses
 from starlette import types
 
 from dst_t5x.serving import middleware
+from dst_t5x.serving import refusals
 
 GONE = 499  # nginx's status for a client that closed the connection.
 
@@ -79,9 +79,8 @@ class Counted(middleware.OnHttp):
       logging.exception('a request failed')
       if status is None:
         text = 'the server failed; its log says more'
-        await responses.JSONResponse({'error': text}, 500)(
-          scope, receive, noting
-        )
+        failed = refusals.response(scope, 500, text)
+        await failed(scope, receive, noting)
     finally:
       route = getattr(scope.get('route'), 'path', 'none')
       self._note(route, status or GONE)
@@ -101,9 +100,8 @@ class OnlyHosts(middleware.OnHttp):
     """Answers 400 if the request names another host."""
     if _host(scope) not in self._hosts:
       text = 'the request names another host than this server: use the address'
-      response = responses.JSONResponse(
-        {'error': f'{text} that it prints when it starts'}, 400
-      )
+      text += ' that it prints when it starts'
+      response = refusals.response(scope, 400, text)
       await response(scope, receive, send)
       return
     await self._app(scope, receive, send)

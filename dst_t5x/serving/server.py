@@ -3,8 +3,10 @@
     python -m dst_t5x.serve --seed=SEED --subsets=DIR
 
 SEED is anything that `python -m dst_t5x.convert` reads. DIR holds files
-`<name>.dst`. A seed that does not state its network, such as a run or a T5X
-checkpoint of a decoder-only model, needs the model's gin file: `--gin_file=…`.
+`<name>.dst`; it can also be `hf://organisation/name[@revision][/file.dst]`, on
+the Hugging Face Hub. A seed that does not state its network, such as a run or a
+T5X checkpoint of a decoder-only model, needs the model's gin file:
+`--gin_file=…`.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from dst_t5x.checkpoints import seeds
 from dst_t5x.core import command_line
 from dst_t5x.core.errors import UserError
 from dst_t5x.runtime import interrupts
+from dst_t5x.serving import subset_folders
 
 TOKEN_VARIABLE = 'DST_SERVE_TOKEN'
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
@@ -41,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
   try:
     _check(options)
     token = _token(options.token_file)
-    with _listening(options.host, options.port) as listener:
+    with (
+      _listening(options.host, options.port) as listener,
+      subset_folders.opened(options.subsets) as folder,
+    ):
+      options.subsets = folder
       return _serve(options, token, listener)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -139,6 +146,7 @@ def make_service(options: argparse.Namespace) -> Any:
       max_queue=options.max_queue,
       max_batch=options.max_batch,
       max_wait=options.max_wait,
+      name=options.model_name or pathlib.PurePath(options.seed).name,
     ),
   )
 
@@ -158,8 +166,11 @@ def _limits(options: argparse.Namespace) -> Any:
 def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
   """Compiles for the given input lengths before the first request."""
   from dst_t5x.serving import model as model_lib
+  from dst_t5x.serving import running as running_lib
   from dst_t5x.subsets import on_device
 
+  running = running_lib.make(model, model.max_batch)
+  warm_up = model.warm_up if running is None else running.warm_up
   classes: dict[int, str] = {}
   for name in library.names() if lengths else ():
     try:
@@ -168,11 +179,12 @@ def _warm_up(model: Any, library: Any, lengths: Sequence[int]) -> None:
       absl_logging.warning('%s', e)
       continue
     classes.setdefault(on_device.capacity_class(size), name)
-  model.decode([model_lib.Row(np.ones(1, np.int32))])
+  if running is None:
+    model.decode([model_lib.Row(np.ones(1, np.int32))])
   for length in lengths:
     seed = model_lib.Row(np.ones(length, np.int32))
     for name in classes.values():
-      model.warm_up([library.find(name).row(seed.tokens), seed])
+      warm_up([library.find(name).row(seed.tokens), seed])
 
 
 def _load_seed(path: str) -> seeds.Seed:
@@ -255,7 +267,10 @@ def _parser() -> command_line.Parser:
   year = command_line.YEAR
   parser.add_argument('--seed', metavar='DIR', required=True, help='the model')
   parser.add_argument(
-    '--subsets', metavar='DIR', required=True, help='of <name>.dst files'
+    '--subsets',
+    metavar='DIR',
+    required=True,
+    help='of <name>.dst files, or hf://…',
   )
   parser.add_argument(
     '--gin_file',
@@ -268,6 +283,7 @@ def _parser() -> command_line.Parser:
   add('--vocabulary', None,
       'SentencePiece model, folder with tokenizer.json, or `bytes`; default:'
       " gin's, the seed's own, or T5's")  # fmt: skip
+  add('--model-name', None, "the seed's name in /v1; default: its folder's")
   add('--host', '127.0.0.1', 'address')
   port = command_line.whole(0, 2**16 - 1)
   add('--port', 8000, 'port; 0 chooses a free one', port)

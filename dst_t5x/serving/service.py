@@ -1,13 +1,15 @@
 """The server's work, independent of HTTP."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import math
 import time
 from typing import Any
 
 import anyio.to_thread
+import numpy as np
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.models import decoding
@@ -15,7 +17,10 @@ from dst_t5x.serving import facts as facts_lib
 from dst_t5x.serving import library as library_lib
 from dst_t5x.serving import metrics as metrics_lib
 from dst_t5x.serving import model as model_lib
+from dst_t5x.serving import refusals
+from dst_t5x.serving import requests as requests_lib
 from dst_t5x.serving import scheduler as scheduler_lib
+from dst_t5x.serving import streams
 from dst_t5x.serving import texts as texts_lib
 
 MOST_INPUTS = 64
@@ -46,6 +51,7 @@ class Options:
     max_queue: the most inputs that wait.
     max_batch: the most inputs in a batch.
     max_wait: seconds that an input waits for others to join its batch.
+    name: of the seed, as a model of `/v1`.
   """
 
   beams: int = 4
@@ -53,6 +59,7 @@ class Options:
   max_queue: int = 256
   max_batch: int = 16
   max_wait: float = 0.002
+  name: str = 'seed'
 
 
 class Service:
@@ -72,7 +79,12 @@ class Service:
     self.fingerprint = model.layout.fingerprint
     self.parameters = model.layout.size
     self._most_mixed = model.most_mixed
-    self._texts = texts
+    self.name = options.name
+    self.most_tokens = model.max_decode_length
+    self.begin_id = model.network.begin_id
+    self.texts = texts
+    self._model = model
+    self._ends = frozenset([model.network.eos_id])
     self.scheduler = scheduler_lib.Scheduler(
       model,
       max_queue=options.max_queue,
@@ -125,8 +137,13 @@ class Service:
     rows = await anyio.to_thread.run_sync(self._rows, inputs, known, sampling)
     size = 0 if known is None else known.facts.size
     requests = [
-      scheduler_lib.Request(
-        row, self._decoders[decoder], size <= self._most_mixed, until
+      requests_lib.Request(
+        row,
+        self._decoders[decoder],
+        size <= self._most_mixed,
+        until,
+        self.most_tokens,
+        self._ends,
       )
       for row in rows
     ]
@@ -138,6 +155,56 @@ class Service:
         ' too large for the model'
       )
     return [self._output(answer) for answer in answers], subset
+
+  def ends(self, texts: texts_lib.Texts) -> frozenset[int]:
+    """Returns the tokens that end an answer: the model's, and a turn's."""
+    return self._ends.union([] if texts.eos_id is None else [texts.eos_id])
+
+  async def stream(
+    self,
+    name: str,
+    encode: Callable[[], list[np.ndarray]],
+    texts: texts_lib.Texts,
+    settings: streams.Settings,
+  ) -> tuple[streams.Stream, int]:
+    """Begins to decode prompts with one subset, token by token.
+
+    Args:
+      name: of the subset, or of the base.
+      encode: returns the prompts, each int32 [length]; called in a thread.
+      texts: what decodes the answers.
+      settings: how to decode.
+
+    Returns:
+      The answers, and the number of tokens of all prompts.
+
+    Raises:
+      UserError: as `generate`; or `settings.limit` is too large.
+    """
+    if settings.limit > self.most_tokens:
+      raise refusals.ParameterError(
+        'max_tokens',
+        f'max_tokens is {settings.limit}, more than the {self.most_tokens} that'
+        f' this server decodes: lower it, or start the server with'
+        f' --output-length={settings.limit}',
+      )
+    until = time.monotonic() + self.options.deadline
+    with naming_model():
+      subset = None if name == self.name else name
+      known = await anyio.to_thread.run_sync(self._find, subset, None)
+    inputs = await anyio.to_thread.run_sync(encode)
+    sampling = settings.sampling or model_lib.SAMPLING
+    make = model_lib.Row if known is None else known.row
+    rows = [
+      make(tokens)._replace(sampling=sampling, number=i)
+      for i, tokens in enumerate(inputs)
+    ]
+    size = 0 if known is None else known.facts.size
+    stream = streams.Stream(
+      rows, size <= self._most_mixed, texts, settings, until
+    )
+    self.scheduler.submit(stream.requests)
+    return stream, sum(self._model.prompt_size(row) for row in rows)
 
   def _find(
     self, subset: str | None, sent: bytes | None
@@ -154,12 +221,12 @@ class Service:
   ) -> list[model_lib.Row]:
     make = model_lib.Row if known is None else known.row
     return [
-      make(self._texts.encode(text))._replace(sampling=sampling, number=i)
+      make(self.texts.encode(text))._replace(sampling=sampling, number=i)
       for i, text in enumerate(inputs)
     ]
 
   def _output(self, answer: model_lib.Answer) -> Output:
-    text = self._texts.decode(answer.tokens)
+    text = self.texts.decode(answer.tokens)
     return Output(text, len(answer.tokens), answer.score)
 
   def describe(self, name: str, facts: facts_lib.Facts) -> dict[str, Any]:
@@ -173,8 +240,17 @@ class Service:
     }
 
 
+@contextlib.contextmanager
+def naming_model() -> Iterator[None]:
+  """Says of an unknown subset that it is the `model` of the request."""
+  try:
+    yield
+  except library_lib.NotFoundError as e:
+    raise refusals.ModelNotFoundError(f'{e}; GET /v1/models lists all') from e
+
+
 async def _gathered(
-  requests: list[scheduler_lib.Request], until: float
+  requests: list[requests_lib.Request], until: float
 ) -> list[model_lib.Answer]:
   """Returns all answers.
 
@@ -187,9 +263,9 @@ async def _gathered(
   try:
     return await asyncio.wait_for(all_of_them, until - time.monotonic())
   except TimeoutError as e:
-    raise scheduler_lib.DeadlineError(
+    raise requests_lib.DeadlineError(
       'no answer within the deadline of the request'
     ) from e
   finally:
     for request in requests:
-      request.future.cancel()
+      request.stop()

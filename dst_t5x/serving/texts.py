@@ -1,11 +1,14 @@
 """Converts texts to tokens and back, as `infer` does."""
 
+from collections.abc import Iterable, Sequence
+import functools
 import re
 
 import numpy as np
 import seqio
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.data import chat_vocabulary
 from dst_t5x.data import vocabulary as vocabulary_lib
 from dst_t5x.models import api
 
@@ -66,13 +69,65 @@ class Texts:
         'an input has half of a surrogate pair, which is no character'
       )
     tokens = [*self._vocabulary.encode(text), self._vocabulary.eos_id]
+    return self._checked(tokens)
+
+  def of_ids(self, ids: Sequence[int]) -> np.ndarray:
+    """Returns a text that is already tokenized, as `encode`.
+
+    Raises:
+      UserError: an id is no token's, or there are too many.
+    """
+    size = self._vocabulary.vocab_size
+    for number in ids:
+      if not 0 <= number < size:
+        raise UserError(
+          f'an input has the token {number}, but the vocabulary ends at'
+          f' {size - 1}'
+        )
+    return self._checked([*ids, self._vocabulary.eos_id])
+
+  def _checked(self, tokens: Sequence[int]) -> np.ndarray:
     if len(tokens) > self._input_length:
       raise UserError(
         f'an input has {len(tokens)} pieces, more than the'
-        f' {self._input_length} that this server takes'
+        f' {self._input_length} that this server takes: shorten it, or start'
+        ' the server with a larger --input-length'
       )
     return np.array(tokens, np.int32)
 
-  def decode(self, tokens: np.ndarray) -> str:
+  def decode(self, tokens: Iterable[int]) -> str:
     """Returns the text of tokens, int32 [length], up to the end token."""
     return self._vocabulary.decode([int(t) for t in tokens])
+
+  def piece(self, number: int) -> str:
+    """Returns the text of one token."""
+    return self.plain.decode([number])
+
+  @functools.cached_property
+  def plain(self) -> 'Texts':
+    """Texts that are put into no chat template."""
+    if not isinstance(self._vocabulary, chat_vocabulary.ChatVocabulary):
+      return self
+    return Texts(self._vocabulary.base, self._input_length)
+
+  @functools.cached_property
+  def chat(self) -> 'Texts':
+    """Texts that are conversations; see `conversations.to_text`.
+
+    Raises:
+      UserError: there is no chat template, or it is damaged.
+    """
+    if isinstance(self._vocabulary, chat_vocabulary.ChatVocabulary):
+      return self
+    chat = chat_vocabulary.ChatVocabulary(self._vocabulary)
+    return Texts(chat, self._input_length)
+
+  @property
+  def eos_id(self) -> int | None:
+    """The token that ends a text, or a turn of the assistant."""
+    return self._vocabulary.eos_id
+
+  @property
+  def begin_id(self) -> int | None:
+    """The token before every text; None for none."""
+    return getattr(self._vocabulary, 'begin_id', None)

@@ -1,9 +1,9 @@
 """Limits the size of request bodies."""
 
-from starlette import responses
 from starlette import types
 
 from dst_t5x.serving import middleware
+from dst_t5x.serving import refusals
 
 # OpenAPI's description of a binary request body.
 FILE_BODY = {
@@ -65,7 +65,5 @@ class BodyLimit(middleware.OnHttp):
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
     text = f'the request has more than {self._limit:,} bytes'
-    response = responses.JSONResponse(
-      {'error': text}, 413, {'Connection': 'close'}
-    )
+    response = refusals.response(scope, 413, text, {'Connection': 'close'})
     await response(scope, receive, send)

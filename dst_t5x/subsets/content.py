@@ -5,22 +5,22 @@ allocates much more memory than they have.
 """
 
 from collections.abc import Mapping
-import math
 
 import numpy as np
 
 from dst_t5x.core.errors import UserError, first_line
-from dst_t5x.subsets import extraction
+from dst_t5x.subsets import definition
+from dst_t5x.subsets import dtypes
 from dst_t5x.subsets import position_codes
 from dst_t5x.subsets import table
 
 NAMES = ('tensors', 'quotients', 'remainders', 'values')
-_LEAST_VALUE_BYTES = min(dtype.itemsize for dtype in table.DTYPES.values())
+_LEAST_VALUE_BYTES = min(dtype.itemsize for dtype in dtypes.DTYPES.values())
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
+def to_arrays(subset: definition.Subset) -> dict[str, np.ndarray]:
   """Returns the arrays of a subset file, without the checksum.
 
   Returns:
@@ -31,14 +31,14 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
     UserError: the subset is inconsistent, a value is not finite, or a file
       cannot store one of the tensors.
   """
-  extraction.check_entries(subset)
-  _check_finite(subset.values)
+  definition.check_entries(subset)
+  definition.check_finite(subset.values)
   positions, values, start = [np.zeros(0, np.int64)], [b''], 0
   for path in sorted(subset.tensors):
     if path in subset.positions:
       positions.append(subset.positions[path] + start)
       values.append(subset.values[path].tobytes())
-    start += math.prod(subset.tensors[path].shape)
+    start += subset.tensors[path].size
   text = table.to_text(subset.tensors).encode()
   quotients, remainders = position_codes.encode(
     np.concatenate(positions), start
@@ -52,7 +52,7 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
   return dict(zip(NAMES, arrays, strict=True))
 
 
-def from_arrays(arrays: Arrays) -> extraction.Subset:
+def from_arrays(arrays: Arrays) -> definition.Subset:
   """Inverse of `to_arrays`; the fingerprint is None.
 
   Raises:
@@ -67,7 +67,7 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
     raise UserError(f'subset: it is damaged: {first_line(e)}') from e
   if position_codes.number(quotients) * _LEAST_VALUE_BYTES > len(values):
     raise UserError('subset: it has not one value for each position')
-  sizes = [math.prod(tensor.shape) for tensor in tensors.values()]
+  sizes = [tensor.size for tensor in tensors.values()]
   starts = np.cumsum([0, *sizes])
   everywhere = position_codes.decode(quotients, remainders, int(starts[-1]))
   borders = np.searchsorted(everywhere, starts).tolist()
@@ -82,15 +82,5 @@ def from_arrays(arrays: Arrays) -> extraction.Subset:
   if byte != len(values):
     raise UserError('subset: it has not one value for each position')
   typed = {path: raw[path].view(tensors[path].dtype) for path in raw}
-  _check_finite(typed)
-  return extraction.Subset(tensors, positions, typed)
-
-
-def _check_finite(values: Mapping[str, np.ndarray]) -> None:
-  """Raises UserError if a value is not finite."""
-  # Checks all tensors of a dtype at once, because there are hundreds.
-  for dtype in {of_tensor.dtype for of_tensor in values.values()}:
-    of_dtype = [v for v in values.values() if v.dtype == dtype]
-    if not np.isfinite(np.concatenate(of_dtype)).all():
-      path = next(p for p, v in values.items() if not np.isfinite(v).all())
-      raise UserError(f'subset: a value of {path} is not finite')
+  definition.check_finite(typed)
+  return definition.Subset(tensors, positions, typed)

@@ -10,46 +10,43 @@ T5X's, in the unstacked form, even if the network has stacked layers.
 
 from collections.abc import Mapping
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dst_t5x.core import tree_paths
-from dst_t5x.core.errors import UserError, nearest
+from dst_t5x.core.errors import UserError
+from dst_t5x.subsets import definition
 from dst_t5x.subsets import fingerprint as fingerprint_lib
-from dst_t5x.subsets import table
+from dst_t5x.subsets.definition import Subset
+from dst_t5x.subsets.definition import TensorType
+from dst_t5x.subsets.definition import check_entries
+from dst_t5x.subsets.definition import check_fingerprint
+from dst_t5x.subsets.definition import check_tensors
+from dst_t5x.subsets.dtypes import bits
+
+# With what a subset is, which needs no JAX.
+__all__ = [
+  'Difference',
+  'PyTree',
+  'Subset',
+  'apply',
+  'bits',
+  'check_entries',
+  'check_fingerprint',
+  'check_finite',
+  'check_same_seed',
+  'check_seed',
+  'check_tensors',
+  'diff',
+  'entries',
+  'extract',
+  'like',
+  'types_of',
+]
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Subset:
-  """Positions and values of the components that differ from a seed.
-
-  Attributes:
-    tensors: path -> shape and dtype, of all tensors of the seed.
-    positions: path -> int64 [k], ascending, into the flattened tensor; only
-      for tensors with a difference.
-    values: path -> [k], the tuned values in the tensor's dtype.
-    fingerprint: the seed's fingerprint; None if unknown.
-  """
-
-  tensors: Mapping[str, jax.ShapeDtypeStruct]
-  positions: Mapping[str, np.ndarray]
-  values: Mapping[str, np.ndarray]
-  fingerprint: str | None = None
-
-  @property
-  def size(self) -> int:
-    """The number of free components."""
-    return sum(len(p) for p in self.positions.values())
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-  """Returns the array's bits as unsigned integers of the same width."""
-  return array.view(np.dtype(f'uint{8 * array.dtype.itemsize}'))
 
 
 def extract(
@@ -78,45 +75,18 @@ def extract(
   return Subset(tensors, positions, values, fingerprint)
 
 
-def types_of(params: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+def types_of(params: PyTree) -> dict[str, TensorType]:
   """Returns unstacked path -> shape and dtype, for a tree of arrays.
 
   The leaves need a shape and a dtype only. Nothing is copied to the host.
   """
-  types: dict[str, jax.ShapeDtypeStruct] = {}
+  types: dict[str, TensorType] = {}
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
     path = tree_paths.path_of(key_path)
     stacked, paths = tree_paths.slice_paths(path, leaf.shape)
-    of_slice = jax.ShapeDtypeStruct(leaf.shape[int(stacked) :], leaf.dtype)
+    of_slice = TensorType(leaf.shape[int(stacked) :], leaf.dtype)
     types |= dict.fromkeys(paths, of_slice)
   return types
-
-
-def check_tensors(
-  found: table.Tensors, wanted: table.Tensors, what: str, whose: str
-) -> None:
-  """Raises UserError unless both have the same tensors; names the first one."""
-  if found == wanted:
-    return
-  if lacking := sorted(wanted.keys() - found.keys()):
-    raise UserError(
-      f'subset: {whose} has a tensor {lacking[0]}, {what} has none'
-      f'{nearest(lacking[0], found)}'
-    )
-  if extra := sorted(found.keys() - wanted.keys()):
-    raise UserError(
-      f'subset: {what} has a tensor {extra[0]}, {whose} has none'
-      f'{nearest(extra[0], wanted)}'
-    )
-  path = min(path for path in wanted if found[path] != wanted[path])
-  raise UserError(
-    f'subset: {path} is {_text(found[path])} in {what}, {_text(wanted[path])} '
-    f'in {whose}'
-  )
-
-
-def _text(tensor: jax.ShapeDtypeStruct) -> str:
-  return f'{np.dtype(tensor.dtype).name}{[*tensor.shape]}'
 
 
 def check_seed(
@@ -137,15 +107,6 @@ def check_seed(
   if subset.fingerprint is not None:
     found = fingerprint or fingerprint_lib.fingerprint(seed)
     check_fingerprint(subset, found)
-
-
-def check_fingerprint(subset: Subset, fingerprint: str) -> None:
-  """Raises UserError if a subset is known to belong to another seed."""
-  if subset.fingerprint not in (None, fingerprint):
-    raise UserError(
-      'subset: it belongs to the seed with fingerprint '
-      f'{str(subset.fingerprint)[:12]}…; this one has {fingerprint[:12]}…'
-    )
 
 
 def apply(
@@ -184,43 +145,9 @@ def apply(
   return jax.tree_util.tree_unflatten(tree, result)
 
 
-def check_entries(subset: Subset) -> None:
-  """Raises UserError unless positions and values fit their tensors."""
-  for path, positions in subset.positions.items():
-    values, tensor = subset.values.get(path), subset.tensors.get(path)
-    if tensor is None:
-      raise UserError(f'subset: it has no tensor {path}')
-    if values is None or values.shape != positions.shape:
-      raise UserError(f'subset: {path} has not one value for each position')
-    if values.dtype != tensor.dtype:
-      raise UserError(
-        f'subset: the values of {path} are {values.dtype}, the tensor is '
-        f'{np.dtype(tensor.dtype).name}'
-      )
-  paths = [path for path, found in subset.positions.items() if len(found)]
-  if not paths:
-    return
-  # Checks all tensors at once, because there are hundreds.
-  ends = np.cumsum([len(subset.positions[path]) for path in paths])
-  everywhere = np.concatenate([subset.positions[path] for path in paths])
-  first, last = everywhere[[0, *ends[:-1]]], everywhere[ends - 1]
-  sizes = [math.prod(subset.tensors[path].shape) for path in paths]
-  for i in np.flatnonzero((first < 0) | (last >= sizes)):
-    raise UserError(
-      f'subset: a position of {paths[i]} is outside of the tensor, which has '
-      f'{sizes[i]} components'
-    )
-  falls = np.flatnonzero(everywhere[1:] <= everywhere[:-1])
-  for fall in np.setdiff1d(falls, ends[:-1] - 1, assume_unique=True):
-    path = paths[np.searchsorted(ends, fall, side='right')]
-    raise UserError(f'subset: the positions of {path} are not ascending')
-
-
 def check_finite(subset: Subset) -> None:
   """Raises UserError if a value of a subset is not finite."""
-  for path, values in subset.values.items():
-    if not np.isfinite(values).all():
-      raise UserError(f'subset: a value of {path} is not finite')
+  definition.check_finite(subset.values)
 
 
 class Difference(NamedTuple):

@@ -13,15 +13,15 @@ import os
 import re
 from typing import Any
 
-from etils import epath
 import numpy as np
 import safetensors
 
+from dst_t5x.core import hub
 from dst_t5x.core import json_text
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, first_line
 from dst_t5x.subsets import content
-from dst_t5x.subsets import extraction
+from dst_t5x.subsets import definition
 
 FORMAT = 'dst_t5x.subset/1'
 _CHECKSUM = 'sha256'
@@ -34,13 +34,13 @@ _FINGERPRINT = re.compile('[0-9a-f]{64}')
 Arrays = Mapping[str, np.ndarray]
 
 
-def to_bytes(subset: extraction.Subset, about: Mapping[str, Any]) -> bytes:
+def to_bytes(subset: definition.Subset, about: Mapping[str, Any]) -> bytes:
   """Returns the content of a subset file; see `save`."""
   return pack(content.to_arrays(subset), with_fingerprint(subset, about))
 
 
 def with_fingerprint(
-  subset: extraction.Subset, about: Mapping[str, Any]
+  subset: definition.Subset, about: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns `about` with the seed's fingerprint.
 
@@ -126,7 +126,7 @@ def _plain(value: Any) -> Any:
   return str(value)
 
 
-def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
+def from_bytes(blob: bytes) -> tuple[definition.Subset, dict[str, Any]]:
   """Inverse of `to_bytes`.
 
   Args:
@@ -141,7 +141,7 @@ def from_bytes(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
   return subset, about
 
 
-def _unpack(blob: bytes) -> tuple[extraction.Subset, dict[str, Any]]:
+def _unpack(blob: bytes) -> tuple[definition.Subset, dict[str, Any]]:
   """Inverse of `pack`."""
   about = _read_about(blob)
   checksum = hashlib.sha256(memoryview(blob)[:-CHECKSUM_BYTES]).digest()
@@ -171,7 +171,7 @@ def _fingerprint(about: Mapping[str, Any]) -> str | None:
   return said if is_one else None
 
 
-def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
+def to_arrays(subset: definition.Subset) -> dict[str, np.ndarray]:
   """Returns the subset file as one array, for checkpoints.
 
   It is one array because Orbax cannot store empty arrays. The checkpoint itself
@@ -189,7 +189,7 @@ def to_arrays(subset: extraction.Subset) -> dict[str, np.ndarray]:
   return {'subset': np.frombuffer(blob, np.uint8)}
 
 
-def from_arrays(arrays: Arrays) -> extraction.Subset:
+def from_arrays(arrays: Arrays) -> definition.Subset:
   """Inverse of `to_arrays`.
 
   Raises:
@@ -237,7 +237,7 @@ def _read_about(start: bytes) -> dict[str, Any]:
 
 def save(
   path: str | os.PathLike[str],
-  subset: extraction.Subset,
+  subset: definition.Subset,
   about: Mapping[str, Any],
 ) -> int:
   """Writes a subset file atomically; returns its size in bytes.
@@ -261,8 +261,12 @@ def save(
 
 def load(
   path: str | os.PathLike[str],
-) -> tuple[extraction.Subset, dict[str, Any]]:
+) -> tuple[definition.Subset, dict[str, Any]]:
   """Reads a subset file.
+
+  Args:
+    path: the file, on this disk, in an object store, or on the Hugging Face
+      Hub: `hf://organisation/name[@revision][/file.dst]`, see `hub.local`.
 
   Returns:
     The subset, and the metadata that `save` was given.
@@ -271,8 +275,9 @@ def load(
     UserError: there is no such file, or it is no complete, undamaged subset
       file of this version.
   """
+  file = hub.local(path) if hub.is_path(path) else path
   try:
-    with epath.Path(path).open('rb') as f:
+    with whole_files.open_to_read(file) as f:
       start = f.read(_LENGTH_BYTES)
       start += f.read(_header_bytes(start))
       # Refuses another file, such as a whole model, before reading all of it.

@@ -1,12 +1,11 @@
 """The identity of a model: a hash of all its parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 import hashlib
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from dst_t5x.core import tree_paths
@@ -20,6 +19,8 @@ def tensors(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
   Args:
     params: tree of NumPy or fully addressable JAX arrays, stacked or not.
   """
+  import jax  # PyTorch's reader has tensors of its own.
+
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
     path, array = tree_paths.path_of(key_path), np.asarray(leaf)
     stacked, paths = tree_paths.slice_paths(path, array.shape)
@@ -50,15 +51,23 @@ def fingerprint(params: PyTree) -> str:
   """
   in_order = sorted(tensors(params), key=lambda tensor: tensor[0])
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    lines = pool.map(lambda tensor: _line(*tensor), in_order)
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()
+    return of_lines(pool.map(lambda tensor: _line(*tensor), in_order))
+
+
+def of_lines(lines: Iterable[str]) -> str:
+  """Returns the fingerprint whose text has these lines, in their order."""
+  return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def line(path: str, dtype: str, shape: tuple[int, ...], digest: str) -> str:
+  """Returns the line of a tensor; see `fingerprint`."""
+  return f'{path} {dtype} {",".join(map(str, shape))} {digest}\n'
 
 
 def _line(path: str, array: np.ndarray) -> str:
-  """Returns the line of one tensor."""
+  """Returns the line of an array."""
   little_endian = array.astype(array.dtype.newbyteorder('<'), copy=False)
   # bfloat16 arrays have no buffer, so they are viewed as bytes.
   content = np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8)
-  shape = ','.join(map(str, array.shape))
   digest = hashlib.sha256(content.data).hexdigest()
-  return f'{path} {array.dtype.newbyteorder("=").name} {shape} {digest}\n'
+  return line(path, array.dtype.newbyteorder('=').name, array.shape, digest)

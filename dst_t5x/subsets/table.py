@@ -9,31 +9,24 @@ Layers with the same shapes and dtypes share a line in their stacked form:
     layers/mlp/wo/kernel float32 8,1024,512
 """
 
-from collections.abc import Mapping
 import math
 import re
 
-import jax
-import ml_dtypes
 import numpy as np
 
 from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
 from dst_t5x.subsets import position_codes
+from dst_t5x.subsets.definition import Tensors
+from dst_t5x.subsets.definition import TensorType
+from dst_t5x.subsets.dtypes import DTYPES
+from dst_t5x.subsets.dtypes import name as name_of
 
-DTYPES = {
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-  'float16': np.dtype('<f2'),
-  'float32': np.dtype('<f4'),
-  'float64': np.dtype('<f8'),
-}
 MOST_TENSORS = 100_000
 _SIZE = r'(?:0|[1-9][0-9]{0,14})'
 _LINE = re.compile(
   rf'(.+) ({"|".join(DTYPES)}) ((?:{_SIZE}(?:,{_SIZE}){{0,31}})?)'
 )
-
-Tensors = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def to_text(tensors: Tensors) -> str:
@@ -78,29 +71,29 @@ def _alike(tensors: Tensors) -> dict[str, list[str]]:
   return alike
 
 
-def _type(tensor: jax.ShapeDtypeStruct) -> tuple[np.dtype, tuple[int, ...]]:
+def _type(tensor: TensorType) -> tuple[np.dtype, tuple[int, ...]]:
   return tensor.dtype, tensor.shape
 
 
 def _line(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> str:
-  line = f'{path} {dtype.name} {",".join(map(str, shape))}'
-  if dtype.name not in DTYPES:
+  line = f'{path} {name_of(dtype)} {",".join(map(str, shape))}'
+  if name_of(dtype) not in DTYPES:
     raise UserError(
-      f'subset: {path} is {dtype.name}; a file holds {", ".join(DTYPES)}'
+      f'subset: {path} is {name_of(dtype)}; a file holds {", ".join(DTYPES)}'
     )
   if not (path and path.isprintable() and _LINE.fullmatch(line)):
     raise UserError(f'subset: a file cannot hold a tensor called {path!r}')
   return f'{line}\n'
 
 
-def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
+def from_text(text: str) -> dict[str, TensorType]:
   """Inverse of `to_text`; the paths are in ascending order.
 
   Raises:
     UserError: a line is invalid, a path appears twice, or there are too many
       tensors or components.
   """
-  tensors: dict[str, jax.ShapeDtypeStruct] = {}
+  tensors: dict[str, TensorType] = {}
   found = components = 0
   for line in text.split('\n')[:-1]:
     match = _LINE.fullmatch(line)
@@ -113,7 +106,7 @@ def from_text(text: str) -> dict[str, jax.ShapeDtypeStruct]:
     if found > MOST_TENSORS or components > position_codes.MOST:
       raise UserError('subset: its table claims too many tensors or components')
     stacked, paths = tree_paths.slice_paths(path, shape)
-    tensor = jax.ShapeDtypeStruct(shape[int(stacked) :], dtype)
+    tensor = TensorType(shape[int(stacked) :], dtype)
     tensors |= dict.fromkeys(paths, tensor)
   if len(tensors) != found or (text and not text.endswith('\n')):
     raise UserError('subset: its table is damaged')

@@ -7,6 +7,7 @@ and the step are zero. Resuming a run uses T5X's own checkpointer.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import re
 from typing import Any
 
@@ -120,7 +121,7 @@ class SeedCheckpointer(checkpoints.Checkpointer):
         f'{found.path} has the adapter {found.adapter}, the network '
         f'{adapter}: give the gin file of its method, with the same settings'
       )
-    params = self._like_network(found, self._train_state.params)
+    params = self._like_network(self._checked(found, self._train_state.params))
     placed = self._place(params, self._axes().params)
     return self._train_state.restore_state(
       {'target': placed, 'state': {'step': np.int32(found.step)}}
@@ -137,12 +138,13 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     base = self._train_state.params
     if adapter := self._network.adapter.added:
       _, base = parts.split(base, [adapter])
-    params = self._like_network(seed, base)
+    params = self._checked(seed, base)
     if adapter:
       added = parameters.initialize_added(
-        self._network, seed.params, self._random_seed, self._encode
+        self._network, params, self._random_seed, self._encode
       )
       params = parts.join(params, added)
+    params = self._like_network(params)
     axes = self._axes()
     begin = self._partitioner.partition(
       definition.begin,
@@ -160,15 +162,24 @@ class SeedCheckpointer(checkpoints.Checkpointer):
     features = seqio.get_mixture_or_task(self._task).output_features
     return features['targets'].vocabulary.encode(text)
 
-  def _like_network(self, seed: seeds.Seed, expected: PyTree) -> PyTree:
-    """Checks a checkpoint; returns it with the network's structure."""
-    expected = jax.eval_shape(
-      stacking.unstack_layers, flax.core.unfreeze(expected)
+  def _checked(self, seed: seeds.Seed, expected: PyTree) -> PyTree:
+    """Checks a checkpoint; returns it with the adapter's fixed tensors."""
+    expected = parameters.without_fixed(
+      self._network, flax.core.unfreeze(expected)
     )
+    # T5X's own checkpoints have the fixed tensors.
+    params = parameters.without_fixed(self._network, seed.params)
+    seed = dataclasses.replace(seed, params=params)
+    expected = jax.eval_shape(stacking.unstack_layers, expected)
     matching.check(seed, self._network, expected)
+    shapes = flax.core.unfreeze(self._train_state.params)
+    return parameters.with_fixed(self._network, shapes, params)
+
+  def _like_network(self, params: PyTree) -> PyTree:
+    """Returns parameters with the network's structure."""
     if self._network.scan_layers:
-      return stacking.stack_layers(seed.params)
-    return seed.params
+      return stacking.stack_layers(params)
+    return params
 
   def _place(self, params: PyTree, axes: PyTree) -> PyTree:
     """Returns host arrays on the devices, with the shardings of `axes`."""

@@ -17,6 +17,7 @@ from t5x import adafactor
 from t5x import optimizers
 
 from dst_t5x.core import parts
+from dst_t5x.core.errors import UserError
 from dst_t5x.engine import finiteness
 from dst_t5x.engine import trained as trained_lib
 from dst_t5x.method import api as methods
@@ -81,6 +82,11 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     Raises:
       UserError: the arguments contradict each other.
     """
+    if not projection.acts_after_step or len(projection.phase_starts) > 1:
+      raise UserError(
+        f'{projection.settings()["method"]}: T5X runs only methods that act '
+        "after the optimizer's step; use python -m dst_t5x.train"
+      )
     self.inner = inner
     self.projection = projection
     self._trained = trained_lib.expressions(network, projection, trained)
@@ -184,10 +190,12 @@ class SubsetOptimizer(optimizers.OptimizerDef):
     theta_0 = self.projection.seed(
       thaw(before), thaw(state.seed), state.projection
     )
-    params, projection = self.projection.apply(
-      thaw(new_params), theta_0, state.projection
+    settled = self.projection.settle(
+      methods.Tuning(thaw(new_params), (), state.projection),
+      theta_0,
+      state.step,
     )
-    return flax.core.freeze(params), projection
+    return flax.core.freeze(settled.params), settled.state
 
   def derive_logical_axes(
     self, optimizer: optimizers.Optimizer, param_logical_axes: PyTree

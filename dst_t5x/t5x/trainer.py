@@ -8,6 +8,7 @@ from t5x import train_state as train_state_lib
 from t5x import trainer
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.method import api as methods
 from dst_t5x.method import reports
 from dst_t5x.method import silos
 from dst_t5x.runs import monitor
@@ -51,7 +52,6 @@ class SubsetTrainer(trainer.Trainer):
     super().__init__(train_state=train_state, **options)
     if projection.constrains:
       self._monitor = monitor.SubsetMonitor(
-        projection,
         *self._watched(train_state),
         optimizer.state.refused_in_row.sharding,
       )
@@ -79,11 +79,12 @@ class SubsetTrainer(trainer.Trainer):
 
   def _watched(
     self, train_state: train_state_lib.FlaxOptimTrainState
-  ) -> tuple[PyTree, PyTree, PyTree]:
-    """Returns the trained parameters, the projection's state, and the seed."""
+  ) -> tuple[methods.Projection, PyTree, PyTree, PyTree]:
+    """Returns the method, the trained parameters, its state, and the seed."""
     optimizer = train_state._optimizer
     trained, _ = optimizer.optimizer_def.split(optimizer.target)
     return (
+      optimizer.optimizer_def.projection,
       flax.core.unfreeze(trained),
       optimizer.state.projection,
       flax.core.unfreeze(optimizer.state.seed),

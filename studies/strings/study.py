@@ -152,7 +152,7 @@ def main() -> None:
   study = results.load()
   for sweep in dict.fromkeys(run['sweep'] for run in study.runs):
     _write(_SWEEPS / f'{sweep}.yaml', heads.head(study, sweep))
-  for method in dict.fromkeys(setting.method for setting in study.settings):
+  for method in sorted({setting.method for setting in study.cells}):
     path = _METHODS / f'{method}.gin'
     if path.exists():  # Zero-shot has none.
       _write(path, heads.method_head(study, method))

@@ -33,7 +33,7 @@ def head(study: Study, sweep: str) -> list[str]:
 def method_head(study: Study, method: str) -> list[str]:
   """Returns comments: what was measured with a method's file."""
   cells = [s for s in tables.chosen(study) if s.method == method] or [
-    s for s in study.settings if s.method == method
+    s for s in sorted(study.cells) if s.method == method
   ]
   runs = [run for cell in cells for run in study.runs_of(cell)]
   sweeps = dict.fromkeys(run['sweep'] for run in runs)

@@ -1,14 +1,11 @@
 """The raw results of the ablation study, by cell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import json
-import math
 import pathlib
 
-import numpy as np
-from scipy import stats
-
+from dst_t5x.analysis import raw_results
 from dst_t5x.analysis import setups
 
 HERE = pathlib.Path(__file__).parent
@@ -18,7 +15,7 @@ EXACT = f'{_TASK}/exact_match'
 LOSS = 'eval/loss'
 METRICS = SCORE, EXACT, LOSS
 BUDGETS = SMALL, LARGE = '1e-3', '1e-2'
-MISSING = 'missing'
+MISSING = raw_results.MISSING
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -33,8 +30,10 @@ class Setting:
   over: str = ''
 
 
-def setting_of(settings: Mapping[str, str]) -> Setting:
-  """Returns what a run's settings say."""
+def setting_of(settings: Mapping[str, str]) -> Setting | None:
+  """Returns what a run's settings say; None for another task."""
+  if settings['task'] != _TASK:
+    return None
   method = settings['method']
   if method in ('lora', 'prompt'):
     budget = settings['LORA_RANK' if method == 'lora' else 'PROMPT_LENGTH']
@@ -53,80 +52,7 @@ def setting_of(settings: Mapping[str, str]) -> Setting:
   )
 
 
-class Study:
-  """All runs, by cell."""
-
-  def __init__(self, lines: Sequence[str]) -> None:
-    """Reads the lines of `runs.jsonl`."""
-    self.runs = [json.loads(line) for line in lines]
-    self._tried: dict[Setting, dict[float, float]] = {}
-    self._final: dict[Setting, dict[int, dict]] = {}
-    for run in self.runs:
-      settings = run['settings']
-      if run['state'] != 'finished' or settings['task'] != _TASK:
-        continue
-      setting, rate = setting_of(settings), float(settings['LEARNING_RATE'])
-      if settings.get('EVAL_SPLIT') == 'test':
-        of_seeds = self._final.setdefault(setting, {})
-        of_seeds[int(settings['RANDOM_SEED'])] = run
-      else:
-        self._tried.setdefault(setting, {})[rate] = run['scores'][SCORE]
-
-  @property
-  def settings(self) -> list[Setting]:
-    """All that was tried."""
-    return sorted(self._tried.keys() | self._final.keys())
-
-  def values(self, setting: Setting, metric: str = SCORE) -> np.ndarray:
-    """Returns the test scores of a cell, float64 [random seeds]."""
-    runs = self._final.get(setting, {})
-    return np.array([runs[seed]['scores'][metric] for seed in sorted(runs)])
-
-  def seeds(self, setting: Setting) -> set[int]:
-    """Returns the random seeds of a cell."""
-    return set(self._final.get(setting, {}))
-
-  def runs_of(self, setting: Setting) -> list[dict]:
-    """Returns a cell's runs on the test set."""
-    return list(self._final.get(setting, {}).values())
-
-  def tried(self, setting: Setting) -> dict[float, float]:
-    """Returns learning rate -> score on the development set."""
-    return dict(sorted(self._tried.get(setting, {}).items()))
-
-  def best_rate(self, setting: Setting) -> float:
-    """Returns the learning rate that was chosen."""
-    tried = self.tried(setting)
-    return max(tried, key=tried.__getitem__)
-
-  def mean(self, setting: Setting, metric: str = SCORE) -> str:
-    """Returns `71.2 ± 0.3 (4)`, mean, standard deviation, number of runs."""
-    values = self.values(setting, metric)
-    if not len(values):
-      return MISSING
-    digits = 3 if metric == LOSS else 1
-    spread = (
-      f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else ''
-    )
-    return f'{np.mean(values):.{digits}f}{spread} ({len(values)})'
-
-  def difference(self, a: Setting, b: Setting, metric: str = SCORE) -> str:
-    """Returns a − b with its 95 % interval, paired by the random seed."""
-    common = sorted(self.seeds(a) & self.seeds(b))
-    if len(common) < 2:
-      return MISSING
-    off = np.array(
-      [
-        self._final[a][s]['scores'][metric]
-        - self._final[b][s]['scores'][metric]
-        for s in common
-      ]
-    )
-    error = np.std(off, ddof=1) / math.sqrt(len(off))
-    half = stats.t.ppf(0.975, len(off) - 1) * error
-    digits = 3 if metric == LOSS else 1
-    low, high = np.mean(off) - half, np.mean(off) + half
-    return f'{np.mean(off):+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]'
+Study = raw_results.Results[Setting]
 
 
 def dst(
@@ -156,7 +82,8 @@ def normalized(budget: str, by: str, over: str) -> Setting:
 
 def load() -> Study:
   """Returns the study of the committed raw results."""
-  study = Study((HERE / 'runs.jsonl').read_text().splitlines())
+  lines = (HERE / 'runs.jsonl').read_text().splitlines()
+  study = Study(lines, setting_of, SCORE)
   operations = {}
   for line in (HERE / 'operations.jsonl').read_text().splitlines():
     row = json.loads(line)

@@ -1,6 +1,5 @@
 """The tables of the ablation study, in Markdown."""
 
-from collections.abc import Sequence
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from study_results import Study
 
 from dst_t5x.analysis import paper_tables
 from dst_t5x.analysis import setups
+from dst_t5x.analysis.raw_results import table
 
 SILOS = paper_tables.SILOS
 DISTANCES = {
@@ -34,18 +34,12 @@ _OPERATIONS = {
 _AT_BUDGETS = tuple(f'ε = {budget}' for budget in BUDGETS)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a table in Markdown."""
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
 def chosen(study: Study) -> list[Setting]:
   """Returns the cells of Fig. 1: each method as the paper has it."""
   subsets = (results.dst, results.random)
   cells = [
     s
-    for s in study.settings
+    for s in sorted(study.cells)
     if s in [of_budget(s.budget) for of_budget in subsets]
     or s.method in set(_ORDER) - {'dst', 'random'}
   ]
@@ -138,15 +132,8 @@ def rates(study: Study) -> str:
   """Fig. 9 in numbers."""
   rows = []
   for setting in chosen(study):
-    tried = study.tried(setting)
-    if len(tried) < 2:
-      continue
-    best = study.best_rate(setting)
-    edge = ' (edge)' if best in (min(tried), max(tried)) else ''
-    scores = ', '.join(
-      f'{rate:g}: {score:.1f}' for rate, score in tried.items()
-    )
-    rows.append((_name(setting), f'{best:g}{edge}', scores))
+    if len(study.tried(setting)) > 1:
+      rows.append((_name(setting), *study.rates(setting)))
   header = ('', 'best rate', 'all: characters, development set')
   return table(header, rows)
 

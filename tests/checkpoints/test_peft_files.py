@@ -13,9 +13,13 @@ import pytest
 import refusals
 from safetensors import numpy as safetensors_numpy
 
+from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import dora
 from dst_t5x.adapters import ia3
 from dst_t5x.adapters import lora
+from dst_t5x.adapters import pissa
 from dst_t5x.adapters import prompts
+from dst_t5x.adapters import vera
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import peft_targets
@@ -27,12 +31,21 @@ from dst_t5x.core import stacking
 from dst_t5x.models import families
 from dst_t5x.subsets import fingerprint
 
+# PEFT says so of every VeRA without its random matrices, such as ours.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:Specified to not (save|load) vera_A and vera_B'
+)
 ALL_FOUR = '.*attention/(key|out|query|value)'
 ENCODER = r'encoder/layers(_\d+)?/attention/(query|value)'
 ADAPTERS = {
   'query_value': lora.LoRA(rank=3, alpha=6.0, dropout_rate=0.1),
   'all_four': lora.LoRA(rank=2, targets=ALL_FOUR),
   'encoder': lora.LoRA(rank=1, alpha=0.5, targets=ENCODER),
+  'rslora': lora.LoRA(rank=3, alpha=6.0, rank_stabilized=True),
+  'dora': dora.DoRA(rank=3, alpha=6.0),
+  'pissa': pissa.PiSSA(rank=2, alpha=3.0, targets='.*attention/(key|value)'),
+  'rank_stabilized_pissa': pissa.PiSSA(rank=2, rank_stabilized=True),
+  'vera': vera.VeRA(rank=5, targets='.*/(query|out|wi_0|wo)', projection_key=3),
   'some': lora.LoRA(rank=2, targets='.*layers_1/(attention/out|mlp/.*)'),
   'ia3': ia3.IA3(),
   'prompt': prompts.Prompt(length=4),
@@ -76,7 +89,9 @@ def _save(folder, base, adapter, **options):
   random = networks.random_params(networks.tiny(adapter=adapter), seed=1)
   params = hf_checkpoint.load(base).params
   added, _ = parts.split(random, [adapter.added])
-  flat = parts.flatten(added)
+  flat, base_flat = parts.flatten(added), parts.flatten(params)
+  modules = adapters.modules_of(flat, adapter.added)
+  flat |= adapter.fixed_tensors(modules, base_flat)
   peft_files.save(
     folder, adapter, flat, params, _reference(base), 12, **options
   )
@@ -86,6 +101,8 @@ def _save(folder, base, adapter, **options):
 def _our_logits(adapter, params, **changes):
   """Returns logits [rows, length, vocabulary] of our network."""
   model = networks.tiny(adapter=adapter, **changes)
+  if not model.scan_layers:
+    params = networks.with_fixed(model, params)
   prefix = np.array(adapter.prefix(model.vocab_size), np.int32)
   tokens = BATCH['encoder_input_tokens']
   prefixes = np.tile(prefix, (len(tokens), 1))
@@ -141,6 +158,11 @@ def _config(folder):
         'encoder.block.1.layer.1.DenseReluDense.wo',
       ],
     ),
+    ('rslora', ['q', 'v']),
+    ('dora', ['q', 'v']),
+    ('pissa', ['k', 'v']),
+    ('rank_stabilized_pissa', ['q', 'v']),
+    ('vera', ['o', 'q', 'wi_0', 'wo']),
     ('ia3', ['k', 'v', 'wo']),
     ('prompt', None),
   ],
@@ -157,7 +179,7 @@ def test_peft_computes_the_same_of_ours(
   _assert_same(ours, _their_logits(model.eval()), without)
 
 
-@pytest.mark.parametrize('name', ADAPTERS)
+@pytest.mark.parametrize('name', [x for x in ADAPTERS if 'pissa' not in x])
 def test_round_trip_keeps_every_bit(name, base, tmp_path):
   adapter = ADAPTERS[name]
   params = _save(tmp_path / 'adapter', base, adapter)
@@ -165,8 +187,20 @@ def test_round_trip_keeps_every_bit(name, base, tmp_path):
   assert (seed.format, seed.step) == ('peft', 12)
   assert fingerprint.fingerprint(params) == seed.fingerprint
   assert networks.flat(seed.params).keys() == networks.flat(params).keys()
-  if name not in ('encoder', 'some'):  # Spelt otherwise.
+  if name not in ('encoder', 'some', 'vera'):  # Spelt otherwise.
     assert seed.adapter == adapter
+
+
+@pytest.mark.parametrize('name', ['pissa', 'rank_stabilized_pissa'])
+def test_pissa_comes_back_as_a_lora_of_twice_the_rank(name, base, tmp_path):
+  adapter = ADAPTERS[name]
+  params = _save(tmp_path / 'adapter', base, adapter)
+  seed = seeds.load_seed(tmp_path / 'adapter')
+  assert type(seed.adapter) is lora.LoRA
+  assert seed.adapter.rank == 2 * adapter.rank
+  assert np.isclose(seed.adapter.scale, adapter.scale)
+  ours = _our_logits(seed.adapter, seed.params)
+  np.testing.assert_allclose(ours, _our_logits(adapter, params), atol=1e-4)
 
 
 PEFTS = {
@@ -190,6 +224,27 @@ PEFTS = {
     {'r': 2, 'target_modules': ['o'], 'layers_to_transform': [1]},
     'decoder/layers_1/encoder_decoder_attention/out|'
     'decoder/layers_1/self_attention/out|encoder/layers_1/attention/out',
+  ),
+  'rslora': (
+    'LoraConfig',
+    {'r': 3, 'lora_alpha': 6, 'use_rslora': True},
+    '.*attention/(query|value)',
+  ),
+  'dora': (
+    'LoraConfig',
+    {'r': 3, 'lora_alpha': 6, 'use_dora': True, 'use_rslora': True},
+    '.*attention/(query|value)',
+  ),
+  'vera': ('VeraConfig', {'r': 5}, '.*attention/(query|value)'),
+  'vera_of_all_sizes': (
+    'VeraConfig',
+    {
+      'r': 20,
+      'save_projection': False,
+      'projection_prng_key': 2**32 - 1,
+      'target_modules': ['q', 'wi_0', 'k', 'wo'],
+    },
+    '.*/(key|query|wi_0|wo)',
   ),
   'ia3': ('IA3Config', {}, None),
   'prompt': ('PromptTuningConfig', {'num_virtual_tokens': 4}, None),
@@ -225,12 +280,14 @@ def test_we_compute_the_same_of_theirs(name, torch_model, peft, tmp_path):
     _assert_same(ours, theirs, without)
 
 
-@pytest.mark.parametrize('name', ['encoder', 'ia3'])
+@pytest.mark.parametrize('name', ['encoder', 'ia3', 'dora', 'vera'])
 def test_stacked_networks_take_theirs(name, torch_model, peft, tmp_path):
   without = _their_logits(torch_model)
   theirs = _peft_folder(name, torch_model, peft, tmp_path / 'adapter')
   seed = seeds.load_seed(tmp_path / 'adapter')
-  params = stacking.stack_layers(seed.params)
+  unstacked = networks.tiny(adapter=seed.adapter)
+  params = networks.with_fixed(unstacked, seed.params)
+  params = stacking.stack_layers(params)
   ours = _our_logits(seed.adapter, params, scan_layers=True)
   _assert_same(ours, theirs, without)
 
@@ -243,8 +300,6 @@ def _change(folder, **changes):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'use_rslora': True},
-    {'use_dora': True},
     {'rank_pattern': {'q': 4}},
     {'alpha_pattern': {'q': 4}},
     {'bias': 'lora_only'},
@@ -279,6 +334,10 @@ def test_options_that_we_lack_are_refused(changes, base, tmp_path):
     ({'lora_alpha': float('inf')}, 'Infinity is no number in JSON'),
     ({'lora_alpha': 10**400}, 'lora_alpha must be a finite number'),
     ({'lora_dropout': 1}, r'LORA_DROPOUT_RATE must be in \[0, 1\)'),
+    ({'use_dora': True}, 'lacks tensor .*q.lora_magnitude_vector.*16 missing'),
+    ({'use_dora': 'yes'}, "use_dora must be true or false, it is 'yes'"),
+    ({'use_rslora': 1}, 'use_rslora must be true or false, it is 1'),
+    ({'peft_type': 'VERA'}, r'no place in its base by .*lora_A'),
     ({'target_modules': ['x']}, "target_modules .'x'. fit no linear map"),
     ({'target_modules': '('}, r"target_modules must be a regular expr.*'\('"),
     ({'target_modules': ['q']}, r'no place in its base by .*\.v\.lora_A'),
@@ -375,6 +434,80 @@ def test_damage_is_named(damage, message, base, tmp_path):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'r': 4}, r'vera_A is \(5, 16\), its base and .* \(4, 16\)'),
+    ({'projection_prng_key': -1}, 'VERA_PROJECTION_KEY must be a whole number'),
+    ({'projection_prng_key': 4}, 'vera_A is not what PEFT draws'),
+    ({'d_initial': 'x'}, "d_initial must be a finite number, it is 'x'"),
+    ({'vera_dropout': 1}, r'LORA_DROPOUT_RATE must be in \[0, 1\)'),
+    ({'bias': 'vera_only'}, "bias = 'vera_only' is not known here"),
+  ],
+)
+def test_vera_of_what_makes_no_sense_is_refused(
+  changes, message, torch_model, peft, tmp_path
+):
+  _peft_folder('vera', torch_model, peft, tmp_path / 'adapter')
+  _change(
+    tmp_path / 'adapter', base_model_name_or_path=torch_model.name_or_path
+  )
+  _change(tmp_path / 'adapter', **changes)
+  with pytest.raises(errors.UserError, match=message) as caught:
+    seeds.load_seed(tmp_path / 'adapter')
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.filterwarnings('ignore:PiSSA changes the base weights')
+def test_peft_s_own_pissa_converted_is_a_lora(
+  torch_model, base, peft, tmp_path
+):
+  torch = pytest.importorskip('torch')
+  without = _their_logits(torch_model)
+  options = {'r': 2, 'lora_alpha': 3, 'target_modules': ['k', 'v']}
+  config = peft.LoraConfig(
+    task_type='SEQ_2_SEQ_LM', init_lora_weights='pissa', **options
+  )
+  model = peft.get_peft_model(torch_model, config).eval()
+  # It starts where ours does.
+  ours = networks.tiny(adapter=ADAPTERS['pissa'])
+  fixed = parts.flatten(
+    networks.with_fixed(ours, hf_checkpoint.load(base).params)
+  )
+  weights = dict(model.named_parameters())
+  for layer in range(2):
+    module = f'encoder/layers_{layer}/attention/key'
+    theirs = [
+      weights[
+        f'base_model.model.encoder.block.{layer}.layer.0.SelfAttention.k'
+        f'.lora_{x}.default.weight'
+      ].detach()
+      for x in 'BA'
+    ]
+    product = fixed[f'{module}/pissa_a'] @ fixed[f'{module}/pissa_b']
+    expected = (theirs[0] @ theirs[1]).numpy().T
+    np.testing.assert_allclose(product, expected, atol=1e-6)
+    np.testing.assert_allclose(
+      np.abs(fixed[f'{module}/pissa_a']), np.abs(theirs[1].numpy().T), atol=1e-4
+    )
+  model.peft_config['default'].init_lora_weights = True
+  model.save_pretrained(tmp_path / 'initial')
+  model.peft_config['default'].init_lora_weights = 'pissa'
+  random = torch.Generator().manual_seed(0)
+  for parameter in model.parameters():
+    if parameter.requires_grad:
+      noise = torch.empty_like(parameter).normal_(0.0, 0.3, generator=random)
+      parameter.data.add_(noise)
+  theirs = _their_logits(model)
+  model.save_pretrained(
+    tmp_path / 'adapter',
+    path_initial_model_for_weight_conversion=str(tmp_path / 'initial'),
+  )
+  seed = seeds.load_seed(tmp_path / 'adapter', seed_path=str(base))
+  assert (type(seed.adapter), seed.adapter.rank) == (lora.LoRA, 4)
+  _assert_same(_our_logits(seed.adapter, seed.params), theirs, without)
+
+
 NAMES = st.sampled_from(
   [
     *('q', 'o', 'wo', 'wi_0', 'SelfAttention.k', 'lm_head', 'encoder', 'x'),
@@ -442,7 +575,8 @@ def saved(base, tmp_path_factory):
   [
     *('base_model_name_or_path', 'peft_type', 'target_modules', 'r'),
     *('exclude_modules', 'layers_to_transform', 'layers_pattern'),
-    *('lora_alpha', 'lora_dropout', 'bias', 'rank_pattern'),
+    *('lora_alpha', 'lora_dropout', 'bias', 'rank_pattern', 'use_rslora'),
+    'use_dora',
   ],
 )
 def test_wrong_types_are_one_line(key, saved, base, tmp_path):

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.adapters import dora
 from dst_t5x.adapters import ia3
 from dst_t5x.adapters import lora
+from dst_t5x.adapters import pissa
 from dst_t5x.adapters import prompts
+from dst_t5x.adapters import vera
 from dst_t5x.core import parts
 from dst_t5x.engine import optimizers
+from dst_t5x.engine import parameters
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import family
 from dst_t5x.method import projection
 from dst_t5x.models import adapted
+from dst_t5x.models import api
 from dst_t5x.models.t5 import network
 
 CONFIG = network.T5Config(
@@ -72,9 +78,14 @@ def rows(shared_data):
 
 def _states(trainer, params, constants, batches, steps):
   """Yields step, parameters and loss at intervals."""
-  state = jax.jit(trainer.init)(params)
-  step = jax.jit(trainer.train_step, donate_argnums=0)
+  state = jax.jit(trainer.at(0).init)(params)
   for i in range(steps):
+    if i in trainer.projection.phase_starts:
+      phase = trainer.at(i)
+      keeps = phase.projection.keep_seed
+      constants = constants._replace(seed=params if keeps else ())
+      state = jax.jit(phase.enter)(state, params) if i else state
+      step = jax.jit(phase.train_step, donate_argnums=0)
     state, metrics = step(
       state, constants, batches[i % len(batches)], jax.random.key(0),
       jnp.asarray(False),
@@ -123,6 +134,30 @@ _RANDOM = projection.SubsetProjection(1e-2, distance='random')
 _HEAD = ['decoder/logits_dense/kernel']
 
 
+# Method -> learning rate, and settings for a short run.
+_FAMILY = {
+  'shira_random': (0.1, {}),
+  'shira_magnitude': (0.1, {}),
+  'super_tuning': (0.1, {'end': 'smallest'}),
+  'pafi': (0.1, {}),
+  'shira_snip': (0.1, {}),
+  'fish': (0.1, {}),
+  'child_tuning': (0.1, {}),
+  'lt_sft': (0.1, {'first_steps': 40, 'first_rate': 0.03}),
+  'spiel': (0.1, {}),
+  'id3': (0.1, {'grow_steps': 100}),
+  'gasdu': (0.1, {}),
+  'nano_adam': (0.1, {}),
+  'lift': (0.1, {'rank': 8}),
+}
+
+
+def _sparse(name):
+  rate, settings = _FAMILY[name]
+  method = family.make(name, 1e-2, steps=400, **settings)
+  return _slow(adapters.NONE, (rate, method), 400, id=name)
+
+
 def _slow(*arguments, id):
   return pytest.param(*arguments, marks=pytest.mark.slow, id=id)
 
@@ -134,6 +169,12 @@ def _slow(*arguments, id):
       adapters.NONE, (0.1, projection.SubsetProjection(1e-2)), 400, id='dst'
     ),
     pytest.param(lora.LoRA(), (0.3, _ALL), 400, id='lora'),
+    pytest.param(
+      lora.LoRA(rank_stabilized=True), (0.1, _ALL), 400, id='rslora'
+    ),
+    pytest.param(dora.DoRA(), (0.1, _ALL), 400, id='dora'),
+    pytest.param(pissa.PiSSA(), (0.1, _ALL), 400, id='pissa'),
+    pytest.param(vera.VeRA(), (0.1, _ALL), 400, id='vera'),
     pytest.param(ia3.IA3(), (0.1, _ALL), 400, id='ia3'),
     pytest.param(adapters.NONE, (0.1, _ALL, ['.*norm/scale']), 400, id='norms'),
     _slow(adapters.NONE, (0.01, _ALL), 400, id='full'),
@@ -141,22 +182,19 @@ def _slow(*arguments, id):
     _slow(adapters.NONE, (0.3, _RANDOM), 400, id='random'),
     _slow(prompts.Prompt(length=100), (0.3, _ALL), 1000, id='prompt'),
     _slow(adapters.NONE, (0.05, _ALL, _HEAD, 3000), 3000, id='head_only'),
+    *map(_sparse, _FAMILY),
   ],
 )
 def test_32_rows_are_learnt(rows, seed, adapter, options, steps):
   model = adapted.with_adapter(network.Transformer(CONFIG), adapter)
   params = seed
   if adapter.added:
-    fresh = jax.jit(model.initialize)(jax.random.key(1))['params']
-    old, new = parts.flatten(seed), parts.flatten(fresh)
-    added = {path: new[path] for path in new if path not in old}
-    added = adapter.initialize(added, old, np.random.default_rng(0), list)
-    params = parts.unflatten(old | added)
+    params = parameters.with_fixed(model, api.shapes(model), seed)
+    added = parameters.initialize_added(model, params, 1, list)
+    params = parts.join(params, added)
   trainer = _trainer(model, *options)
   mine, frozen = trainer.split(params)
-  constants = trainer_lib.Constants(
-    mine if trainer.projection.constrains else (), frozen or ()
-  )
+  constants = trainer_lib.Constants(frozen=frozen or ())
   batch = _batch(rows[:32], adapter.prefix(model.vocab_size))
   assert not _is_learnt(model, params, batch, 0.0)
   assert any(

@@ -25,7 +25,9 @@ _SCORE = 'gsm8k/strict_match'
 
 def _finish(folder, score):
   folder.mkdir(parents=True)
-  report = {'step': 10, 'results': {'step': 10, 'eval/loss': 1, _SCORE: score}}
+  results = {'step': 10, 'eval/loss': 1, _SCORE: score}
+  results['held_out/forgetting'] = score / 100
+  report = {'step': 10, 'results': results}
   (folder / 'report.json').write_text(json.dumps(report))
 
 
@@ -77,6 +79,13 @@ def test_the_best_of_each_cell_with_new_random_seeds(tmp_path, capsys):
     is_dst = run.settings['method'] == 'dst'
     assert run.settings.get('SILOS') == ("'none'" if is_dst else None)
   assert {run.settings['RANDOM_SEED'] for run in runs} == {'1', '2', '3'}
+
+
+def test_what_forgets_least_is_best(tmp_path, capsys):
+  path, output = _search(tmp_path)
+  by = '--by=held_out/forgetting'
+  assert _choose(path, f'--output={output}', '--only=*1e-2*', by) == 0
+  assert 'LEARNING_RATE: [1.0]' in capsys.readouterr().out
 
 
 def test_what_failed_is_not_chosen(tmp_path, capsys):

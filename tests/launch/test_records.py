@@ -9,6 +9,12 @@ from dst_t5x.launch import grid
 from dst_t5x.launch import records
 from dst_t5x.launch import states
 
+_SCORES = {
+  'gsm8k/strict_match': 12.5,
+  'held_out/loss': 2.5,
+  'held_out/forgetting': 0.25,
+}
+
 
 def _sweep(tmp_path):
   """A sweep of two runs, one of which has finished."""
@@ -19,7 +25,7 @@ def _sweep(tmp_path):
   sweep = states.Sweep(grid.read(str(path)), str(tmp_path / 'mine'))
   folder = sweep.folder('gsm8k_full_learning_rate=0.1')
   folder.mkdir(parents=True)
-  results = {'step': 30, 'eval/loss': 0.5, 'gsm8k/strict_match': 12.5}
+  results = {'step': 30, 'eval/loss': 0.5, **_SCORES}
   report = {'step': 30, 'free': 7, 'parameters': 70, 'file_bytes': None}
   (folder / 'report.json').write_text(
     json.dumps(report | {'devices': '1 × cpu', 'results': results})
@@ -42,7 +48,7 @@ def test_a_line_for_each_run(tmp_path, capsys):
   done, waiting = map(json.loads, capsys.readouterr().out.splitlines())
   assert done['sweep'] == 'mine'
   assert done['settings']['LEARNING_RATE'] == '0.1'
-  assert done['scores'] == {'gsm8k/strict_match': 12.5, 'eval/loss': 0.5}
+  assert done['scores'] == _SCORES | {'eval/loss': 0.5}
   assert (done['free'], done['parameters'], done['step']) == (7, 70, 30)
   assert done['steps_per_second'] == 2.5
   assert done['modules'] == {'a': 7}

@@ -16,6 +16,7 @@ import optax
 import pytest
 import reference
 
+from dst_t5x import method
 from dst_t5x.core import errors
 from dst_t5x.core import stacking
 from dst_t5x.method import projection
@@ -383,7 +384,7 @@ def test_unknown_names():
 
 
 def test_the_example_in_the_docstring():
-  for module in (projection, silos):
+  for module in (method, silos):
     failed, tried = doctest.testmod(module)
     assert tried > 0
     assert failed == 0

@@ -136,6 +136,38 @@ def test_logits_of_decoding_are_those_of_the_whole(scan_layers):
     np.testing.assert_allclose(found[i, : len(expected)], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('family', ['gemma3', 'qwen2'])
+def test_rows_in_slots_begin_at_different_steps(family):
+  model = tiny(family)
+  params = random_params(model)
+  rows = [random_tokens(LENGTH, seed=n) for n in range(3)]
+  begins = {2: (0, 5), 0: (3, 1), 1: (4, 9)}  # Slot -> step, prompt's length.
+  slots = model.slots(params, LENGTH)
+  fill, step = jax.jit(slots.fill), jax.jit(slots.step)
+  # What an earlier row or padding has left has no effect.
+  cache = jax.tree.map(lambda x: x + 1e3, slots.blank(3))
+  places, found = {}, {slot: [] for slot in begins}
+  for number in range(10):
+    for slot, (when, size) in begins.items():
+      if when == number:
+        prompt = np.full((1, 10), model.pad_id, np.int32)
+        prompt[0, :size] = rows[slot][:size]
+        cache = fill(cache, jnp.array([slot]), prompt)
+        places[slot] = size - 1
+    here = np.array([places.get(slot, 0) for slot in range(3)], np.int32)
+    here = np.minimum(here, LENGTH - 1)
+    tokens = np.array([rows[slot][here[slot]] for slot in range(3)])
+    logits_, cache = step(cache, tokens, here)
+    for slot in places:
+      if places[slot] < LENGTH:
+        found[slot].append(np.asarray(logits_[slot]))
+      places[slot] += 1
+  whole = logits(model, params, input_tokens=np.stack(rows))
+  for slot, (_, size) in begins.items():
+    expected = whole[slot, size - 1 :][: len(found[slot])]
+    np.testing.assert_allclose(found[slot], expected, atol=2e-5)
+
+
 @pytest.mark.parametrize('family', ['gemma2', 'gemma3', 'llama3'])
 def test_greedy_decoding_equals_transformers_generate(family):
   model, params, other = pair(family)

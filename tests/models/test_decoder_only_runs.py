@@ -59,9 +59,19 @@ _METHODS = {
   'dst_no_churn': {'EPSILON': 0.01},
   'random': {'EPSILON': 0.01},
   'lora': {'LORA_RANK': 2, 'LORA_DROPOUT_RATE': 0.1},
+  'dora': {'LORA_RANK': 2, 'LORA_DROPOUT_RATE': 0.1},
+  'vera': {'LORA_RANK': 8, 'LORA_DROPOUT_RATE': 0.1},
   'ia3': {},
   'prompt': {'PROMPT_LENGTH': 3},
   'norms': {},
+  'shira_magnitude': {'EPSILON': 0.01},
+  'shira_snip': {'EPSILON': 0.01, 'SCORE_STEPS': 1},
+  'lt_sft': {'EPSILON': 0.01, 'FIRST_STEPS': 2},
+  'spiel': {
+    **{'EPSILON': 0.01, 'INTERVAL': 2},
+    **{'SPIEL_ACCUMULATE': 1, 'SPIEL_STEPS': 4},
+  },
+  'gasdu': {'EPSILON': 0.01, 'INTERVAL': 2},
 }
 
 

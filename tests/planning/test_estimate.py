@@ -82,7 +82,11 @@ def test_the_largest_does_not_fit_everywhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'method', ['full', 'dst', 'lora', 'prompt', 'ia3', 'norms', 'head_only']
+  'method',
+  [
+    *('full', 'dst', 'lora', 'dora', 'pissa', 'vera', 'prompt', 'ia3', 'norms'),
+    'head_only',
+  ],
 )
 def test_methods_that_recompute_nothing(method):
   row, _ = _estimate(
@@ -148,9 +152,9 @@ def test_all_sizes_and_methods():
   xl, dst = 'gin/models/t5_1_1_xl.gin', 'gin/methods/dst.gin'
   assert count(xl, dst) == 1
   assert count(f'/home/me/{xl}', dst) == 1
-  assert count(xl) == 9
+  assert count(xl) == 27
   assert count(dst) == 5
-  assert count() == 45
+  assert count() == 135
   assert count('mine.gin') == 1
   assert count(xl, 'gin/runs/pretrain.gin') == 1
 

@@ -16,6 +16,7 @@ from dst_t5x.config import check
 from dst_t5x.config import gin_files
 from dst_t5x.config import gin_names
 from dst_t5x.core.errors import UserError
+from dst_t5x.method import family
 from dst_t5x.runs import identity
 from dst_t5x.runs import training
 
@@ -24,6 +25,13 @@ METHODS = [
   for name in gin_files.shipped()
   if name.startswith('gin/methods/')
 ]
+
+
+# Methods whose budget can shrink.
+_RESELECT = ('gasdu', 'nano_adam', 'lift')
+_DST = ('dst', 'dst_no_churn', 'random')
+# Method's file -> its name in `run.json`, where it is another.
+_NAMES = {'dst_no_churn': 'dst', 'rslora': 'lora'}
 
 
 def _parse(method, *arguments):
@@ -50,7 +58,7 @@ def _texts(value):
 def test_no_module_is_named(method):
   _parse(method, '--gin_file=gin/tasks/jsonl.gin')
   said = identity.of(training.train).settings
-  assert said['method']['method'] == {'dst_no_churn': 'dst'}.get(method, method)
+  assert said['method']['method'] == _NAMES.get(method, method)
   assert said['model']['id'] == 't5_1_1'
   assert said['task'] == 'jsonl'
   modules = {
@@ -68,7 +76,10 @@ def test_no_module_is_named(method):
 # Another value that makes sense, where that is not plain from the first one.
 _OTHERS = {
   'adapter': None,
+  'decay': 'cosine',
   'distance': 'relative',
+  'end': 'smallest',
+  'epsilon_schedule': 'linear',
   'exclude': ['token_embedder/.*'],
   'feature_lengths': {'inputs': 8, 'targets': 8},
   'initialization': 'uniform',
@@ -99,6 +110,8 @@ def _other(name, value):
 _FREE = (
   'runs.plan.Plan',
   'engine.evaluation.Evaluation',
+  'engine.held_out.examples',
+  'tasks.text.held_out',
   'engine.partitioning.Partitioner',
 )
 
@@ -106,7 +119,12 @@ _FREE = (
 @pytest.mark.parametrize('method', METHODS)
 def test_every_setting_is_noticed(method):
   """No setting that gin binds and a step depends on is left out."""
-  _parse(method, '--gin_file=gin/tasks/jsonl.gin')
+  flags = commands.flags(EPSILON_START=1.0, EPSILON_STEPS=9)
+  _parse(
+    method,
+    '--gin_file=gin/tasks/jsonl.gin',
+    *(flags if method in (*_DST, *_RESELECT) else []),
+  )
   before = identity.of(training.train)
   reach = check.Reach([gin_names.reference_to(training.train)])
   tried = set()
@@ -126,11 +144,15 @@ def test_every_setting_is_noticed(method):
     name = f'{key.selector}.{key.parameter}'
     may_change = key.selector.endswith(
       tuple(free.rpartition('.')[2] for free in _FREE)
-    ) or key.parameter in ('model_dir', 'initial_checkpoint_path')
+    ) or key.parameter in (
+      *('model_dir', 'initial_checkpoint_path'),
+      # They mean nothing while EPSILON_SCHEDULE is 'constant'.
+      *('epsilon_start', 'epsilon_steps'),
+    )
     assert noticed != may_change, name
     tried.add(key.parameter)
   assert {'batch_size', 'base', 'z_loss', 'metrics', 'name', 'emb_dim'} <= tried
-  assert ('epsilon' in tried) == ('dst' in method or method == 'random')
+  assert ('epsilon' in tried) == (method in (*_DST, *family.METHODS))
   assert identity.of(training.train) == before
 
 
@@ -186,6 +208,18 @@ def test_defaults_are_part_of_a_run(tmp_path):
   _write(tmp_path, said)
   with pytest.raises(UserError, match=r'has method\.epsilon = None, not 0'):
     identity.check(tmp_path, ours)
+
+
+def test_a_lora_from_before_rank_stabilization_goes_on(tmp_path):
+  _parse('lora')
+  ours = identity.of(training.train)
+  said = json.loads(json.dumps(ours.settings))
+  assert said['method'].pop('rank_stabilized') is False
+  _write(tmp_path, said)
+  identity.check(tmp_path, ours)
+  _parse('rslora')
+  with pytest.raises(UserError, match=r'method\.rank_stabilized = None, not T'):
+    identity.check(tmp_path, identity.of(training.train))
 
 
 _MODULE = """

@@ -13,6 +13,10 @@ from dst_t5x.core import parts
 # Method -> parameters that it trains, of the toy model: 39,328 of its own.
 _TRAINED = {
   'lora': 4 * 2 * 8 * (32 + 16),
+  'rslora': 4 * 2 * 8 * (32 + 16),
+  'dora': 4 * 2 * (8 * (32 + 16) + 16),
+  'pissa': 4 * 2 * 8 * (32 + 16),
+  'vera': 4 * 2 * (256 + 16),
   'prompt': 10 * 32,
   'ia3': 4 * 2 * 16 + 3 * 48,
   'norms': 32 * (2 * 2 + 3 + 2),

@@ -133,12 +133,12 @@ def test_the_subset_is_counted_by_module(seed, tmp_path):
   )
   watch.record(1, _metrics(1.0))
   watch.record(2, _metrics(3.0))
-  watch.log(2, _state(2, changed, subset))
+  watch.log(2, _state(2, changed, subset), subset, seed)
   watch.record(3, _metrics(4.0))
   # One goes, one comes: of three free ones a third is new.
   kernel = kernel.at[3, :2].set(0.0).at[5, 5].set(0.0)
   changed['encoder']['layers_1']['mlp']['wo']['kernel'] = kernel
-  watch.log(3, _state(3, changed, subset))
+  watch.log(3, _state(3, changed, subset), subset, seed)
   watch.close()
   first, second = _rows(tmp_path)
   assert first['train/loss'] == 2.0  # The mean since the last row.
@@ -171,7 +171,7 @@ def test_modules_are_counted_without_silos_too(seed, tmp_path):
   table = seed['token_embedder']['embedding']
   changed['token_embedder']['embedding'] = table.at[0, 0].set(7.0)
   watch.record(1, _metrics(1.0))
-  watch.log(1, _state(1, changed, subset))
+  watch.log(1, _state(1, changed, subset), subset, seed)
   watch.close()
   (row,) = _rows(tmp_path)
   assert row['free/total'] == 4
@@ -209,7 +209,7 @@ def test_refused_steps_are_reported_and_then_too_many(seed, tmp_path):
   watch.check()
   assert watch.is_refused
   watch.record(3, _metrics(3.0, refused=1))
-  watch.log(3, _state(3, seed, full))
+  watch.log(3, _state(3, seed, full), full, ())
   assert not watch.is_refused
   (row,) = _rows(tmp_path)
   assert row['train/loss'] == 2.0  # Of the steps that were taken.
@@ -226,5 +226,5 @@ def test_a_run_does_not_end_on_a_refused_step(seed, tmp_path):
   watch = monitor.Monitor(tmp_path, full, _state(0, seed, full), (), 1, 5)
   watch.record(1, _metrics(2.0, refused=1, in_row=1))
   with pytest.raises(UserError, match='an update is not finite at step 1'):
-    watch.log(1, _state(1, seed, full))
+    watch.log(1, _state(1, seed, full), full, ())
   watch.close()

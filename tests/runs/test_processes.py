@@ -109,6 +109,19 @@ def test_two_processes_train_as_one(one, two):
   _assert_same_up_to_roundings(two[0], one)
 
 
+@pytest.mark.slow
+def test_two_processes_measure_forgetting_as_one(toy_seed, tmp_path):
+  results = []
+  settings = {'HELD_OUT_TASK': 'prose', 'VOCABULARY': 'bytes'}
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    _train(count, *_arguments(toy_seed, folder, 2, **settings))
+    results.append(_rows(folder)[-1])
+  for name in ('held_out/loss', 'held_out/forgetting'):
+    assert results[1][name] == pytest.approx(results[0][name], abs=1e-5)
+  assert results[0]['held_out/forgetting'] != 0
+
+
 def test_what_is_written_is_written_once(one, two):
   folder, (first, second) = two
   assert 'subset: 393 parameters' in first

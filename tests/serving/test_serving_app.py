@@ -365,6 +365,8 @@ def test_the_description(make):
   described = make().get('/openapi.json').json()
   assert set(described['paths']) == {
     '/generate', '/subsets', '/subsets/{name}', '/health', '/metrics',
+    '/v1/models', '/v1/models/{name}', '/v1/completions',
+    '/v1/chat/completions',
   }  # fmt: skip
   answers = described['paths']['/generate']['post']['responses']
   assert {'200', '401', '404', '413', '422', '429', '503', '504'} <= set(

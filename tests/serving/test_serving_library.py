@@ -111,7 +111,7 @@ def test_one_request_is_answered_with_one_version(make):  # noqa: F811
   """A subset is replaced between two inputs of a request."""
   client = make(LIMITS)
   client.put('/subsets/s', content=FILES[0])
-  texts = client.service._texts
+  texts = client.service.texts
   encode, number = texts.encode, 0
 
   def replace_and_encode(text):

@@ -82,9 +82,8 @@ def test_logits_of_a_mixed_batch():
 
   def mixed(params, arrays, slots):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
-    by_example = corrections.Corrections(
-      net, layout.tensors, params, stacked, rooms, slots
-    )
+    own = corrections.own(layout.tensors, params, stacked, rooms, slots)
+    by_example = corrections.Corrections(net, layout.tensors, rooms, own)
     with nn.intercept_methods(by_example.intercept):
       return net.apply({'params': params}, **batch, enable_dropout=False)
 
@@ -295,9 +294,7 @@ def test_a_slot_without_an_entry_points_to_its_own_row():
     seeds=jnp.array([[0.5, 0.0, 0.0]]),
     own=jnp.array([[True, False, False]]),
   )
-  entries = corrections._matrices(tensors, spread, slots, np.array([0, 3]))[
-    'layer/kernel'
-  ]
+  entries = corrections._entries(tensors, spread, slots)
   np.testing.assert_array_equal(entries.rows, [[1, 0, 0]])
   np.testing.assert_array_equal(entries.columns, [[1, 0, 0]])
   np.testing.assert_array_equal(entries.differences(np.float32), [[1.5, 0, 0]])
@@ -321,9 +318,9 @@ def test_differences_are_rounded_as_the_matrix_that_is_multiplied():
     seeds=jnp.asarray(np.ones(4, np.float32).view(np.uint32)[None]),
     starts=jnp.array([[0, 2, 4]], jnp.int32),
   )
-  by_example = corrections.Corrections(
-    serving.network(), tensors, seed, arrays, (2, 2), slots_lib.slots_of((2, 2))
-  )
+  slots = slots_lib.slots_of((2, 2))
+  own = corrections.own(tensors, seed, arrays, (2, 2), slots)
+  by_example = corrections.Corrections(serving.network(), tensors, (2, 2), own)
   with nn.intercept_methods(by_example.intercept):
     wide, narrow = Pair().apply({'params': seed}, jnp.eye(2)[None])
   np.testing.assert_array_equal(wide[0, :, 0], tuned)

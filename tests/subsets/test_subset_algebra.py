@@ -11,6 +11,7 @@ import reference
 
 from dst_t5x import subsets as subset
 from dst_t5x.core import errors
+from dst_t5x.subsets import definition
 
 _SEED = {
   'encoder': {
@@ -128,7 +129,7 @@ def test_what_cannot_be_combined():
     with pytest.raises(errors.UserError, match=message):
       subset.combine(subsets, rule)
   types = one.tensors | {
-    'logits/kernel': jax.ShapeDtypeStruct((40,), 'float32')
+    'logits/kernel': definition.TensorType((40,), 'float32')
   }
   with pytest.raises(
     errors.UserError, match=r'logits/kernel is float32\[5, 8\]'

@@ -1,8 +1,13 @@
-"""Damaged and forged subset files: each is refused, none does any harm."""
+"""Damaged and forged subset files: each is refused, none does any harm.
+
+Each file is also given to the reader for PyTorch, in a process without JAX,
+which has to say the same.
+"""
 
 import collections
 import contextlib
 import hashlib
+import importlib.util
 import json
 import time
 import tracemalloc
@@ -10,17 +15,45 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 import safetensors.numpy
 import subsets
+import torch_alone
 
 from dst_t5x import subsets as subset
 from dst_t5x.core import errors
 from dst_t5x.subsets import content
 from dst_t5x.subsets import file as file_lib
+from dst_t5x.subsets import fingerprint
 
 _SEED = subsets.seed_tree()
-_FINGERPRINT = 'a' * 64  # Said to be the seed's.
+_FINGERPRINT = fingerprint.fingerprint(_SEED)
 _ABOUT = {'seed': {'fingerprint': _FINGERPRINT}, 'epsilon': 0.1, 'step': 7}
+
+
+_readers = {}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _beside_torch_alone(tmp_path_factory):
+  if importlib.util.find_spec('torch') is None:
+    yield
+    return
+  folder = tmp_path_factory.mktemp('alone')
+  np.savez(folder / 'seed.npz', **reference.flatten(_SEED))
+  (folder / 'packages').mkdir()
+  packages = torch_alone.environment(folder / 'packages')
+  _readers['torch'] = torch_alone.Reader(packages, folder / 'seed.npz')
+  yield
+  most_bytes = _readers.pop('torch').close()
+  assert most_bytes < 80 * 2**20
+
+
+def _check_the_other(blob, read=None, applied=None):
+  """The reader for PyTorch says the same; None for nothing."""
+  assert '\n' not in (read or applied or '')
+  if 'torch' in _readers:
+    assert _readers['torch'].verdict(blob) == [read, applied]
 
 
 def _good(dtype=np.float32):
@@ -34,14 +67,22 @@ def _refused(blob):
   with pytest.raises(errors.UserError) as error:
     subset.from_bytes(blob)
   assert '\n' not in str(error.value)
+  _check_the_other(blob, str(error.value))
   return str(error.value)
 
 
 def _not_applied(blob):
   """Fails if a file is neither refused nor refused for this seed."""
+  try:
+    found, _ = subset.from_bytes(blob)
+  except errors.UserError as error:
+    _check_the_other(blob, str(error))
+    return
   with pytest.raises(errors.UserError) as error:
-    subset.apply(subset.from_bytes(blob)[0], _SEED, _FINGERPRINT)
-  assert '\n' not in str(error.value)
+    subset.apply(found, _SEED, _FINGERPRINT)
+  said = str(error.value)
+  assert '\n' not in said
+  _check_the_other(blob, None, said.replace('the seed', 'the model'))
 
 
 def _signed(blob):
@@ -78,6 +119,13 @@ def _harmless(most_bytes, most_seconds):
     tracemalloc.stop()
   assert peak < most_bytes
   assert time.process_time() - start < most_seconds
+
+
+def test_a_good_file_is_applied():
+  blob = subset.to_bytes(subset.extract(_SEED, _SEED), _ABOUT)
+  subset.apply(subset.from_bytes(blob)[0], _SEED)
+  _check_the_other(blob)
+  _check_the_other(_good(), None)
 
 
 def test_ten_thousand_damaged_files():
@@ -291,12 +339,16 @@ def test_any_file_that_is_accepted_is_a_subset():
     damaged = bytearray(blob)
     for place in random.integers(len(blob) - 32, size=random.integers(1, 4)):
       damaged[place] = random.integers(256)
+    signed = _signed(bytes(damaged))
     try:
-      found, about = subset.from_bytes(_signed(bytes(damaged)))
-    except errors.UserError:
+      found, about = subset.from_bytes(signed)
+    except errors.UserError as error:
+      _check_the_other(signed, str(error))
       refused += 1
       continue
     accepted += 1
+    if 'torch' in _readers:
+      assert _readers['torch'].verdict(signed)[0] is None
     assert len(about['seed']['fingerprint']) == 64
     assert all(np.isfinite(v).all() for v in found.values.values())
     for path, positions in found.positions.items():

@@ -17,6 +17,7 @@ import subsets
 from dst_t5x import subsets as subset
 from dst_t5x.core import errors
 from dst_t5x.subsets import content
+from dst_t5x.subsets import definition
 from dst_t5x.subsets import fingerprint
 from dst_t5x.subsets import table
 
@@ -204,12 +205,12 @@ def test_another_reader_of_safetensors_opens_it(tmp_path):
       subsets.one(
         [0],
         np.zeros(1, np.int32),
-        tensors={'logits': jax.ShapeDtypeStruct((3,), np.int32)},
+        tensors={'logits': definition.TensorType((3,), np.int32)},
       ),
       'logits is int32; a file holds bfloat16, float16, float32, float64',
     ),
     (
-      subsets.one([], tensors={'a\nb': jax.ShapeDtypeStruct((), np.float32)},
+      subsets.one([], tensors={'a\nb': definition.TensorType((), np.float32)},
                   path='a\nb'),
       r"a file cannot hold a tensor called 'a\nb'",
     ),
@@ -283,7 +284,7 @@ def test_no_folder_to_write_into(tmp_path):
 )
 def test_tables_there_and_back(tensors):
   types = {
-    path: jax.ShapeDtypeStruct(shape, np.float32)
+    path: definition.TensorType(shape, np.float32)
     for path, shape in tensors.items()
   }
   found = table.from_text(table.to_text(types))
@@ -294,7 +295,7 @@ def test_tables_there_and_back(tensors):
 def test_a_table_that_cannot_be_told():
   for paths in (['layers_0/s', 'layers/s'], ['a/layers/b']):
     shape = (2,) if len(paths) == 1 else ()
-    tensor = jax.ShapeDtypeStruct(shape, np.float32)
+    tensor = definition.TensorType(shape, np.float32)
     with pytest.raises(errors.UserError, match='taken for stacked layers'):
       table.to_text(dict.fromkeys(paths, tensor))
 

@@ -6,6 +6,8 @@ import gin
 import pytest
 from t5x.examples.t5 import network
 
+from dst_t5x.core.errors import UserError
+from dst_t5x.method import family
 from dst_t5x.models.t5 import network as network_lib
 from dst_t5x.t5x import model as model_lib
 
@@ -56,7 +58,17 @@ def test_tasks(task, tmp_path):
   _model('train', *files, **_RUN, **own)
 
 
-@pytest.mark.parametrize('method', _names('methods'))
+@pytest.mark.parametrize('method', sorted(family.METHODS))
+def test_methods_that_t5x_cannot_run(method):
+  files = 'models/t5_1_1_tiny', 'tasks/gsm8k', f'methods/{method}'
+  message = 'T5X runs only methods.*use python -m dst_t5x.train'
+  with pytest.raises(UserError, match=message):
+    _model('train', *files, 't5x/finetune', **_RUN)
+
+
+@pytest.mark.parametrize(
+  'method', sorted({*_names('methods')} - family.METHODS.keys())
+)
 def test_methods(method):
   files = 'models/t5_1_1_tiny', 'tasks/gsm8k', f'methods/{method}'
   optimizer = _model('train', *files, 't5x/finetune', **_RUN).optimizer_def

@@ -144,6 +144,25 @@ def test_files_must_be_named():
     task_checks.check('text', _LENGTHS, 2)
 
 
+def test_held_out_documents_are_other_files_and_need_no_chat(write):
+  folder = write({'a.txt': 'x', 'b.txt': 'yy'}, 'a.txt')
+  gin.bind_parameter('text.held_out.file', f'{folder}/b.txt')
+  gin.bind_parameter('vocabulary.chosen.chat_template', True)
+  task = task_checks.check(
+    'held_out_text', _LENGTHS, 2, 'validation', in_chat=False
+  )
+  ours = vocabulary.chosen().base
+  (row,) = task.get_dataset(
+    _LENGTHS, split='validation', shuffle=False
+  ).as_numpy_iterator()
+  assert row['targets'].tolist() == [*ours.encode('yy'), ours.eos_id]
+  assert task_checks.bytes_of(task, 'test') == 2
+  assert task_checks.rows_of(task, 'test')[task.name].keys() == {
+    'documents',
+    'b.txt',
+  }
+
+
 def test_documents_have_no_chat(write):
   write({'a.txt': 'x'})
   gin.bind_parameter('vocabulary.chosen.chat_template', True)

@@ -28,7 +28,8 @@ class Context(NamedTuple):
     rotations: of RoPE, float32 `[2, batch, query, head_dim / 2]`.
     mask: bool `[batch, query, key]`, which keys a query sees. Axis `batch` may
       be 1. The keys of a decoding step are the prompt's, then the cache's.
-    step: number of the decoding step, int32 scalar; None outside of decoding.
+    step: place of the tokens in the cache, int32 scalar, or of each row int32
+      `[batch]`; None outside of decoding.
   """
 
   rotations: Array
@@ -60,7 +61,8 @@ class SelfAttention(nn.Module):
 
   A call with the collection `memory` mutable leaves the keys and values of a
   prompt there. A decoding step reads them, and adds its own to the collection
-  `cache`; several rows, adjacent ones, may continue one prompt.
+  `cache`; several rows, adjacent ones, may continue one prompt. Without a
+  `memory`, the cache has the prompts, too.
   """
 
   config: DecoderConfig
@@ -82,8 +84,10 @@ class SelfAttention(nn.Module):
       self._memorise(key, value)
       x = self._attend(query, [(key, value)], context.mask)
     else:
-      cached = self._extend(key, value, context.step)
-      x = self._attend(query, [self._read('memory'), cached], context.mask)
+      parts = [self._extend(key, value, context.step)]
+      if self.has_variable('memory', 'key'):
+        parts.insert(0, self._read('memory'))
+      x = self._attend(query, parts, context.mask)
     return layers.Dense(
       inputs.shape[-1],
       axes=('joined_kv', 'embed'),
@@ -159,10 +163,21 @@ class SelfAttention(nn.Module):
     """Adds a step's keys and values to the cache, and returns all of it."""
     for name, new in (('key', key), ('value', value)):
       cached: Any = self.get_variable('cache', name)
-      self.put_variable(
-        'cache', name, lax.dynamic_update_slice_in_dim(cached, new, step, -2)
-      )
+      self.put_variable('cache', name, _written(cached, new, step))
     return self._read('cache')
+
+
+def _written(cached: Array, new: Array, step: Array) -> Array:
+  """Returns a cache `[rows, heads, length, head_dim]` with a step's entries.
+
+  Args:
+    cached: the cache.
+    new: `[rows, heads, 1, head_dim]`.
+    step: see `Context`.
+  """
+  if not step.ndim:
+    return lax.dynamic_update_slice_in_dim(cached, new, step, -2)
+  return cached.at[jnp.arange(len(step)), :, step].set(new[:, :, 0])
 
 
 def _grouped(x: Array, part: Array) -> Array:

@@ -39,7 +39,8 @@ class DecoderOnly(hugging_face.Family):
   task_type: ClassVar[str | None] = 'CAUSAL_LM'
   # Those of (IA)³ are not the same in all of them.
   default_targets: ClassVar[Mapping[str, list[str]]] = {
-    'LORA': ['q_proj', 'v_proj']
+    'LORA': ['q_proj', 'v_proj'],
+    'VERA': ['q_proj', 'v_proj'],
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
   network_id: ClassVar[str] = 'decoder_only'

@@ -4,11 +4,14 @@ Linear layers are stored as [out, in] there and as [in, out] here. All families
 use the same names; which tensors there are follows from the options.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import re
+from typing import TYPE_CHECKING
 
-from dst_t5x.models.decoder_only.config import DecoderConfig
 from dst_t5x.models.hugging_face import Tensor
+
+if TYPE_CHECKING:  # It imports JAX; names are also read without.
+  from dst_t5x.models.decoder_only.config import DecoderConfig
 
 EMBEDDING = 'model.embed_tokens.weight'
 HEAD = 'lm_head.weight'
@@ -44,26 +47,67 @@ _QUERY_KEY_NORMS = {
   'self_attn.k_norm': 'self_attention/key_norm',
 }
 _LINEAR = re.compile(r'decoder/layers_(\d+)/(\w+/\w+)')
+_LINEAR_PARTS = {'weight': 'kernel', 'bias': 'bias'}
+_THEIRS = re.compile(r'model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)')
+_OUTSIDE = {
+  EMBEDDING: 'token_embedder/embedding',
+  'model.norm.weight': 'decoder/decoder_norm/scale',
+  HEAD: 'decoder/logits_dense/kernel',
+}
 
 
-def layout(config: DecoderConfig) -> dict[str, Tensor]:
+def has_post_norms(names: Collection[str]) -> bool:
+  """Returns whether a model with these tensors has norms after its blocks."""
+  return 'model.layers.0.pre_feedforward_layernorm.weight' in names
+
+
+def path_of(name: str, post_norms: bool) -> str | None:
+  """Returns our path of a tensor; None if no model here has such a tensor.
+
+  Args:
+    name: theirs, such as `model.layers.0.self_attn.q_proj.weight`.
+    post_norms: whether there are norms after the blocks, too, which changes
+      what `post_attention_layernorm` means.
+  """
+  if name in _OUTSIDE:
+    return _OUTSIDE[name]
+  found = _THEIRS.fullmatch(name)
+  if not found:
+    return None
+  layer, module, kind = found.groups()
+  prefix = f'decoder/layers_{layer}'
+  if module in (linear := _ATTENTION | _MLP):
+    return f'{prefix}/{linear[module]}/{_LINEAR_PARTS[kind]}'
+  norms = (_POST_NORMS if post_norms else _NORMS) | _QUERY_KEY_NORMS
+  if module in norms and kind == 'weight':
+    return f'{prefix}/{norms[module]}/scale'
+  return None
+
+
+def transposed(path: str) -> bool:
+  """Returns whether a tensor of this path has its axes the other way round."""
+  return path.endswith('/kernel')
+
+
+def layout(config: 'DecoderConfig') -> dict[str, Tensor]:
   """Returns every tensor of a model under Hugging Face's name."""
   table = (config.vocab_size, config.emb_dim)
-  tensors = {EMBEDDING: Tensor('token_embedder/embedding', table)}
+  shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
   for layer in range(config.num_layers):
-    for their, our, shape in _of_layer(config):
-      tensors[f'model.layers.{layer}.{their}'] = Tensor(
-        f'decoder/layers_{layer}/{our}', shape, our.endswith('/kernel')
-      )
-  tensors['model.norm.weight'] = Tensor(
-    'decoder/decoder_norm/scale', (config.emb_dim,)
-  )
+    for name, shape in _of_layer(config):
+      shapes[f'model.layers.{layer}.{name}'] = shape
+  shapes['model.norm.weight'] = (config.emb_dim,)
   if not config.logits_via_embedding:
-    tensors[HEAD] = Tensor('decoder/logits_dense/kernel', table, True)
+    shapes[HEAD] = table
+  tensors = {}
+  for name, shape in shapes.items():
+    path = path_of(name, config.post_norms)
+    assert path is not None, name
+    tensors[name] = Tensor(path, shape, transposed(path))
   return tensors
 
 
-def copies(config: DecoderConfig) -> dict[str, str]:
+def copies(config: 'DecoderConfig') -> dict[str, str]:
   """Returns names under which a file may hold a tensor once more."""
   return {HEAD: EMBEDDING} if config.logits_via_embedding else {}
 
@@ -83,27 +127,25 @@ def linear_map(path: str) -> str:
 
 
 def _of_layer(
-  config: DecoderConfig,
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-  """Yields their name, our name and their shape of a layer's tensors."""
-  norms = _POST_NORMS if config.post_norms else _NORMS
-  for their, our in norms.items():
-    yield f'{their}.weight', f'{our}/scale', (config.emb_dim,)
+  config: 'DecoderConfig',
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """Yields name and shape of a layer's tensors, as they have them."""
+  for norm in _POST_NORMS if config.post_norms else _NORMS:
+    yield f'{norm}.weight', (config.emb_dim,)
   joined = config.num_heads * config.head_dim
   few = config.num_kv_heads * config.head_dim
   widths = {'query': joined, 'key': few, 'value': few}
   for their, our in _ATTENTION.items():
     width = widths.get(our.rpartition('/')[2])
     if width is None:
-      yield f'{their}.weight', f'{our}/kernel', (config.emb_dim, joined)
+      yield f'{their}.weight', (config.emb_dim, joined)
       continue
-    yield f'{their}.weight', f'{our}/kernel', (width, config.emb_dim)
+    yield f'{their}.weight', (width, config.emb_dim)
     if config.qkv_biases:
-      yield f'{their}.bias', f'{our}/bias', (width,)
+      yield f'{their}.bias', (width,)
   if config.query_key_norms:
-    for their, our in _QUERY_KEY_NORMS.items():
-      yield f'{their}.weight', f'{our}/scale', (config.head_dim,)
+    for their in _QUERY_KEY_NORMS:
+      yield f'{their}.weight', (config.head_dim,)
   for their, our in _MLP.items():
     shape = (config.mlp_dim, config.emb_dim)
-    shape = shape[::-1] if our == 'mlp/wo' else shape
-    yield f'{their}.weight', f'{our}/kernel', shape
+    yield f'{their}.weight', shape[::-1] if our == 'mlp/wo' else shape

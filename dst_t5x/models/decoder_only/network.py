@@ -22,6 +22,7 @@ from dst_t5x.models.decoder_only import attention
 from dst_t5x.models.decoder_only import decoding
 from dst_t5x.models.decoder_only import features
 from dst_t5x.models.decoder_only import layers
+from dst_t5x.models.decoder_only import slots
 from dst_t5x.models.decoder_only import stack
 from dst_t5x.models.decoder_only.config import DecoderConfig
 from dst_t5x.models.decoder_only.rope import Rope
@@ -104,7 +105,8 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
       key_positions: of the prompt, and in a step of the whole cache as well,
         int32 `[rows, keys]`.
       is_token: bool `[rows, keys]`, which keys are no padding.
-      step: int32 scalar, the place in the cache.
+      step: the place in the cache, int32 scalar, or of each row int32
+        `[rows]`.
     """
     contexts = self._contexts(
       positions, positions, key_positions, is_token[:, None], step
@@ -221,6 +223,11 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     return decoding.start(
       self.config, self.apply, params, prompts, beams, max_decode_length
     )
+
+  @nn.nowrap
+  def slots(self, params: Any, length: int) -> api.Slots:
+    """See `api.Network`."""
+    return slots.Slots(self.config, self.apply, params, length)
 
   @nn.nowrap
   def work_of_example(

@@ -34,6 +34,7 @@ class T5(hugging_face.Family):
   default_targets: ClassVar[Mapping[str, list[str]]] = {
     'LORA': ['q', 'v'],
     'IA3': ['k', 'v', 'wo'],
+    'VERA': ['q', 'v'],
   }
   head: ClassVar[str] = hf_names.HEAD.removesuffix('.weight')
   network_id: ClassVar[str] = 't5_1_1'

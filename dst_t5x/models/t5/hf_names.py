@@ -6,9 +6,12 @@ heads]. T5X stores them transposed.
 
 from collections.abc import Iterator
 import re
+from typing import TYPE_CHECKING
 
 from dst_t5x.models import hugging_face
-from dst_t5x.models.t5.config import T5Config
+
+if TYPE_CHECKING:  # It imports JAX; names are also read without.
+  from dst_t5x.models.t5.config import T5Config
 
 EMBEDDING = 'shared.weight'
 HEAD = 'lm_head.weight'
@@ -36,46 +39,79 @@ _DECODER_BLOCKS = (
 )
 _BLOCKS = {'encoder': _ENCODER_BLOCKS, 'decoder': _DECODER_BLOCKS}
 _LINEAR = re.compile(r'(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)')
+_THEIRS = re.compile(
+  r'(encoder|decoder)\.block\.(\d+)\.layer\.(\d+)\.(\w+)(?:\.(\w+))?\.weight'
+)
+_ATTENTION = {'q': 'query', 'k': 'key', 'v': 'value', 'o': 'out'}
+_MLP = {'wi_0': 'wi_0', 'wi_1': 'wi_1', 'wo': 'wo'}
+_OUTSIDE = {
+  EMBEDDING: 'token_embedder/embedding',
+  HEAD: 'decoder/logits_dense/kernel',
+  'encoder.final_layer_norm.weight': 'encoder/encoder_norm/scale',
+  'decoder.final_layer_norm.weight': 'decoder/decoder_norm/scale',
+}
+_RELATIVE = 'relative_attention_bias'
 
 
-def _tensor(path: str, shape: tuple[int, ...]) -> hugging_face.Tensor:
-  transposed = len(shape) == 2 and not path.endswith('/embedding')
-  return hugging_face.Tensor(path, shape, transposed)
+def path_of(name: str) -> str | None:
+  """Returns T5X's path of a tensor; None if T5 1.1 has no such tensor.
+
+  Args:
+    name: Hugging Face's, such as
+      `encoder.block.0.layer.0.SelfAttention.q.weight`.
+  """
+  if name in _OUTSIDE:
+    return _OUTSIDE[name]
+  found = _THEIRS.fullmatch(name)
+  if not found:
+    return None
+  stack, layer, number, theirs, inner = found.groups()
+  if int(number) >= len(_BLOCKS[stack]):
+    return None
+  block, ours, norm = _BLOCKS[stack][int(number)]
+  prefix = f'{stack}/layers_{layer}'
+  if (theirs, inner) == ('layer_norm', None):
+    return f'{prefix}/{norm}/scale'
+  if theirs != block:
+    return None
+  if (inner, layer, number) == (_RELATIVE, '0', '0'):
+    return f'{stack}/relpos_bias/rel_embedding'
+  kernel = (_MLP if ours == 'mlp' else _ATTENTION).get(inner)
+  return None if kernel is None else f'{prefix}/{ours}/{kernel}/kernel'
+
+
+def transposed(path: str) -> bool:
+  """Returns whether a tensor of this path has its axes the other way round."""
+  return path.endswith(('/kernel', '/rel_embedding'))
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> hugging_face.Tensor:
+  path = path_of(name)
+  assert path is not None, name
+  return hugging_face.Tensor(path, shape, transposed(path))
 
 
 def layout(
-  config: T5Config, num_buckets: int
+  config: 'T5Config', num_buckets: int
 ) -> dict[str, hugging_face.Tensor]:
   """Returns Hugging Face's name -> tensor, for a whole T5 1.1 model."""
   table = (config.vocab_size, config.emb_dim)
-  tensors = {
-    EMBEDDING: _tensor('token_embedder/embedding', table),
-    HEAD: _tensor('decoder/logits_dense/kernel', table),
-  }
+  shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table, HEAD: table}
   stacks = (
     ('encoder', config.num_encoder_layers),
     ('decoder', config.num_decoder_layers),
   )
   for stack, num_layers in stacks:
-    tensors[f'{stack}.final_layer_norm.weight'] = _tensor(
-      f'{stack}/{stack}_norm/scale', (config.emb_dim,)
-    )
+    shapes[f'{stack}.final_layer_norm.weight'] = (config.emb_dim,)
     first = f'{stack}.block.0.layer.0.SelfAttention'
-    tensors[f'{first}.relative_attention_bias.weight'] = _tensor(
-      f'{stack}/relpos_bias/rel_embedding', (num_buckets, config.num_heads)
-    )
+    shapes[f'{first}.{_RELATIVE}.weight'] = (num_buckets, config.num_heads)
     for layer in range(num_layers):
-      for number, (theirs, ours, norm) in enumerate(_BLOCKS[stack]):
-        block = f'{stack}.block.{layer}.layer.{number}'
-        prefix = f'{stack}/layers_{layer}'
-        tensors[f'{block}.layer_norm.weight'] = _tensor(
-          f'{prefix}/{norm}/scale', (config.emb_dim,)
-        )
-        for their, our, shape in _kernels(theirs, config):
-          tensors[f'{block}.{theirs}.{their}.weight'] = _tensor(
-            f'{prefix}/{ours}/{our}/kernel', shape
-          )
-  return tensors
+      for number, (block, _, _) in enumerate(_BLOCKS[stack]):
+        prefix = f'{stack}.block.{layer}.layer.{number}'
+        shapes[f'{prefix}.layer_norm.weight'] = (config.emb_dim,)
+        for kernel, shape in _kernels(block, config):
+          shapes[f'{prefix}.{block}.{kernel}.weight'] = shape
+  return {name: _tensor(name, shape) for name, shape in shapes.items()}
 
 
 def linear_map(path: str) -> str:
@@ -98,15 +134,15 @@ def linear_map(path: str) -> str:
 
 
 def _kernels(
-  block: str, config: T5Config
-) -> Iterator[tuple[str, str, tuple[int, int]]]:
-  """Yields a block's kernels: Hugging Face's name, T5X's name, [out, in]."""
+  block: str, config: 'T5Config'
+) -> Iterator[tuple[str, tuple[int, int]]]:
+  """Yields a block's kernels: Hugging Face's name, [out, in]."""
   if block == 'DenseReluDense':
-    yield 'wi_0', 'wi_0', (config.mlp_dim, config.emb_dim)
-    yield 'wi_1', 'wi_1', (config.mlp_dim, config.emb_dim)
-    yield 'wo', 'wo', (config.emb_dim, config.mlp_dim)
+    yield 'wi_0', (config.mlp_dim, config.emb_dim)
+    yield 'wi_1', (config.mlp_dim, config.emb_dim)
+    yield 'wo', (config.emb_dim, config.mlp_dim)
   else:
     joined = config.num_heads * config.head_dim
-    for name in ('query', 'key', 'value'):
-      yield name[0], name, (joined, config.emb_dim)
-    yield 'o', 'out', (config.emb_dim, joined)
+    for name in ('q', 'k', 'v'):
+      yield name, (joined, config.emb_dim)
+    yield 'o', (config.emb_dim, joined)
