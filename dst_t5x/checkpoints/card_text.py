@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 import huggingface_hub
 
 from dst_t5x.checkpoints import best
+from dst_t5x.core import json_text
 from dst_t5x.models import families
 from dst_t5x.subsets import definition
 
@@ -274,6 +274,6 @@ def _code(value: Any) -> str:
   """Returns untrusted metadata as code, which is no markup; '' for None."""
   if value is None:
     return ''
-  text = value if isinstance(value, str) else json.dumps(value)
+  text = value if isinstance(value, str) else json_text.dumps(value)
   text = text.replace('`', "'").replace('|', '\\|').strip()
   return f'`{text}`' if text else ''

@@ -6,7 +6,6 @@ options that there are.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 import contextlib
-import json
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ import fastapi
 from fastapi import responses
 import numpy as np
 
+from dst_t5x.core import json_text
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import conversations
 from dst_t5x.data import text_files
@@ -242,4 +242,4 @@ async def _events(
 
 
 def _event(content: Any) -> str:
-  return f'data: {json.dumps(content, ensure_ascii=False)}\n\n'
+  return f'data: {json_text.dumps(content, ensure_ascii=False)}\n\n'

@@ -28,7 +28,7 @@ METHODS = [
 
 
 # Methods whose budget can shrink.
-_RESELECT = ('gasdu', 'nano_adam', 'lift')
+_RESELECT = ('gasdu', 'nano_adam', 'lift', 'spiel')
 _DST = ('dst', 'dst_no_churn', 'random')
 # Method's file -> its name in `run.json`, where it is another.
 _NAMES = {'dst_no_churn': 'dst', 'rslora': 'lora'}
