@@ -26,7 +26,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import http.client
-import json
 import pathlib
 import socket
 import subprocess
@@ -82,7 +81,7 @@ def _post(
   connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
 ) -> http.client.HTTPResponse:
   headers = {'Content-Type': 'application/json'}
-  connection.request('POST', path, json.dumps(body), headers)
+  connection.request('POST', path, json_text.dumps(body), headers)
   response = connection.getresponse()
   if response.status != 200:
     raise RuntimeError(response.read().decode())
