@@ -94,15 +94,16 @@ class Slots(Protocol):
   def step(
     self, cache: PyTree, tokens: Array, positions: Array
   ) -> tuple[Array, PyTree]:
-    """Reads a token of each slot; the first is the last one of its prompt.
+    """Reads a token of each row; the first is the last one of its prompt.
 
     Args:
-      cache: the cache.
-      tokens: int32 [slots].
-      positions: int32 [slots], where the tokens are in their rows, from 0.
+      cache: the cache; its first slots are the rows'. It may have more slots:
+        they cost nothing, as only the rows' new entries are written.
+      tokens: int32 [rows].
+      positions: int32 [rows], where the tokens are in their rows, from 0.
 
     Returns:
-      Logits, float32 [slots, vocab], and the next cache.
+      Logits, float32 [rows, vocab], and the next cache.
     """
 
 

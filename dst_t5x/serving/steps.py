@@ -140,11 +140,8 @@ def step(
   how: How,
 ) -> tuple[Chosen, PyTree]:
   """Decodes a token of each row; the rows are in the first slots."""
-  size = rows.tokens.shape[0]
-  first = jax.tree.map(lambda x: x[:size], cache)
   with how.correcting(own):
-    logits, first = how.slots(params).step(first, rows.tokens, rows.positions)
-  cache = jax.tree.map(lambda x, new: x.at[:size].set(new), cache, first)
+    logits, cache = how.slots(params).step(cache, rows.tokens, rows.positions)
   return _choose(logits, rows), cache
 
 

@@ -160,11 +160,16 @@ class SelfAttention(nn.Module):
   def _extend(
     self, key: Array, value: Array, step: Array
   ) -> tuple[Array, Array]:
-    """Adds a step's keys and values to the cache, and returns all of it."""
+    """Adds a step's keys and values to the cache.
+
+    Returns:
+      All keys and values of the cache's first rows, as many as are given.
+    """
     for name, new in (('key', key), ('value', value)):
       cached: Any = self.get_variable('cache', name)
       self.put_variable('cache', name, _written(cached, new, step))
-    return self._read('cache')
+    keys, values = self._read('cache')
+    return keys[: len(key)], values[: len(value)]
 
 
 def _written(cached: Array, new: Array, step: Array) -> Array:
@@ -172,7 +177,7 @@ def _written(cached: Array, new: Array, step: Array) -> Array:
 
   Args:
     cached: the cache.
-    new: `[rows, heads, 1, head_dim]`.
+    new: `[new rows, heads, 1, head_dim]`, of the first rows.
     step: see `Context`.
   """
   if not step.ndim:
