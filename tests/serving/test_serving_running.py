@@ -5,12 +5,14 @@ import threading
 import time
 
 import decoder_only
+import jax
 import numpy as np
 import pytest
 import serving
 import subsets
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.models import api
 from dst_t5x.models import decoding
 from dst_t5x.serving import model as model_lib
 from dst_t5x.serving import requests as requests_lib
@@ -257,3 +259,24 @@ def test_one_that_is_stopped_leaves():
 
 def test_other_networks_have_no_running_batch():
   assert running_lib.make(serving.model(input_length=8), 4) is None
+
+
+def test_slots_without_rows_cost_no_memory():
+  net = _seed('smollm2')[0]
+  params = api.shapes(net)
+  how = steps.How(net, 64, None, None)
+  rows = steps.Rows(
+    *np.zeros((3, 1), np.int32),
+    *np.ones((2, 1), bool),
+    decoding.Sampling().draws(np.zeros(1, np.int32)),
+  )
+
+  def scratch(slots):
+    cache = jax.eval_shape(lambda p: steps.blank(p, how, slots), params)
+    step = steps.step.lower(params, None, cache, rows, how=how).compile()
+    return step.memory_analysis().temp_size_in_bytes, cache
+
+  few, _ = scratch(1)
+  many, cache = scratch(1024)
+  largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+  assert many < few + largest / 10
