@@ -151,13 +151,27 @@ def _facts() -> dict[str, str]:
   }
 
 
-def _read(folder: pathlib.Path) -> dict[str, str]:
-  """Returns hashes of what is read from the files of a small run."""
+def _abstract_rest(name: str) -> dict[str, Any]:
+  """Returns key -> shape, on the first device, of what a checkpoint has."""
   import jax
 
+  from dst_t5x.checkpoints import state_keys
+
+  trainer = _trainer(name)
+  seed = _seed(trainer.network)
+  shapes = jax.eval_shape(
+    lambda: state_keys.flatten(_rest(trainer.init(seed)), seed)
+  )
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
+  )
+
+
+def _read(folder: pathlib.Path) -> dict[str, str]:
+  """Returns hashes of what is read from the files of a small run."""
   from dst_t5x import subsets
   from dst_t5x.checkpoints import run_folder
-  from dst_t5x.checkpoints import state_keys
 
   subset, _ = subsets.load(folder / 'dst' / 'last.dst')
   read = {'.dst': _digest(subsets.to_arrays(subset))}
@@ -166,15 +180,7 @@ def _read(folder: pathlib.Path) -> dict[str, str]:
     step = files.latest_step
     assert step is not None
     read[f'{name} parameters'] = _digest(files.parameters(step))
-    trainer = _trainer(name)
-    seed = _seed(trainer.network)
-    like = jax.eval_shape(
-      lambda: state_keys.flatten(_rest(trainer.init(seed)), seed)
-    )
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
-    )
+    like = _abstract_rest(name)
     read[f'{name} optimizer'] = _digest(files.state(step, like))
     files.close()
   return read

@@ -1,4 +1,4 @@
-"""A deprecated call in our own code fails a test; in others' code it does not."""
+"""A deprecated call in our own code fails a test, one in others' does not."""
 
 import warnings
 

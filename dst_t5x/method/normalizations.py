@@ -64,8 +64,8 @@ def _times_power_of_two(x: jax.Array, exponents: jax.Array) -> jax.Array:
     exponents: int32, between -252 and 254 for float32; broadcasts with x.
   """
   half = exponents // 2
-  return x * _power_of_two(half, x.dtype) * _power_of_two(
-    exponents - half, x.dtype
+  return (
+    x * _power_of_two(half, x.dtype) * _power_of_two(exponents - half, x.dtype)
   )
 
 
