@@ -82,6 +82,7 @@ def _batch(step: int) -> dict[str, np.ndarray]:
     'encoder_input_tokens': inputs,
     'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
     'decoder_target_tokens': targets,
+    'decoder_loss_weights': np.ones(targets.shape, np.float32),
   }
 
 
@@ -230,6 +231,8 @@ def _largest(x: np.ndarray, y: np.ndarray) -> float:
 def compare(pythons: list[str], folder: pathlib.Path) -> bool:
   """Prints the comparison; returns whether all files were read alike."""
   whole = True
+  # Later processes need not compile again; the cache is by version.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'compiled')
   folders = [folder / str(i) for i in range(len(pythons))]
   facts = [
     _call(python, '--train', str(_STEPS), '--folder', str(place))
