@@ -131,7 +131,7 @@ def _train(folder: pathlib.Path, name: str, last: int) -> None:
     subsets.save(folder / 'last.dst', subset, {'step': last})
     parameters = subsets.to_arrays(subset)
   flat = state_keys.flatten(_rest(state), state.params)
-  files.save(last, parameters, flat, b'', {'step': last})
+  files.save(last, parameters, flat, b'no data', {'step': last})
   files.close()
 
 
