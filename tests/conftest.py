@@ -25,6 +25,29 @@ if 'xla_backend_optimization_level' not in os.environ.get('XLA_FLAGS', ''):
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+  """A run in which most tests are skipped has not tested a stack."""
+  parser.addoption(
+    '--passed-at-least',
+    type=int,
+    default=0,
+    metavar='N',
+    help='fail if fewer tests than this pass',
+  )
+
+
+def pytest_sessionfinish(session, exitstatus):
+  """Fails a run with too few passed tests; xdist's controller counts."""
+  reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+  least = session.config.getoption('--passed-at-least')
+  if 'PYTEST_XDIST_WORKER' in os.environ or reporter is None:
+    return
+  passed = len(reporter.stats.get('passed', ()))
+  if exitstatus == pytest.ExitCode.OK and passed < least:
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    reporter.write_line(f'error: {passed} tests passed, not {least} or more')
+
+
 def pytest_configure(config):
   """What one test compiles, others need not, nor the next run.
 

@@ -45,12 +45,36 @@ def mean(groups: silos.Layout, seed: PyTree) -> jax.Array:
     for leaf, x in zip(groups.leaves, magnitudes, strict=True):
       axes = tuple(range(int(leaf.stacked), x.ndim))
       shift = 31 - exponents[np.array(leaf.silos)].reshape(-1, *[1] * len(axes))
-      units = jnp.ldexp(x, shift if leaf.stacked else shift[0])
+      units = _times_power_of_two(x, shift if leaf.stacked else shift[0])
       units = units.astype(jnp.uint32).astype(jnp.uint64)
       sums = sums.at[np.array(leaf.silos)].add(jnp.sum(units, axis=axes))
     means = sums.astype(jnp.float64) / np.array(groups.sizes, np.float64)
-    means = jnp.ldexp(means, exponents - 31).astype(jnp.float32)
+    means = _times_power_of_two(means, exponents - 31).astype(jnp.float32)
   return jnp.where(means > 0, means, 1.0)
+
+
+def _times_power_of_two(x: jax.Array, exponents: jax.Array) -> jax.Array:
+  """Returns x · 2^exponents, exactly where the result is a normal number.
+
+  Two factors, as one of 2¹⁸⁰ is no float32. (JAX 0.12 expands `ldexp` when it
+  lowers the program, outside `enable_x64`, and then mixes its types.)
+
+  Args:
+    x: float32 or float64.
+    exponents: int32, between -252 and 254 for float32; broadcasts with x.
+  """
+  half = exponents // 2
+  return (
+    x * _power_of_two(half, x.dtype) * _power_of_two(exponents - half, x.dtype)
+  )
+
+
+def _power_of_two(exponents: jax.Array, dtype: Any) -> jax.Array:
+  """Returns 2^exponents by its bits; exact for a normal number's exponent."""
+  information = jnp.finfo(dtype)
+  unsigned = jnp.uint32 if information.bits == 32 else jnp.uint64
+  biased = (exponents + (information.maxexp - 1)).astype(unsigned)
+  return lax.bitcast_convert_type(biased << information.nmant, dtype)
 
 
 NORMALIZATIONS: Mapping[str, Scale] = {'size': size, 'mean': mean}
