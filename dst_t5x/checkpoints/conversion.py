@@ -90,9 +90,7 @@ def rounded(seed: seeds.Seed) -> seeds.Seed:
   params = parts.unflatten({k: round_tensor(x) for k, x in flat.items()})
   finite.check(params, f'{seed.path}, in bfloat16,')
   note = ', '.join(filter(None, [seed.note, 'rounded to bfloat16']))
-  return dataclasses.replace(
-    seed, params=params, is_bfloat16=True, note=note
-  )
+  return dataclasses.replace(seed, params=params, is_bfloat16=True, note=note)
 
 
 def write(target: epath.PathLike, model: seeds.Seed, kind: str) -> epath.Path:

@@ -121,9 +121,7 @@ def save(
   layout = model.tensors
   _check_params(layout, flat)
   dtype: Any = np.float32
-  if as_bfloat16 and all(
-    map(checkpoint_files.is_bfloat16, flat.values())
-  ):
+  if as_bfloat16 and all(map(checkpoint_files.is_bfloat16, flat.values())):
     dtype, stated = ml_dtypes.bfloat16, {**stated, 'torch_dtype': 'bfloat16'}
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
     shards = _shards(layout, largest_shard_bytes)

@@ -64,6 +64,24 @@ class Held(NamedTuple):
       return self.kept(program)
     return program.seed(self.params, self.seed, state)
 
+  def tuned_again(
+    self,
+    program: methods.Program,
+    theta: PyTree,
+    state: PyTree,
+    before: PyTree,
+  ) -> PyTree:
+    """Returns what the optimizer saw; of a list, from a θ that is made anew.
+
+    Args:
+      program: the method.
+      theta: θ.
+      state: the method's state.
+      before: what `program.tuned` returned for another θ of the same values.
+    """
+    is_list = isinstance(self.params, moved.Moved)
+    return program.tuned(theta, state) if is_list else before
+
   def replaced(self, theta: PyTree) -> PyTree:
     """Returns other parameters in the form in which these are held."""
     if not isinstance(self.params, moved.Moved):

@@ -167,6 +167,10 @@ class Trainer:
     trained, frozen = self.split(shapes)
     return narrow.room_for(self.seed_dtype, self.projection, trained, frozen)
 
+  def check_seed(self, seed: PyTree, path: str) -> None:
+    """Checks that `seed_dtype` holds a seed exactly; see `narrow`."""
+    narrow.check_seed(self.seed_dtype, seed, path)
+
   def program(self, shapes: PyTree) -> 'Trainer':
     """Returns the trainer whose `init` and `train_step` are to be compiled.
 
@@ -270,9 +274,12 @@ class Trainer:
     )
 
     def accepted() -> methods.Tuning:
-      theta, theta_0 = held.theta(), held.seed_for(self.projection, chosen.state)
-      before = self.projection.tuned(theta, chosen.state)
-      tuned = optax.apply_updates(before, updates)
+      theta, theta_0 = (
+        held.theta(),
+        held.seed_for(self.projection, chosen.state),
+      )
+      again = held.tuned_again(self.projection, theta, chosen.state, before)
+      tuned = optax.apply_updates(again, updates)
       new_params = self.projection.put(theta, tuned, chosen.state)
       settled = self.projection.settle(
         methods.Tuning(new_params, opt_state, chosen.state), theta_0, state.step
