@@ -16,8 +16,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.adapters import network_parts
 from dst_t5x.checkpoints import checkpoint_files
 from dst_t5x.core import parts
+from dst_t5x.core import tree_paths
 from dst_t5x.core.errors import UserError
 from dst_t5x.method import api as methods
 from dst_t5x.method import moved
@@ -92,6 +94,22 @@ class Held(NamedTuple):
     """Returns how many components a list had no room for, `lost`, int32 []."""
     is_list = isinstance(self.params, moved.Moved)
     return {'lost': self.params.lost} if is_list else {}
+
+
+def for_network(frozen: PyTree) -> PyTree:
+  """Returns frozen parameters in dtypes with which a network is exact.
+
+  Kernels and tables stay as they are. Networks convert their values where they
+  use them, or combine them with arrays in float32. Other parameters are small,
+  and a network may compute with them alone, as in 1 + scale.
+  """
+
+  def wide(path: Any, x: jax.Array) -> jax.Array:
+    name = tree_paths.path_of(path).rpartition('/')[2]
+    is_large = name in (network_parts.KERNEL, network_parts.TABLE)
+    return x if is_large else moved.wide(x)
+
+  return jax.tree_util.tree_map_with_path(wide, frozen)
 
 
 def held(theta: PyTree, seed: PyTree, room: int | None) -> PyTree:

@@ -22,7 +22,6 @@ from dst_t5x.engine import narrow
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trained as trained_lib
 from dst_t5x.method import api as methods
-from dst_t5x.method import moved
 from dst_t5x.models import api
 
 PyTree = Any
@@ -347,7 +346,7 @@ class Trainer:
     def loss(
       params: PyTree, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, losses.Sums]:
-      whole = parts.join(params, moved.wide(frozen))
+      whole = parts.join(params, narrow.for_network(frozen))
       sums = losses.forward(self.network, self.loss, whole, part, key)
       return sums.loss / normalizer, sums
 

@@ -183,8 +183,7 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     frozen=_bytes(step.constants.frozen),
     seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
-    gradients=made
-    + int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * theta),
+    gradients=made + int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * theta),
     activations=made
     + _activations(trainer, step, mesh)
     + _first_gradients(trainer.network, step)
@@ -320,10 +319,11 @@ def _kept(
   """
   shapes = api.shapes(trainer.network)
   trained, frozen = trainer.split(shapes)
+  frozen = _narrow(trainer, frozen)
 
   def backward(params: PyTree, rest: PyTree, batch: Any, key: Any) -> Any:
     def loss(params: PyTree) -> jax.Array:
-      whole = parts.join(params, rest)
+      whole = parts.join(params, narrow_lib.for_network(rest))
       sums = losses.forward(trainer.network, trainer.loss, whole, batch, key)
       return sums.loss
 
@@ -337,7 +337,9 @@ def _kept(
   key = jax.eval_shape(lambda: jax.random.key(0))
   kept = jax.eval_shape(backward, trained, frozen, batch, key)
   # The residuals include parameters, which are counted elsewhere.
-  known = Counter((x.shape, x.dtype) for x in jax.tree.leaves(shapes))
+  known = Counter(
+    (x.shape, x.dtype) for x in jax.tree.leaves((trained, frozen))
+  )
   total = 0
   for x in jax.tree.leaves(kept):
     if known[x.shape, x.dtype]:

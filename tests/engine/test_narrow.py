@@ -1,26 +1,23 @@
 """A seed in bfloat16: every step as with a seed in float32, bit for bit."""
 
 import dataclasses
-import functools
 
+import decoder_only
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_t5
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import narrow
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import api
 from dst_t5x.method import family
 from dst_t5x.method import moved
 from dst_t5x.method import projection
-from dst_t5x.models.t5 import network
 
-CONFIG = dataclasses.replace(
-  tiny_t5.CONFIG, num_encoder_layers=1, num_decoder_layers=1
-)
+NETWORK = decoder_only.tiny('llama3', num_layers=1, dropout_rate=0.1)
 DST = projection.SubsetProjection(epsilon=0.02)
 METHODS = {
   'dst': DST,
@@ -38,37 +35,38 @@ METHODS = {
   'reselecting': family.make('gasdu', 0.02, interval=2),
 }
 _STEPS = 4
+# The others take longer to compile.
+_FAST = ('dst', 'fixed')
 
 
 @pytest.fixture(scope='module')
 def seed():
   """Parameters that are bfloat16, with zeros of both signs and subnormals."""
-  generator = np.random.default_rng(0)
 
-  def random(leaf):
-    noise = generator.standard_normal(leaf.shape, np.float32)
-    x = (noise * leaf.shape[0] ** -0.5).astype(jnp.bfloat16)
+  def narrow(x):
+    x = x.astype(jnp.bfloat16)
     x.flat[:4] = np.array([0.0, -0.0, 1e-39, -1e-39], jnp.bfloat16)
     return x.astype(np.float32)
 
-  return jax.tree.map(random, tiny_t5.shapes(CONFIG))
+  return jax.tree.map(narrow, decoder_only.random_params(NETWORK))
 
 
 @pytest.fixture(scope='module')
 def batch():
-  """Six rows whose targets are their inputs."""
-  tokens = np.random.default_rng(1).integers(2, 48, (6, 8)).astype(np.int32)
-  return {
-    'encoder_input_tokens': tokens,
-    'decoder_input_tokens': np.pad(tokens[:, :-1], ((0, 0), (1, 0))),
-    'decoder_target_tokens': tokens,
-    'decoder_loss_weights': np.ones_like(tokens),
+  """Six rows of random tokens, of which every feature has some."""
+  random = np.random.default_rng(1)
+  shapes = NETWORK.batch_shapes({'inputs': 6, 'targets': 4}, 6, False)
+  tokens = {
+    name: random.integers(2, 48, shape).astype(np.int32)
+    for name, shape in shapes.items()
   }
+  weights = [name for name in tokens if 'weights' in name]
+  return tokens | {name: np.ones_like(tokens[name]) for name in weights}
 
 
 def _trainer(method, make=optimizers.adafactor, **options):
   return trainer_lib.Trainer(
-    network=network.Transformer(dataclasses.replace(CONFIG, dropout_rate=0.1)),
+    network=NETWORK,
     optimizer=make(optimizers.schedule(0.05)),
     projection=method,
     **options,
@@ -102,7 +100,13 @@ def _assert_same(one, other):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[] if name in _FAST else pytest.mark.slow)
+    for name in METHODS
+  ],
+)
 def test_steps_are_those_of_float32(seed, batch, name):
   make = optimizers.adamw if name == 'fixed' else optimizers.adafactor
   whole, rows = _run(_trainer(METHODS[name], make), seed, batch)
@@ -113,8 +117,61 @@ def test_steps_are_those_of_float32(seed, batch, name):
   assert [int(row.pop('lost')) for row in narrow_rows] == [0] * _STEPS
   _assert_same(rows, narrow_rows)
   differ = jax.tree.map(
-    lambda a, b: int((np.asarray(a).view(np.uint32) != b.view(np.uint32)).sum()),
+    lambda a, b: int(
+      (np.asarray(a).view(np.uint32) != b.view(np.uint32)).sum()
+    ),
     theta.params,
     seed,
   )
   assert sum(jax.tree.leaves(differ)) > 0
+
+
+def test_a_method_that_changes_more_than_it_says_is_found(seed):
+  room = 10
+  params = jax.tree.map(lambda x: jnp.asarray(x) + (x.ndim == 1), seed)
+  changed = sum(x.size for x in jax.tree.leaves(seed) if x.ndim == 1)
+  kept = narrow.narrowed('bfloat16', seed)
+  kept = jax.tree.map(jnp.asarray, kept)
+  held = narrow.Held(moved.listed(params, kept, room), kept)
+  assert int(held.metrics()['lost']) == changed - room
+  enough = narrow.Held(moved.listed(params, kept, changed), kept)
+  assert int(enough.metrics()['lost']) == 0
+  _assert_same(enough.theta(), params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Everything(api.Projection):
+  """A user's method that keeps a seed and frees all parameters."""
+
+  def free(self, shapes):
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+  ('method', 'message'),
+  [
+    (projection.NoProjection(), 'can change all parameters that it trains'),
+    (_Everything(), 'can change all parameters that it trains'),
+    (family.make('lt_sft', 0.1), 'can change all parameters that it trains'),
+    (dataclasses.replace(DST, threshold='iterative'), "THRESHOLD = 'exact'"),
+  ],
+)
+def test_methods_that_a_list_does_not_fit(seed, method, message):
+  with pytest.raises(UserError, match=message) as caught:
+    _trainer(method, seed_dtype='bfloat16').room(seed)
+  assert "SEED_DTYPE = 'float32'" in str(caught.value)
+  assert _trainer(method).room(seed) is None
+
+
+def test_a_seed_that_is_not_bfloat16(seed):
+  trainer = _trainer(DST, seed_dtype='bfloat16')
+  trainer.check_seed(seed, 'here')
+  other = jax.tree.map(lambda x: x * np.float32(1.001), seed)
+  with pytest.raises(UserError, match=r'here .* --dtype=bfloat16'):
+    trainer.check_seed(other, 'here')
+  _trainer(DST).check_seed(other, 'here')
+
+
+def test_another_dtype():
+  with pytest.raises(UserError, match='SEED_DTYPE'):
+    _trainer(DST, seed_dtype='float16')
