@@ -102,6 +102,24 @@ def test_methods_that_recompute_nothing(method):
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('model', 'method'), [('t5_1_1_small', 'dst'), ('smollm2_135m', 'lora')]
+)
+def test_a_seed_in_bfloat16(model, method):
+  row, _ = _estimate(
+    *_flags(
+      model,
+      method,
+      SEED_DTYPE='bfloat16',
+      BATCH_SIZE=4,
+      TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 64},
+    ),
+    '--topology=v4:1',
+  )
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
+
+
 def _on_a_pod(model, method, topology, shared):
   """Estimates a step with 64 rows, in which the count and the plan agree."""
   row, out = _estimate(
