@@ -184,7 +184,9 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
     gradients=made + int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * theta),
-    activations=made
+    # XLA makes the second one before the backward pass ends, unless that is a
+    # loop over stacked layers.
+    activations=(1 if trainer.network.scan_layers else 2) * made
     + _activations(trainer, step, mesh)
     + _first_gradients(trainer.network, step)
     + _gathered(step),
