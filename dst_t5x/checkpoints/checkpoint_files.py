@@ -61,6 +61,12 @@ def to_float32(array: np.ndarray, name: str) -> np.ndarray:
   return np.asarray(array, dtype=np.float32)
 
 
+def is_bfloat16(array: np.ndarray) -> bool:
+  """Returns whether bfloat16 holds all values of a float32 array exactly."""
+  bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+  return not (bits & 0xFFFF).any()
+
+
 def check_fits(num_bytes: int, path: epath.PathLike) -> None:
   """Checks, before a checkpoint is read, that it fits into memory.
 

@@ -3,23 +3,30 @@
     python -m dst_t5x.convert MODEL.gguf TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=hf
     python -m dst_t5x.convert SOURCE TARGET --format=t5x
+    python -m dst_t5x.convert SOURCE TARGET --format=hf --dtype=bfloat16
     python -m dst_t5x.convert MODEL_DIR TARGET --format=peft
     python -m dst_t5x.convert FILE.dst TARGET --format=peft
 
 SOURCE is whatever `seeds.load_seed` knows: a T5X checkpoint, a Hugging Face
 folder, an adapter of Hugging Face PEFT, a GGUF file, or a run of this package.
 Values are the same bit for bit, in float32 (to which those of a GGUF file are
-dequantised), or in bfloat16 if SOURCE is a Hugging Face folder in bfloat16. An
+dequantised), or in bfloat16 if SOURCE is a Hugging Face folder in bfloat16.
+Only --dtype=bfloat16 rounds them, to the nearest, and makes another seed. An
 adapter is merged into the weights. A Hugging Face folder gets the tokenizer of
 SOURCE, too. The last commands write an adapter alone: that of a run that
 trained one, or a subset of linear maps as SHiRA, see `shira_files`.
 """
 
+import dataclasses
 import sys
+from typing import Any
 
 from etils import epath
+import ml_dtypes
+import numpy as np
 
 from dst_t5x.adapters import api as adapters
+from dst_t5x.checkpoints import finite
 from dst_t5x.checkpoints import hf_checkpoint
 from dst_t5x.checkpoints import peft_files
 from dst_t5x.checkpoints import run_folder
@@ -33,7 +40,12 @@ from dst_t5x.models import families
 from dst_t5x.subsets import extraction
 
 
-def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
+def convert(
+  source: epath.PathLike,
+  target: epath.PathLike,
+  kind: str,
+  as_bfloat16: bool = False,
+) -> str:
   """Writes a checkpoint anew in another format.
 
   Args:
@@ -41,6 +53,7 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
     target: the new folder; for T5X, one that holds `checkpoint_<step>`, or that
       one itself.
     kind: 'hf', 't5x' or 'peft'.
+    as_bfloat16: whether to round all values to bfloat16; not for 'peft'.
 
   Returns:
     One line that says what was done.
@@ -50,13 +63,34 @@ def convert(source: epath.PathLike, target: epath.PathLike, kind: str) -> str:
       has no adapter to take out or one that PEFT has not, or the target exists.
   """
   if kind == 'peft':
+    if as_bfloat16:
+      raise errors.UserError('--dtype rounds whole models: use hf or t5x')
     return _write_adapter(epath.Path(source), target)
   seed = seeds.load_seed(source).merged()
+  if as_bfloat16:
+    seed = rounded(seed)
   written = write(target, seed, kind)
   return (
     f'{seed.path} ({seed.described}) -> {written} ({kind}),'
     f' fingerprint {seed.fingerprint}'
   )
+
+
+def rounded(seed: seeds.Seed) -> seeds.Seed:
+  """Returns a seed with all values rounded to bfloat16, half to even.
+
+  Raises:
+    UserError: a value becomes infinite.
+  """
+
+  def round_tensor(array: Any) -> np.ndarray:
+    return np.asarray(array).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+  flat = parts.flatten(seed.params)
+  params = parts.unflatten({k: round_tensor(x) for k, x in flat.items()})
+  finite.check(params, f'{seed.path}, in bfloat16,')
+  note = ', '.join(filter(None, [seed.note, 'rounded to bfloat16']))
+  return dataclasses.replace(seed, params=params, is_bfloat16=True, note=note)
 
 
 def write(target: epath.PathLike, model: seeds.Seed, kind: str) -> epath.Path:
@@ -135,9 +169,15 @@ def main(arguments: list[str]) -> int:
   )
   parser.add_argument('target', help='new folder')
   parser.add_argument('--format', choices=('hf', 't5x', 'peft'), required=True)
+  parser.add_argument(
+    '--dtype',
+    choices=('bfloat16',),
+    help='round all values, for SEED_DTYPE; the result is another seed',
+  )
   parsed = parser.parse_args(arguments)
   try:
-    print(convert(parsed.source, parsed.target, parsed.format))
+    as_bfloat16 = parsed.dtype is not None
+    print(convert(parsed.source, parsed.target, parsed.format, as_bfloat16))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

@@ -121,7 +121,7 @@ def save(
   layout = model.tensors
   _check_params(layout, flat)
   dtype: Any = np.float32
-  if as_bfloat16 and all(map(_is_bfloat16, flat.values())):
+  if as_bfloat16 and all(map(checkpoint_files.is_bfloat16, flat.values())):
     dtype, stated = ml_dtypes.bfloat16, {**stated, 'torch_dtype': 'bfloat16'}
   with checkpoint_files.new_folder(epath.Path(path)) as folder:
     shards = _shards(layout, largest_shard_bytes)
@@ -262,12 +262,6 @@ def _exported(
   )
   array = array.astype(dtype, copy=False)
   return np.ascontiguousarray(array.T if tensor.transposed else array)
-
-
-def _is_bfloat16(array: np.ndarray) -> bool:
-  """Returns whether bfloat16 holds all values of a float32 array exactly."""
-  bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-  return not (bits & 0xFFFF).any()
 
 
 def _shards(

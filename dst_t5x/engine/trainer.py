@@ -3,7 +3,7 @@
 `Trainer.train_step` has the whole step. `Program.settle` is what projects.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive
 from dst_t5x.engine import finiteness
 from dst_t5x.engine import losses
+from dst_t5x.engine import narrow
 from dst_t5x.engine import optimizers
 from dst_t5x.engine import trained as trained_lib
 from dst_t5x.method import api as methods
@@ -32,7 +33,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: int32 [], the number of completed steps.
-    params: θᵗ, the trained parameters.
+    params: θᵗ, the trained parameters; see `narrow.Held`.
     opt_state: the optimizer's state. It follows θ′, not the projected
       parameters.
     projection_state: the projection's state.
@@ -54,6 +55,7 @@ class Constants(NamedTuple):
 
   Attributes:
     seed: θ⁰ of the trained parameters; () if the projection does not keep it.
+      In SEED_DTYPE, as `frozen`.
     frozen: the parameters that are not trained.
   """
 
@@ -64,7 +66,7 @@ class Constants(NamedTuple):
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=['optimizer', 'projection'],
-  meta_fields=['network', 'loss', 'microbatches', 'trained'],
+  meta_fields=['network', 'loss', 'microbatches', 'trained', 'seed_dtype'],
 )
 @dataclasses.dataclass(frozen=True)
 class Trainer:
@@ -84,6 +86,8 @@ class Trainer:
       whole batch.
     trained: regular expressions for the paths of the trained parameters, if
       there is no adapter; None for all parameters.
+    seed_dtype: the dtype in which the seed and frozen parameters are held; see
+      `narrow`. It changes no result.
 
   Raises:
     UserError: the settings contradict each other, or cannot be hashed.
@@ -95,9 +99,11 @@ class Trainer:
   loss: losses.Loss = dataclasses.field(default_factory=losses.Loss)
   microbatches: values.Positive = 1
   trained: Sequence[str] | None = None
+  seed_dtype: narrow.SeedDtype = 'float32'
 
   def __post_init__(self) -> None:
     check_positive('MICROBATCHES', self.microbatches)
+    values.check({'SEED_DTYPE': (self.seed_dtype, narrow.SeedDtype)})
     if isinstance(self.trained, list):  # Gin passes lists; `jit` needs a hash.
       object.__setattr__(self, 'trained', tuple(self.trained))
     trained_lib.expressions(self.network, self.projection, self.trained)
@@ -148,6 +154,22 @@ class Trainer:
       )
     return None
 
+  def room(self, shapes: PyTree) -> int | None:
+    """Returns how long the list of θ is; None if θ is held whole.
+
+    Args:
+      shapes: the shapes of all parameters.
+
+    Raises:
+      UserError: the method does not go with SEED_DTYPE.
+    """
+    trained, frozen = self.split(shapes)
+    return narrow.room_for(self.seed_dtype, self.projection, trained, frozen)
+
+  def check_seed(self, seed: PyTree, path: str) -> None:
+    """Checks that `seed_dtype` holds a seed exactly; see `narrow`."""
+    narrow.check_seed(self.seed_dtype, seed, path)
+
   def program(self, shapes: PyTree) -> 'Trainer':
     """Returns the trainer whose `init` and `train_step` are to be compiled.
 
@@ -188,7 +210,7 @@ class Trainer:
     )
 
   def enter(self, state: TrainState, seed: PyTree) -> TrainState:
-    """Returns the state with which the projection's phase begins.
+    """Returns the state with which the projection's phase begins, θ whole.
 
     Args:
       state: the state at the end of the phase before.
@@ -232,39 +254,36 @@ class Trainer:
       are free after it. Both are NaN without `report`.
     """
     key = jax.random.fold_in(dropout_key, state.step)
+    held = narrow.Held(state.params, constants.seed)
     gradients, sums = self._gradients(
-      state.params, constants.frozen, batch, key
+      held.theta(), constants.frozen, batch, key
     )
     chosen = self.projection.choose(
-      methods.Tuning(state.params, state.opt_state, state.projection_state),
+      methods.Tuning(held.theta(), state.opt_state, state.projection_state),
       gradients,
-      constants.seed,
+      held.kept(self.projection),
       state.step,
     )
     gradients = self.projection.tuned(gradients, chosen.state)
     # Before the optimizer's step, which can then reuse the gradients' memory.
-    gradient_norm = _if(
-      report,
-      self.projection.norm_of_free,
-      gradients,
-      state.params,
-      constants.seed,
-      chosen.state,
-    )
-    before = self.projection.tuned(chosen.params, chosen.state)
+    gradient_norm = self._norm(report, gradients, held, chosen.state)
+    before = self.projection.tuned(held.theta(), chosen.state)
     updates, opt_state = self.optimizer.update(
       gradients, chosen.opt_state, before, state.step, self.projection.rate
     )
 
     def accepted() -> methods.Tuning:
-      theta_0 = self.projection.seed(
-        chosen.params, constants.seed, chosen.state
+      theta, theta_0 = (
+        held.theta(),
+        held.seed_for(self.projection, chosen.state),
       )
-      tuned = optax.apply_updates(before, updates)
-      new_params = self.projection.put(chosen.params, tuned, chosen.state)
-      return self.projection.settle(
+      again = held.tuned_again(self.projection, theta, chosen.state, before)
+      tuned = optax.apply_updates(again, updates)
+      new_params = self.projection.put(theta, tuned, chosen.state)
+      settled = self.projection.settle(
         methods.Tuning(new_params, opt_state, chosen.state), theta_0, state.step
       )
+      return settled._replace(params=held.replaced(settled.params))
 
     def refused() -> methods.Tuning:
       return methods.Tuning(
@@ -283,20 +302,26 @@ class Trainer:
       refused_steps=state.refused_steps + ~is_finite,
       refused_in_row=jnp.where(is_finite, 0, state.refused_in_row + 1),
     )
+    held = held._replace(params=params)
     metrics = self._metrics(sums, state.step) | {
       'gradient_norm': gradient_norm,
-      'update_norm': _if(
-        report,
-        self.projection.norm_of_free,
-        updates,
-        params,
-        constants.seed,
-        projection_state,
-      ),
+      'update_norm': self._norm(report, updates, held, projection_state),
       'refused_steps': next_state.refused_steps,
       'refused_in_row': next_state.refused_in_row,
     }
-    return next_state, metrics
+    return next_state, metrics | held.metrics()
+
+  def _norm(
+    self, wanted: jax.Array, tree: PyTree, held: narrow.Held, state: PyTree
+  ) -> jax.Array:
+    """Returns the norm over free components if it is wanted, else NaN."""
+
+    def norm() -> jax.Array:
+      return self.projection.norm_of_free(
+        tree, held.theta(), held.kept(self.projection), state
+      )
+
+    return lax.cond(wanted, norm, lambda: jnp.float32(jnp.nan))
 
   def _metrics(
     self, sums: losses.Sums, step: jax.Array
@@ -321,7 +346,7 @@ class Trainer:
     def loss(
       params: PyTree, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, losses.Sums]:
-      whole = parts.join(params, frozen)
+      whole = parts.join(params, narrow.for_network(frozen))
       sums = losses.forward(self.network, self.loss, whole, part, key)
       return sums.loss / normalizer, sums
 
@@ -346,12 +371,3 @@ class Trainer:
     # Adjacent rows go to different microbatches, so that each device has rows
     # of every microbatch.
     return x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _if(
-  wanted: jax.Array, number: Callable[..., jax.Array], *arguments: PyTree
-) -> jax.Array:
-  """Returns the number, float32 [], if it is wanted, else NaN."""
-  return lax.cond(
-    wanted, lambda: number(*arguments), lambda: jnp.float32(jnp.nan)
-  )

@@ -74,12 +74,16 @@ class Program:
     keep_seed: whether each step needs a copy of θ⁰.
     acts_after_step: whether the method acts through `apply` and `settle` only,
       so that the optimizer sees whole parameters.
+    widens_seed: whether the functions accept θ⁰ in bfloat16 beside parameters
+      in float32, and convert it where they use it. Others get it converted,
+      which takes the memory of a copy.
     rate: a factor of the learning rate.
   """
 
   constrains = True
   keep_seed = True
   acts_after_step = True
+  widens_seed = False
   rate: float = 1.0
 
   def init(self, seed_params: PyTree) -> PyTree:
@@ -205,7 +209,13 @@ class Projection(Program):
 
   By default a projection is its own `Program`, and its settings are constants
   of the compiled step.
+
+  Attributes:
+    keeps_to_budget: whether never more than `free_at_most` components differ
+      from the seed.
   """
+
+  keeps_to_budget = True
 
   def __init_subclass__(cls, **options: Any) -> None:
     """Registers each method as a pytree without leaves."""

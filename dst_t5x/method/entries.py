@@ -160,10 +160,7 @@ class Frame:
     word, bit = set_bits.find(
       packed,
       running,
-      jnp.asarray(nth, jnp.int32)
-      + jnp.repeat(
-        of_silo, np.array(self.rooms), total_repeat_length=self.room
-      ),
+      jnp.asarray(nth, jnp.int32) + self._of_entries(of_silo),
     )
     which = jnp.searchsorted(jnp.asarray(firsts), word, side='right') - 1
     per_row, width = (
@@ -199,10 +196,14 @@ class Frame:
     """Returns which entries of the list are used, bool [room]."""
     of_silo = self.counts_of_silos(entries)
     nth = np.arange(self.room) - np.repeat(self.borders[:-1], self.rooms)
-    counts = jnp.repeat(
-      of_silo, np.array(self.rooms), total_repeat_length=self.room
-    )
-    return jnp.asarray(nth, jnp.int32) < counts
+    return jnp.asarray(nth, jnp.int32) < self._of_entries(of_silo)
+
+  def _of_entries(self, of_silo: jax.Array) -> jax.Array:
+    """Returns for each entry of a list the number of its silo, [room]."""
+    if len(self.rooms) == 1:  # XLA would evaluate `repeat` as it compiles.
+      return jnp.broadcast_to(of_silo, self.room)
+    rooms = np.array(self.rooms)
+    return jnp.repeat(of_silo, rooms, total_repeat_length=self.room)
 
   def counts_of_silos(self, entries: Entries) -> jax.Array:
     """Returns how many entries each silo has, int32 [silos]."""

@@ -80,6 +80,8 @@ class SubsetProjection(api.Projection):
     UserError: a value is out of range or unknown.
   """
 
+  widens_seed = True
+
   epsilon: values.Share
   distance: Distance = 'inverse_relative'
   silos: silo_lib.Silos = 'per_module_and_layer'
@@ -114,6 +116,11 @@ class SubsetProjection(api.Projection):
     for name in ('silos', 'normalize_over'):
       object.__setattr__(self, name, silo_lib.checked(getattr(self, name)))
     object.__setattr__(self, 'exclude', tuple(self.exclude))
+
+  @property
+  def keeps_to_budget(self) -> bool:  # type: ignore[override]
+    """Whether budgets are exact; the iterative threshold can exceed them."""
+    return self.threshold != 'iterative'
 
   @property
   def schedule(self) -> schedules.Schedule:
@@ -307,6 +314,8 @@ class _Prepared(api.Program):
     salts: uint32 [slices], see `distance_bits.salts`.
   """
 
+  widens_seed = True
+
   method: SubsetProjection
   budgets: Any
   salts: Any
@@ -360,7 +369,11 @@ def _apply(
     free = step.tree.layout.budgets(method.epsilon)
     state = state._replace(sparse_seed=step.sparse_seed(keep, free))
   # A select: p + (s - p) rounds, and does not always equal s.
-  return jax.tree.map(lax.select, keep, new_params, seed_params), state
+  return jax.tree.map(_select, keep, new_params, seed_params), state
+
+
+def _select(keep: jax.Array, new: jax.Array, seed: jax.Array) -> jax.Array:
+  return lax.select(keep, new, seed.astype(new.dtype))
 
 
 def _step(

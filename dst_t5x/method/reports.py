@@ -16,11 +16,16 @@ NORMS = ('gradient_norm', 'update_norm')
 
 
 def differs(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns which components differ in their bits, bool of the same shape."""
+  """Returns which components differ in their bits, bool of the same shape.
+
+  Args:
+    a: any array.
+    b: an array of the same dtype, or of one whose values `a` can hold exactly.
+  """
   unsigned = jnp.dtype(f'uint{8 * a.dtype.itemsize}')
   return jax.lax.bitcast_convert_type(
     a, unsigned
-  ) != jax.lax.bitcast_convert_type(b, unsigned)
+  ) != jax.lax.bitcast_convert_type(b.astype(a.dtype), unsigned)
 
 
 def norm_of_free(tree: PyTree, params: PyTree, seed: PyTree) -> jax.Array:

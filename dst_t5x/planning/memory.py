@@ -8,7 +8,9 @@ differently. Neither allocates memory for arrays.
 
 from collections import Counter
 import dataclasses
+import functools
 import math
+import re
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -21,6 +23,7 @@ import numpy as np
 from dst_t5x.core import parts
 from dst_t5x.core import tree_paths
 from dst_t5x.engine import losses
+from dst_t5x.engine import narrow as narrow_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
@@ -117,15 +120,28 @@ def abstract_step(
   trained, frozen = trainer.split(space.shapes)
   shardings = parts.select(space.shardings, trained)
   state = jax.eval_shape(trainer.init, trained)
+  placed = _placed(
+    state, partitioner.like_parameters(state, trained, shardings)
+  )
+  room = trainer.room(space.shapes)
+  narrow = functools.partial(_narrow, trainer)
+  seed: PyTree = ()
+  if trainer.projection.keep_seed or room is not None:
+    seed = _placed(narrow(trained), shardings)
+  if room is not None:
+    params = jax.eval_shape(
+      functools.partial(narrow_lib.held, room=room), trained, seed
+    )
+    everywhere = jax.tree.map(lambda _: partitioner.replicated, params)
+    placed = placed._replace(params=_placed(params, everywhere))
   key = jax.eval_shape(lambda: jax.random.key(0))
   axes: Any = nn.logical_to_mesh_axes(('batch', None), partitioning.RULES)
   rows = NamedSharding(partitioner.mesh, axes)
-  params = _placed(trained, shardings)
   return Step(
-    _placed(state, partitioner.like_parameters(state, trained, shardings)),
+    placed,
     trainer_lib.Constants(
-      seed=params if trainer.projection.keep_seed else (),
-      frozen=_placed(frozen, parts.select(space.shardings, frozen))
+      seed=seed,
+      frozen=_placed(narrow(frozen), parts.select(space.shardings, frozen))
       if frozen
       else (),
     ),
@@ -138,6 +154,18 @@ def abstract_step(
   )
 
 
+def _narrow(trainer: trainer_lib.Trainer, shapes: PyTree) -> PyTree:
+  """Returns the shapes of a seed's parameters in SEED_DTYPE."""
+  fixed = trainer.network.adapter.fixed
+
+  def narrow(path: Any, x: Any) -> Any:
+    if fixed and re.fullmatch(fixed, tree_paths.path_of(path)):
+      return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(trainer.seed_dtype))
+
+  return jax.tree_util.tree_map_with_path(narrow, shapes)
+
+
 def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
   """Counts the arrays of a step.
 
@@ -146,23 +174,38 @@ def count(trainer: trainer_lib.Trainer, step: Step, mesh: Any) -> Memory:
     step: the step's arguments.
     mesh: the partitioner's mesh.
   """
-  params = _bytes(step.state.params)
+  params, theta = _bytes(step.state.params), _bytes(_theta(step))
   is_dense = trainer.projection.acts_after_step
+  # Of a list, all of θ is made for the gradient, and made anew after it.
+  made = 0 if isinstance(step.state.params, dict) else theta
   return Memory(
     parameters=params,
     frozen=_bytes(step.constants.frozen),
     seed=_bytes(step.constants.seed),
     optimizer=_bytes(step.state) - params,
-    gradients=int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * params),
-    activations=_activations(trainer, step, mesh)
+    gradients=made + int((_AT_ONCE if is_dense else _AT_ONCE_OF_LISTS) * theta),
+    # XLA makes the second one before the backward pass ends, unless that is a
+    # loop over stacked layers.
+    activations=(1 if trainer.network.scan_layers else 2) * made
+    + _activations(trainer, step, mesh)
     + _first_gradients(trainer.network, step)
     + _gathered(step),
   )
 
 
+def _theta(step: Step) -> PyTree:
+  """Returns the shapes of θ with shardings, also where θ is a list."""
+  if isinstance(step.state.params, dict):
+    return step.state.params
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+    step.constants.seed,
+  )
+
+
 def _first_gradients(network: api.Network, step: Step) -> int:
   """Returns the bytes of gradients that exist before activations are freed."""
-  params = parts.flatten(step.state.params)
+  params = parts.flatten(_theta(step))
   output = _bytes(_output_matrix(network, params))
   first = _bytes(params) if network.scan_layers else output
   # A tied table has two gradients, which are added at the end.
@@ -179,7 +222,7 @@ def _output_matrix(network: api.Network, params: dict[str, Any]) -> list[Any]:
 
 def _gathered(step: Step) -> int:
   """Returns the bytes of the largest matrix that is gathered for its use."""
-  whole = parts.join(step.state.params, step.constants.frozen or {})
+  whole = parts.join(_theta(step), step.constants.frozen or {})
   largest = 0
   for path, x in parts.flatten(whole).items():
     mesh, axes = x.sharding.mesh, x.sharding.spec
@@ -218,10 +261,12 @@ def compiled(
   options: Any = None if is_for_cpu else _AS_FOR_ACCELERATORS
   plan: Any = lowered.compile(compiler_options=options).memory_analysis()
   sent = []
-  if step.constants.seed:
-    tuning = methods.Tuning(step.state.params, (), step.state.projection_state)
+  if trainer.projection.keep_seed and step.constants.seed:
+    theta = _theta(step)
+    tuning = methods.Tuning(theta, (), step.state.projection_state)
+    seed = step.constants.seed if trainer.projection.widens_seed else theta
     apply = jax.jit(trainer.projection.settle).lower(
-      tuning, step.constants.seed, step.state.step
+      tuning, seed, step.state.step
     )
     sent = collectives.find_all(apply.compile().as_text() or '')
   return Compiled(plan.argument_size_in_bytes + plan.temp_size_in_bytes, sent)
@@ -276,10 +321,11 @@ def _kept(
   """
   shapes = api.shapes(trainer.network)
   trained, frozen = trainer.split(shapes)
+  frozen = _narrow(trainer, frozen)
 
   def backward(params: PyTree, rest: PyTree, batch: Any, key: Any) -> Any:
     def loss(params: PyTree) -> jax.Array:
-      whole = parts.join(params, rest)
+      whole = parts.join(params, narrow_lib.for_network(rest))
       sums = losses.forward(trainer.network, trainer.loss, whole, batch, key)
       return sums.loss
 
@@ -293,7 +339,9 @@ def _kept(
   key = jax.eval_shape(lambda: jax.random.key(0))
   kept = jax.eval_shape(backward, trained, frozen, batch, key)
   # The residuals include parameters, which are counted elsewhere.
-  known = Counter((x.shape, x.dtype) for x in jax.tree.leaves(shapes))
+  known = Counter(
+    (x.shape, x.dtype) for x in jax.tree.leaves((trained, frozen))
+  )
   total = 0
   for x in jax.tree.leaves(kept):
     if known[x.shape, x.dtype]:

@@ -84,6 +84,7 @@ class Claim:
     if path is not None:
       seed = seeds.load_seed(path).merged()
       space.check(seed, base=True)
+      trainer.check_seed(seed.params, seed.path)
       processes.agree('the fingerprint of the seed', seed.fingerprint)
       reference, params = seed.reference, seed.params
     identity_lib.check_seed(self._folder.path, reference)

@@ -106,7 +106,8 @@ def of(binary: Callable[..., Any]) -> Identity:
   return Identity(json_text.loads(json_text.dumps(said)), defaults)
 
 
-_OF_TRAINER = ('network', 'optimizer', 'projection', 'trained')
+# What is recorded elsewhere, and SEED_DTYPE, which changes no result.
+_OF_TRAINER = ('network', 'optimizer', 'projection', 'trained', 'seed_dtype')
 
 
 def _take(

@@ -14,6 +14,7 @@ from dst_t5x.config import binaries
 from dst_t5x.core import metrics_file
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import budget as budget_lib
+from dst_t5x.engine import narrow
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.method import api as methods
 from dst_t5x.method import reports
@@ -29,6 +30,7 @@ _NOT_AVERAGED = (
   'target_tokens',
   'refused_steps',
   'refused_in_row',
+  'lost',
 )
 
 
@@ -106,12 +108,19 @@ class Monitor:
     """Checks the last recorded step.
 
     Raises:
-      UserError: too many steps in a row were refused, or the last of the run.
+      UserError: too many steps in a row were refused, or the last of the run;
+        or the step changed more than the method says that it can.
     """
     if self._unchecked is None:
       return
     step, metrics = self._unchecked
     self._unchecked = None
+    if lost := int(metrics.get('lost', 0)):
+      raise UserError(
+        f'step {step} changed {lost} parameters more than the method says in '
+        '`free_at_most`, and SEED_DTYPE has no room for them: correct that, or '
+        "use SEED_DTYPE = 'float32'; the checkpoints before are intact"
+      )
     in_row = int(metrics['refused_in_row'])
     self.is_refused = in_row > 0
     self._refused_steps = int(metrics['refused_steps'])
@@ -242,12 +251,13 @@ class SubsetMonitor:
 
     Args:
       projection: the method.
-      params: the trained parameters before the first step.
+      params: the trained parameters before the first step, as held.
       projection_state: the projection's state at that step.
       seed: θ⁰; () if the projection does not keep it.
       replicated: the replicated sharding.
     """
-    self._modules = silos.make_layout(params, 'per_module').names
+    self._shapes = jax.eval_shape(narrow.Held(params, seed).theta)
+    self._modules = silos.make_layout(self._shapes, 'per_module').names
     self._free = jax.jit(_pack)(projection, params, projection_state, seed)
     # Counts are replicated; masks are sharded as the parameters are.
     self._report = jax.jit(_report, out_shardings=(replicated, None))
@@ -269,7 +279,7 @@ class SubsetMonitor:
     )
     free, new = jax.device_get((counts['free'], counts['new']))
     total = int(free.sum())
-    values = projection.scalars(params, projection_state)
+    values = projection.scalars(self._shapes, projection_state)
     values |= {
       'free/total': float(total),
       'free/churn': float(new.sum()) / total if total else math.nan,
@@ -283,7 +293,8 @@ class SubsetMonitor:
 def _pack(
   projection: methods.Projection, params: PyTree, state: PyTree, kept: PyTree
 ) -> PyTree:
-  return reports.pack_free(params, projection.seed(params, kept, state))
+  held = narrow.Held(params, kept)
+  return reports.pack_free(held.theta(), held.seed_for(projection, state))
 
 
 def _report(
@@ -293,6 +304,7 @@ def _report(
   kept: PyTree,
   before: PyTree,
 ) -> tuple[dict[str, jax.Array], PyTree]:
-  seed = projection.seed(params, kept, state)
-  modules = silos.make_layout(params, 'per_module')
-  return reports.subset_report(modules, params, seed, before)
+  held = narrow.Held(params, kept)
+  theta, seed = held.theta(), held.seed_for(projection, state)
+  modules = silos.make_layout(theta, 'per_module')
+  return reports.subset_report(modules, theta, seed, before)

@@ -117,6 +117,7 @@ def _checks_of_training(
     task = task_checks.find(train_data.task)
     identity.check_rows(model_dir, task_checks.rows_of(task, 'train'))
     trainer.seed_path(space.shapes, training.seed_path, training.from_scratch)
+    trainer.room(space.shapes)
     bindings = binaries.bindings(training.binary)
     return Found(f'{len(bindings)} parameters set', bindings)
 
@@ -360,6 +361,7 @@ def seed(model_dir: epath.Path, training: Training) -> Found:
     return Found('none: training from scratch')
   found = seeds.load_seed(path).merged()
   space.check(found, base=True)
+  training.trainer.check_seed(found.params, found.path)
   identity.check_seed(model_dir, found.reference)
   return Found(
     f'{found.path}, fingerprint {found.fingerprint[:12]}…',

@@ -19,9 +19,11 @@ from dst_t5x.checkpoints import run_folder
 from dst_t5x.core import parts
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import budget as budget_lib
+from dst_t5x.engine import narrow
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.engine import trainer as trainer_lib
+from dst_t5x.method import moved
 from dst_t5x.runs import artifacts
 from dst_t5x.runs import checkpoints as checkpoints_lib
 from dst_t5x.runs import claim
@@ -43,7 +45,7 @@ class Session:
     trainer: network, optimizer, projection and loss.
     phase: the trainer of the projection's present phase.
     step: the number of completed steps.
-    state: the training state after these steps.
+    state: the training state after these steps, θ as `narrow` holds it.
     position: the position in the data at which the session begins; None for the
       start of the data.
     constants: the inputs of a step that no step changes.
@@ -129,11 +131,16 @@ class Session:
     """
     trained, frozen = self._shapes
     to_devices = self._space.to_devices
-    keep_seed = self.phase.projection.keep_seed
+    seed = narrow.narrowed(self.trainer.seed_dtype, seed)
     return trainer_lib.Constants(
-      seed=to_devices(seed, trained) if keep_seed else (),
+      seed=to_devices(seed, trained) if self._keep_seed else (),
       frozen=to_devices(seed, frozen) if frozen else (),
     )
+
+  @property
+  def _keep_seed(self) -> bool:
+    """Whether a step needs θ⁰ on the devices."""
+    return self.phase.projection.keep_seed or self._room is not None
 
   def _count_budget(self) -> budget_lib.Budget:
     """Returns the method's budget, and logs it."""
@@ -169,15 +176,17 @@ class Session:
         leaf.shape, leaf.dtype, sharding=sharding
       ),
       jax.eval_shape(self.phase.init, trained),
-      self._shardings,
+      self._whole_shardings,
     )
     restored = self._checkpoints.restore(step, like)
     self.position = restored.position
     replicated = self._partitioner.replicated
-    return trainer_lib.TrainState(
-      **restored.rest,
-      step=partitioning.place(np.array(step, np.int32), replicated),
-      params=self._space.to_devices(restored.params, trained),
+    return self._held(
+      trainer_lib.TrainState(
+        **restored.rest,
+        step=partitioning.place(np.array(step, np.int32), replicated),
+        params=self._space.to_devices(restored.params, trained),
+      )
     )
 
   def _begun(
@@ -197,19 +206,47 @@ class Session:
       params = self._space.to_devices(added)
     else:
       params = self._space.to_devices(seed, self._shapes[0])
-    init = jax.jit(trainer_lib.Trainer.init, out_shardings=self._shardings)
-    return init(self._program, params)
+    init = jax.jit(
+      trainer_lib.Trainer.init, out_shardings=self._whole_shardings
+    )
+    return self._held(init(self._program, params))
+
+  def _held(self, state: trainer_lib.TrainState) -> trainer_lib.TrainState:
+    """Returns a state whose θ is whole in the form that a step takes."""
+    if self._room is None:
+      return state
+    hold = jax.jit(
+      narrow.held,
+      static_argnames='room',
+      out_shardings=self._shardings.params,
+    )
+    params = hold(state.params, self.constants.seed, self._room)
+    return state._replace(params=params)
+
+  @property
+  def whole_state(self) -> trainer_lib.TrainState:
+    """The training state with all of θ, in float32."""
+    if self._room is None:
+      return self.state
+    params = self._theta(narrow.Held(self.state.params, self.constants.seed))
+    return self.state._replace(params=params)
 
   def _begin_phase(self, step: int) -> None:
     """Prepares the functions of the phase that makes the step after `step`."""
     trained, _ = self._shapes
     self.phase = self.trainer.at(step)
+    self._room = self.phase.room(self._space.shapes)
     self._program = self.phase.program(trained)
     abstract = jax.eval_shape(self.phase.init, trained)
     # Like the parameters, or replicated.
-    self._shardings: trainer_lib.TrainState = self._partitioner.like_parameters(
+    whole: trainer_lib.TrainState = self._partitioner.like_parameters(
       abstract, trained, parts.select(self._space.shardings, trained)
     )
+    self._whole_shardings = self._shardings = whole
+    if self._room is not None:
+      everywhere = self._partitioner.replicated
+      self._shardings = whole._replace(params=everywhere)
+      self._theta = jax.jit(narrow.Held.theta, out_shardings=whole.params)
     self._train_step = jax.jit(
       trainer_lib.Trainer.train_step,
       donate_argnames='state',
@@ -220,16 +257,19 @@ class Session:
     """Goes on to the phase that makes the next step."""
     before = self._program
     self._begin_phase(self.step)
-    trained, _ = self._shapes
-    keep_seed = self.phase.projection.keep_seed
-    like_parameters = parts.select(self._space.shardings, trained)
+    seed = self._whole_shardings.params if self._keep_seed else ()
     enter = jax.jit(
       _enter,
-      static_argnames='keep_seed',
-      out_shardings=(self._shardings, like_parameters if keep_seed else ()),
+      static_argnames=('keep_seed', 'room'),
+      out_shardings=(self._shardings, seed),
     )
     self.state, seed = enter(
-      before, self._program, self.state, self.constants.seed, keep_seed
+      before,
+      self._program,
+      narrow.Held(self.state.params, self.constants.seed),
+      self.state,
+      self._keep_seed,
+      self._room,
     )
     self.constants = self.constants._replace(seed=seed)
     logging.info('step %d: the next phase begins', self.step)
@@ -263,8 +303,9 @@ class Session:
 
   @property
   def params(self) -> PyTree:
-    """All parameters of the network, after `step`."""
-    return parts.join(self.state.params, self.constants.frozen)
+    """All parameters of the network, after `step`, in float32."""
+    frozen = moved.wide(self.constants.frozen)
+    return parts.join(self.whole_state.params, frozen)
 
   def save(self, position: bytes) -> history.Report | None:
     """Starts to write a checkpoint; see `Checkpoints.save`.
@@ -272,7 +313,7 @@ class Session:
     Args:
       position: the position in the data.
     """
-    return self._checkpoints.save(self.step, self.state, position)
+    return self._checkpoints.save(self.step, self.whole_state, position)
 
   @contextlib.contextmanager
   def kept_whole(self) -> Iterator[None]:
@@ -318,7 +359,8 @@ class Session:
     self._evaluations.write_best(folder.steps)
     counts = self._evaluations.counting_step(self.step, folder.steps)
     best = None if counts == self.step else self._checkpoints.parameters(counts)
-    last = self._artifacts.gather(self.state.params, self.constants.frozen)
+    params = self.whole_state.params
+    last = self._artifacts.gather(params, self.constants.frozen)
     if processes.is_first():
       names = [artifacts.LAST]
       if best is None:
@@ -345,21 +387,27 @@ class Session:
 def _enter(
   before: trainer_lib.Trainer,
   program: trainer_lib.Trainer,
+  held: narrow.Held,
   state: trainer_lib.TrainState,
-  kept: PyTree,
   keep_seed: bool,
+  room: int | None,
 ) -> tuple[trainer_lib.TrainState, PyTree]:
   """Returns the first state of a phase, and θ⁰ if its steps keep it.
 
   Args:
     before: the program of the phase before.
     program: the program of the phase that begins.
+    held: the parameters at the end of the phase before, and θ⁰ if it kept that.
     state: the last state of the phase before.
-    kept: θ⁰ if the phase before kept it.
-    keep_seed: whether the phase that begins keeps it.
+    keep_seed: whether the phase that begins keeps θ⁰.
+    room: see `narrow.room_for`.
   """
-  seed = before.projection.seed(state.params, kept, state.projection_state)
-  return program.enter(state, seed), seed if keep_seed else ()
+  seed = held.seed_for(before.projection, state.projection_state)
+  whole = state._replace(params=held.theta())
+  after = program.enter(whole, moved.wide(seed))
+  kept = held.seed if room is not None else seed
+  params = narrow.held(after.params, kept, room)
+  return after._replace(params=params), kept if keep_seed else ()
 
 
 def _facts(

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_t5
@@ -43,6 +45,28 @@ def test_there_and_back(source, tmp_path):
   loaded = t5x_checkpoint.load(tmp_path / 't5x')
   assert loaded.step == 0
   tiny_t5.assert_same_bits(loaded.params, params)
+
+
+def test_values_rounded_to_bfloat16(source, tmp_path):
+  done = _command(source, tmp_path / 'hf', '--format=hf', '--dtype=bfloat16')
+  assert done.returncode == 0, done.stderr
+  assert 'rounded to bfloat16' in done.stdout
+  loaded = hf_checkpoint.load(tmp_path / 'hf')
+  assert loaded.is_bfloat16
+  params = tiny_t5.random_params()
+  expected = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16).astype(np.float32), params
+  )
+  tiny_t5.assert_same_bits(loaded.params, expected)
+  # Twice is once.
+  conversion.convert(tmp_path / 'hf', tmp_path / 't5x', 't5x', as_bfloat16=True)
+  again = t5x_checkpoint.load(tmp_path / 't5x')
+  tiny_t5.assert_same_bits(again.params, expected)
+
+
+def test_an_adapter_is_not_rounded(source, tmp_path):
+  with pytest.raises(errors.UserError, match='--dtype rounds whole models'):
+    conversion.convert(source, tmp_path / 'peft', 'peft', as_bfloat16=True)
 
 
 def test_real_checkpoint(shared_data, tmp_path):

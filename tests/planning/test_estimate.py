@@ -102,6 +102,22 @@ def test_methods_that_recompute_nothing(method):
   assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
 
 
+@pytest.mark.slow
+def test_a_seed_in_bfloat16():
+  row, _ = _estimate(
+    *_flags(
+      't5_1_1_small',
+      'dst',
+      SEED_DTYPE='bfloat16',
+      BATCH_SIZE=16,
+      TASK_FEATURE_LENGTHS={'inputs': 153, 'targets': 38},
+    ),
+    '--topology=cpu',
+  )
+  assert row['parameters'] == 0.0
+  assert row['total'] == pytest.approx(row['XLA'], rel=0.15)
+
+
 def _on_a_pod(model, method, topology, shared):
   """Estimates a step with 64 rows, in which the count and the plan agree."""
   row, out = _estimate(
