@@ -161,6 +161,10 @@ class Adapted(api.Network):
     """See `api.Network`."""
     return Adapted(self.network.with_remat(remat, layers), self.applied)
 
+  def with_layers(self, layers: int) -> 'Adapted':
+    """See `api.Network`."""
+    return Adapted(self.network.with_layers(layers), self.applied)
+
 
 def with_adapter(
   network: api.Network, adapter: adapters.Adapter | None = None

@@ -302,6 +302,14 @@ class Network:
     """
     raise NotImplementedError
 
+  def with_layers(self, layers: int) -> Self:
+    """Returns the network with another number of layers in each stack.
+
+    Args:
+      layers: the new number.
+    """
+    raise NotImplementedError
+
   @property
   def remat(self) -> bool:
     """Whether the backward pass recomputes each layer from its input."""

@@ -260,3 +260,8 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     if layers is not None:
       config = dataclasses.replace(config, num_layers=layers, scan_layers=False)
     return Transformer(config)
+
+  @nn.nowrap
+  def with_layers(self, layers: int) -> 'Transformer':
+    """See `api.Network`."""
+    return Transformer(dataclasses.replace(self.config, num_layers=layers))

@@ -256,6 +256,14 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
       )
     return Transformer(config)
 
+  @nn.nowrap
+  def with_layers(self, layers: int) -> 'Transformer':
+    """See `api.Network`."""
+    config = dataclasses.replace(
+      self.config, num_encoder_layers=layers, num_decoder_layers=layers
+    )
+    return Transformer(config)
+
 
 def _start_decoding(
   network: Transformer,
