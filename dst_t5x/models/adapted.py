@@ -58,6 +58,11 @@ class Adapted(api.Network):
     return self.network.vocab_size
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.network.activation_dtype
+
+  @property
   def embedding_scale(self) -> float:
     """See `api.Network`."""
     return self.network.embedding_scale

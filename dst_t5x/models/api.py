@@ -138,6 +138,11 @@ class Network:
     raise NotImplementedError
 
   @property
+  def activation_dtype(self) -> Any:
+    """The type that layers compute in."""
+    raise NotImplementedError
+
+  @property
   def pad_id(self) -> int:
     """The id of padding; no token has it."""
     return 0

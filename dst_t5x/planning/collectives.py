@@ -42,14 +42,14 @@ class Sent(NamedTuple):
     operation: for example `all-reduce`.
     op_name: XLA's name of the operations that it serves.
     bytes: what a device sends, all rounds of loops together.
-    bytes_on_cpu: the same as the program has it for CPUs: bfloat16 as float32,
-      and sums of which each device needs a part as sums of all.
+    bytes_as_is: the same without what accelerators' compilers improve; see
+      `sent`.
   """
 
   operation: str
   op_name: str
   bytes: float
-  bytes_on_cpu: float
+  bytes_as_is: float
 
 
 def find_all(program: str) -> list[Collective]:
@@ -75,8 +75,11 @@ def sent(text: str) -> list[Sent]:
 
   A device sends (n − 1) / n of an array in an all-gather, an all-to-all or a
   reduce-scatter among n devices, and twice as much in an all-reduce: both ways
-  around a ring. Other compilers than XLA's for CPUs make a reduce-scatter of an
-  all-reduce of which each device needs a slice only, and so it is counted.
+  around a ring. bfloat16 counts as such, though a program for CPUs sends
+  float32. `Sent.bytes` is what XLA's compiler for GPUs makes of two things that
+  its compiler for CPUs leaves: a sum of which each device needs a slice only is
+  scattered (`ReduceScatterCreator`), and sums that are then added up are one
+  sum (`AllReduceReassociate`).
 
   Args:
     text: `jax.jit(…).lower(…).compile().as_text()`.
@@ -84,26 +87,58 @@ def sent(text: str) -> list[Sent]:
   program = hlo.parse(text)
   found: list[Sent] = []
   for computation, times in program.runs.items():
+    known: set[tuple[str, ...]] = set()
     for one in program.computations[computation].values():
       operation = one.operation.removesuffix('-start')
       if operation not in _OPERATIONS:
         continue
-      devices = _devices(one)
       name = _OP_NAME.search(one.attributes)
-      for i, array in enumerate(one.results):
-        plain = _sent(operation, array.bytes, devices)
-        slices = _slices(program, computation, one, i)
+      place = hlo.Place(computation, one)
+      for i in range(len(one.results)):
         size = _narrow(program, computation, one, i).bytes
-        as_made, least = operation, _sent(operation, size, devices)
-        if slices > 1:
-          as_made = 'reduce-scatter'
-          # Of what is left, the sum among the devices that need the same slice.
-          least = _sent(as_made, size, slices)
-          least += _sent(operation, size / slices, max(devices // slices, 1))
+        plain = _sent(operation, size, _devices(one))
+        as_made, size = _as_accelerators(program, place, i, known)
         found.append(
-          Sent(as_made, name[1] if name else '', times * least, times * plain)
+          Sent(as_made, name[1] if name else '', times * size, times * plain)
         )
   return found
+
+
+def _as_accelerators(
+  program: hlo.Program,
+  place: hlo.Place,
+  i: int,
+  known: set[tuple[str, ...]],
+) -> tuple[str, float]:
+  """Returns a collective as accelerators have it, and the bytes sent.
+
+  Args:
+    program: the program.
+    place: a collective.
+    i: which of its results.
+    known: sums that the program adds up, of those before this one; this one is
+      added.
+  """
+  one = place.instruction
+  operation = one.operation.removesuffix('-start')
+  devices = _devices(one)
+  size = _narrow(program, place.computation, one, i).bytes
+  if operation != 'all-reduce':
+    return operation, _sent(operation, size, devices)
+  total = _added_to(program, place, i)
+  if total:
+    key = total, str(one.results[i].bytes), str(devices)
+    if key in known:
+      return operation, 0.0
+    known.add(key)
+  slices = _slices(program, place, i)
+  if slices == 1:
+    return operation, _sent(operation, size, devices)
+  # Of what is left, the sum among the devices that need the same slice.
+  among = max(devices // slices, 1)
+  rest = _sent(operation, size / slices, among)
+  scattered = 'reduce-scatter'
+  return scattered, _sent(scattered, size, slices) + rest
 
 
 def _sent(operation: str, size: float, devices: int) -> float:
@@ -147,16 +182,23 @@ def _narrow(
   return narrow if narrow.bytes < result.bytes else result
 
 
-def _slices(
-  program: hlo.Program, computation: str, one: hlo.Instruction, i: int
-) -> int:
+def _slices(program: hlo.Program, place: hlo.Place, i: int) -> int:
   """Returns into how many slices a sum is divided; 1 if all of it is used."""
-  if one.operation.removesuffix('-start') != 'all-reduce':
-    return 1
-  uses = list(program.uses_of_result(computation, one, i))
+  uses = [use.instruction for use in program.uses_of_result(place, i)]
   if not uses or any(use.operation != 'dynamic-slice' for use in uses):
     return 1
-  return min(one.results[i].bytes // use.results[0].bytes for use in uses)
+  size = place.instruction.results[i].bytes
+  return min(size // use.results[0].bytes for use in uses)
+
+
+def _added_to(program: hlo.Program, place: hlo.Place, i: int) -> str:
+  """Returns the last of the additions that a sum goes into; '' if none."""
+  last = ''
+  uses = list(program.uses_of_result(place, i))
+  while len(uses) == 1 and uses[0].instruction.operation == 'add':
+    last = uses[0].instruction.name
+    uses = list(program.uses(uses[0]))
+  return last
 
 
 def describe(operations: Sequence[Collective]) -> str:

@@ -72,6 +72,20 @@ class Instruction(NamedTuple):
   is_root: bool
 
 
+class Place(NamedTuple):
+  """Where an instruction is.
+
+  Attributes:
+    computation: its name.
+    instruction: the instruction.
+    caller: where the fusion is whose computation it is; None outside of one.
+  """
+
+  computation: str
+  instruction: Instruction
+  caller: 'Place | None' = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """A compiled program.
@@ -104,46 +118,49 @@ class Program:
     add(self.entry, 1)
     return dict(runs)
 
-  def uses_of_result(
-    self, computation: str, one: Instruction, i: int
-  ) -> Iterator[Instruction]:
+  def uses_of_result(self, place: 'Place', i: int) -> Iterator['Place']:
     """Yields what uses the i-th result of an instruction.
 
     Where that is a copy or the like, its own uses are yielded instead; where it
     is a fusion, the uses within it.
     """
-    if len(one.results) == 1:
-      yield from self._uses(computation, one.name)
+    if len(place.instruction.results) == 1:
+      yield from self.uses(place)
       return
-    for element in self._direct[computation].get(one.name, ()):
-      if element.operation != 'get-tuple-element':
-        yield element
-      elif re.search(rf'index={i}\b', element.attributes):
-        yield from self._uses(computation, element.name)
+    users = self._direct[place.computation].get(place.instruction.name, ())
+    for one in users:
+      if one.operation != 'get-tuple-element':
+        yield place._replace(instruction=one)
+      elif re.search(rf'index={i}\b', one.attributes):
+        yield from self.uses(place._replace(instruction=one))
 
-  def _uses(self, computation: str, name: str) -> Iterator[Instruction]:
-    for one in self._direct[computation].get(name, ()):
-      if one.operation in _COPIES and not one.is_root:
-        yield from self._uses(computation, one.name)
-      elif one.operation != 'fusion':
-        yield one
-      else:
+  def uses(self, place: 'Place') -> Iterator['Place']:
+    """Yields what uses the one result of an instruction, as above."""
+    name = place.instruction.name
+    for one in self._direct[place.computation].get(name, ()):
+      at = place._replace(instruction=one)
+      number = one.operands.index(name)
+      if one.operation == 'fusion':
         [inner] = called_by(one)
-        parameter = self._parameter(inner, one.operands.index(name))
-        for use in self._uses(inner, parameter):
-          if use.is_root and use.operation in _COPIES:
-            yield from self._uses(computation, one.name)
-          else:
-            yield use
+        parameter = self._parameter(inner, number)
+        yield from self.uses(Place(inner, parameter, at))
+      elif one.operation in _COPIES:
+        yield from self.uses(at)
+      elif one.operation == 'tuple' and one.is_root and place.caller:
+        yield from self.uses_of_result(place.caller, number)
+      else:
+        yield at
+    if place.instruction.is_root and place.caller:
+      yield from self.uses(place.caller)
 
-  def _parameter(self, computation: str, number: int) -> str:
-    [name] = (
-      one.name
+  def _parameter(self, computation: str, number: int) -> Instruction:
+    [parameter] = (
+      one
       for one in self.computations[computation].values()
       if one.operation == 'parameter'
       and one.attributes.startswith(f'{number})')
     )
-    return name
+    return parameter
 
   @functools.cached_property
   def _direct(self) -> dict[str, dict[str, list[Instruction]]]:

@@ -172,6 +172,11 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     return self.config.scan_layers
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.config.dtype
+
+  @property
   def output_matrix(self) -> str | None:
     """See `api.Network`."""
     is_tied = self.config.logits_via_embedding

@@ -174,6 +174,11 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     return self.config.vocab_size
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.config.dtype
+
+  @property
   def output_matrix(self) -> str | None:
     """See `api.Network`."""
     is_tied = self.config.logits_via_embedding
