@@ -43,7 +43,7 @@ def least(
   space = parameters.ParameterSpace(network, partitioner)
   trained = parts.flatten(program.trainer.split(space.shapes)[0])
   shardings = parts.flatten(space.shardings)
-  rows = next(iter(program.batch.values()))[0] // partitioner.groups
+  rows = program.rows // partitioner.groups
   sent = dict.fromkeys((GRADIENTS, PARAMETERS, ACTIVATIONS), 0.0)
   for path, leaf in parts.flatten(space.shapes).items():
     axes = shardings[path].spec

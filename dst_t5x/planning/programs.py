@@ -49,6 +49,11 @@ class Program:
   partitioner: partitioning.Partitioner
   batch: api.Shapes
 
+  @property
+  def rows(self) -> int:
+    """The number of rows of the batch, on all devices."""
+    return next(iter(self.batch.values()))[0]
+
 
 def lower(
   trainer: trainer_lib.Trainer,

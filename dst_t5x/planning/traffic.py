@@ -58,9 +58,9 @@ def lower(
   model: str,
   topology: topologies.Topology,
   method: str = 'full',
+  flags: Sequence[str] = (),
   names: Sequence[str] = (programs.TRAINING,),
   layers: int | None = None,
-  more: Sequence[str] = (),
 ) -> dict[str, programs.Program]:
   """Returns name -> program of a model of `gin/models` on GSM8K's lengths.
 
@@ -68,22 +68,22 @@ def lower(
     model: the name of a gin file.
     topology: the devices; see `prepare`.
     method: the name of a gin file.
+    flags: further flags of training.
     names: see `programs.lower`.
     layers: see `programs.lower`.
-    more: further flags of training.
 
   Raises:
     UserError: there is no such file, or a flag is invalid.
   """
-  flags = [
+  command = [
     f'--gin_file=gin/models/{model}.gin',
     f'--gin_file={_TASK}',
     f'--gin_file=gin/methods/{method}.gin',
     '--gin_file=gin/runs/finetune.gin',
-    *more,
+    *flags,
   ]
   host = topology.devices_of_host, topology.accelerator.memory
-  call = binaries.parse(work.with_files(flags), programs.lower)
+  call = binaries.parse(work.with_files(command), programs.lower)
   return call(names=names, host=host, layers=layers)  # type: ignore[call-arg]
 
 
