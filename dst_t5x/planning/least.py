@@ -8,24 +8,31 @@
   activations  where devices share the work of a row, the result of each matrix
                whose inputs are divided is summed forward, and as much backward:
                the gradient of the inputs of those before it
+  recomputed   the former again, if layers are recomputed, but for the last
+               matrix of a layer: nothing in the layer depends on its result
 
 Each in the type of the computation, by the usual algorithms; see
 `collectives.sent`.
 """
 
+import collections
 from collections.abc import Mapping
+import re
 from typing import Any
 
 import numpy as np
 
 from dst_t5x.core import parts
+from dst_t5x.core import tree_paths
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
 from dst_t5x.models import api
 from dst_t5x.planning import programs
 
 GRADIENTS, PARAMETERS = 'gradients', 'parameters'
-ACTIVATIONS = 'activations'
+ACTIVATIONS, RECOMPUTED = 'activations', 'recomputed'
+# Modules up to the layer: matrices of which one is the layer's last.
+_LAYER = re.compile(rf'(.*/)?{tree_paths.STACK}(_\d+)?/')
 
 
 def least(
@@ -44,7 +51,8 @@ def least(
   trained = parts.flatten(program.trainer.split(space.shapes)[0])
   shardings = parts.flatten(space.shardings)
   rows = program.rows // partitioner.groups
-  sent = dict.fromkeys((GRADIENTS, PARAMETERS, ACTIVATIONS), 0.0)
+  sent = dict.fromkeys((GRADIENTS, PARAMETERS, ACTIVATIONS, RECOMPUTED), 0.0)
+  layers: dict[str, list[float]] = collections.defaultdict(list)
   for path, leaf in parts.flatten(space.shapes).items():
     axes = shardings[path].spec
     dtype = _dtype(network, path)
@@ -58,11 +66,16 @@ def least(
       sent[GRADIENTS] += 2 * _divided(left, partitioner.groups // shared)
     if path.endswith('/kernel') or _is_output(network, path):
       sent[PARAMETERS] += 2 * _divided(size, shared)
-    if path.endswith('/kernel') and axes[-2] == partitioning.MODEL:
-      layers = leaf.size // (leaf.shape[-2] * leaf.shape[-1])
-      results = layers * rows * _tokens(network, path, leaf, feature_lengths)
-      results *= leaf.shape[-1] * np.dtype(dtype).itemsize
-      sent[ACTIVATIONS] += 2 * 2 * _divided(results, model)
+    layer = _LAYER.match(path)
+    if layer and path.endswith('/kernel') and axes[-2] == partitioning.MODEL:
+      tokens = rows * _tokens(network, path, leaf, feature_lengths)
+      # One for each row of the matrix and each layer of a stack.
+      results = tokens * size * model / leaf.shape[-2]
+      layers[layer[0]].append(2 * _divided(results, model))
+  for sums in layers.values():
+    sent[ACTIVATIONS] += 2 * sum(sums)
+    if network.remat:
+      sent[RECOMPUTED] += sum(sums) - max(sums)
   return sent
 
 
