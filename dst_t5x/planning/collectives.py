@@ -95,8 +95,8 @@ def sent(text: str) -> list[Sent]:
       name = _OP_NAME.search(one.attributes)
       place = hlo.Place(computation, one)
       for i in range(len(one.results)):
-        size = _narrow(program, computation, one, i).bytes
-        plain = _sent(operation, size, _devices(one))
+        narrow = _narrow(program, computation, one, i).bytes
+        plain = _sent(operation, narrow, _devices(one))
         as_made, size = _as_accelerators(program, place, i, known)
         found.append(
           Sent(as_made, name[1] if name else '', times * size, times * plain)
