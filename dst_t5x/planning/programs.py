@@ -25,7 +25,7 @@ from dst_t5x.runs import plan as plan_lib
 TRAINING, EVALUATION = 'training', 'evaluation'
 GREEDY, BEAMS = 'greedy decoding', 'beam decoding'
 ALL = (TRAINING, EVALUATION, GREEDY, BEAMS)
-_DECODERS = {
+_WAYS = {
   GREEDY: decoding.GreedyDecoder(),
   BEAMS: decoding.BeamSearch(),
 }
@@ -98,9 +98,7 @@ def lower(
       elif name == EVALUATION:
         lowered = _evaluation(trainer, partitioner, step)
       else:
-        lowered = _decoding(
-          _DECODERS[name], trainer, partitioner, step, lengths
-        )
+        lowered = _decoding(_WAYS[name], trainer, partitioner, step, lengths)
     programs[name] = Program(lowered, trainer, partitioner, batch)
   return programs
 
