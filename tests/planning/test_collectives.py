@@ -112,7 +112,7 @@ def test_no_program_replicates_an_array(repository, tmp_path, model, topology):
     ],
     env=os.environ | {'PYTHONPATH': str(repository)},
     check=True,
-    timeout=commands.TIMEOUT,
+    timeout=2 * commands.TIMEOUT,
   )
   rows = json.loads(file.read_text())
   assert len(rows) == 4
