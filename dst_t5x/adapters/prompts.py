@@ -67,7 +67,8 @@ class Prompt(adapters.Adapter):
       _NAME,
       nn.initializers.uniform(1.0),
       (self.length, pieces.shape[-1]),
-      ('prompt', 'embed'),
+      # Small, so it is whole on all devices: no lookup is cheaper.
+      ('prompt', None),
     )
     # Ids beyond both give NaN, the same as ids beyond an embedding.
     vectors = jnp.take(prompt, tokens - vocab_size, axis=0, mode='fill')

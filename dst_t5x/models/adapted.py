@@ -58,6 +58,11 @@ class Adapted(api.Network):
     return self.network.vocab_size
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.network.activation_dtype
+
+  @property
   def embedding_scale(self) -> float:
     """See `api.Network`."""
     return self.network.embedding_scale
@@ -160,6 +165,10 @@ class Adapted(api.Network):
   def with_remat(self, remat: bool, layers: int | None = None) -> 'Adapted':
     """See `api.Network`."""
     return Adapted(self.network.with_remat(remat, layers), self.applied)
+
+  def with_layers(self, layers: int) -> 'Adapted':
+    """See `api.Network`."""
+    return Adapted(self.network.with_layers(layers), self.applied)
 
 
 def with_adapter(

@@ -139,6 +139,11 @@ class Network:
     raise NotImplementedError
 
   @property
+  def activation_dtype(self) -> Any:
+    """The type that layers compute in."""
+    raise NotImplementedError
+
+  @property
   def pad_id(self) -> int:
     """The id of padding; no token has it."""
     return 0
@@ -300,6 +305,14 @@ class Network:
       remat: whether the backward pass recomputes each layer from its input.
       layers: a new number of layers for each stack, which are then not stacked;
         None for no change.
+    """
+    raise NotImplementedError
+
+  def with_layers(self, layers: int) -> Self:
+    """Returns the network with another number of layers in each stack.
+
+    Args:
+      layers: the new number.
     """
     raise NotImplementedError
 

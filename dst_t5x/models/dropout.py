@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dst_t5x.models import sharding
+
 Array = jax.Array
 
 
@@ -28,6 +30,10 @@ class Dropout:
   rate: float
   bits: Array | None
   used: int = 0
+
+  def __post_init__(self) -> None:
+    if self.bits is not None:
+      self.bits = sharding.whole_rows(self.bits)
 
   def __call__(self, x: Array) -> Array:
     """Maps `[batch, …, length, n]` to the same shape.

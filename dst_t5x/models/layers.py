@@ -12,13 +12,11 @@ from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
+from dst_t5x.models import sharding
+from dst_t5x.models.sharding import constrain as constrain
+
 Array = jax.Array
 Initializer = Callable[..., Array]
-
-
-def constrain(x: Array, *axes: str | None) -> Array:
-  """Returns `x` with the sharding of these logical names of axes."""
-  return partitioning.with_sharding_constraint(x, axes)
 
 
 class Dense(nn.Module):
@@ -43,7 +41,8 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    y = jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
+    kernel = sharding.gather(kernel.astype(self.dtype), *self.axes)
+    y = jnp.dot(inputs.astype(self.dtype), kernel)
     if not self.use_bias:
       return y
     bias = partitioning.param_with_axes(
@@ -87,11 +86,27 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: Array) -> Array:
     """Returns `[batch, length, features]`; NaN for ids outside the table."""
+    shared = sharding.exchanges(self.features, tokens.shape[0])
+    x = self._exchanged(tokens, shared) if shared else self._gathered(tokens)
+    x = constrain(x, 'batch', 'length', 'embed')
+    return x if self.scale == 1 else x * jnp.asarray(self.scale, x.dtype)
+
+  def _gathered(self, tokens: Array) -> Array:
     # JAX clamps ids by default, which would hide a vocabulary of another size.
     x = jnp.take(self.embedding, tokens, axis=0, mode='fill')
-    x = constrain(x.astype(self.dtype), 'batch', 'length', 'embed')
-    return x if self.scale == 1 else x * jnp.asarray(self.scale, x.dtype)
+    return x.astype(self.dtype)
+
+  def _exchanged(self, tokens: Array, shared: tuple[str, ...]) -> Array:
+    """Looks up the tokens of all devices that share the table's columns.
+
+    Each device looks up its columns, and then exchanges them for the other
+    columns of its rows. A plain gather from such a table makes XLA replicate
+    the embeddings of the whole batch.
+    """
+    x = self._gathered(sharding.with_rows_of_all(tokens, shared))
+    return sharding.with_columns(x, shared)
 
   def attend(self, x: Array) -> Array:
     """Returns x times the transposed embeddings, float32 `[…, vocab_size]`."""
-    return jnp.dot(x.astype(jnp.float32), self.embedding.T)
+    embedding = sharding.gather(self.embedding, 'vocab', 'embed')
+    return jnp.dot(x.astype(jnp.float32), embedding.T)

@@ -172,6 +172,11 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     return self.config.scan_layers
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.config.dtype
+
+  @property
   def output_matrix(self) -> str | None:
     """See `api.Network`."""
     is_tied = self.config.logits_via_embedding
@@ -260,3 +265,8 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     if layers is not None:
       config = dataclasses.replace(config, num_layers=layers, scan_layers=False)
     return Transformer(config)
+
+  @nn.nowrap
+  def with_layers(self, layers: int) -> 'Transformer':
+    """See `api.Network`."""
+    return Transformer(dataclasses.replace(self.config, num_layers=layers))

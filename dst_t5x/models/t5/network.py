@@ -174,6 +174,11 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
     return self.config.vocab_size
 
   @property
+  def activation_dtype(self) -> Any:
+    """See `api.Network`."""
+    return self.config.dtype
+
+  @property
   def output_matrix(self) -> str | None:
     """See `api.Network`."""
     is_tied = self.config.logits_via_embedding
@@ -254,6 +259,14 @@ class Transformer(nn.Module, teacher_forcing.TeacherForced):
         num_decoder_layers=layers,
         scan_layers=False,
       )
+    return Transformer(config)
+
+  @nn.nowrap
+  def with_layers(self, layers: int) -> 'Transformer':
+    """See `api.Network`."""
+    config = dataclasses.replace(
+      self.config, num_encoder_layers=layers, num_decoder_layers=layers
+    )
     return Transformer(config)
 
 
