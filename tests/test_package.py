@@ -23,7 +23,7 @@ _METHOD_FILES = [
   'method.projection',
   'subsets',
 ]
-_TOO_HEAVY = ['clu', 'flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow']
+_TOO_HEAVY = ['flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow']
 
 
 def _build(kind, source, folder):
