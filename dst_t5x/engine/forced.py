@@ -16,7 +16,7 @@ from dst_t5x.core import values
 from dst_t5x.data import pipeline
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
 from dst_t5x.models import api
@@ -60,9 +60,9 @@ class Examples:
     task = task_checks.check(
       self.task, self.feature_lengths, self.batch_size, self.split, in_chat
     )
-    vocabulary.check_fits(task.output_features, network.vocab_size)
-    if in_chat or not vocabulary.has_chat():
-      vocabulary.check_special(
+    task_vocabulary.check_fits(task.output_features, network.vocab_size)
+    if in_chat or not task_vocabulary.has_chat():
+      task_vocabulary.check_special(
         task.output_features, network.eos_id, network.begin_id
       )
     return task

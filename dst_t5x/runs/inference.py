@@ -22,8 +22,8 @@ from dst_t5x.core.errors import UserError, check_positive, writing
 from dst_t5x.data import conversations
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import text_files
-from dst_t5x.data import vocabulary
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
@@ -84,8 +84,8 @@ def infer(
     task, feature_lengths, batch_size, None if input_file else split
   )
   features = found.output_features
-  vocabulary.check_fits(features, network.vocab_size)
-  vocabulary.check_special(features, network.eos_id, network.begin_id)
+  task_vocabulary.check_fits(features, network.vocab_size)
+  task_vocabulary.check_special(features, network.eos_id, network.begin_id)
   inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
   evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (
@@ -222,7 +222,7 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     return None
   if conversations.KEY in row:
     asked, answer = conversations.split(row[conversations.KEY])
-    vocabulary.check_messages(asked)
+    task_vocabulary.check_messages(asked)
     return {'inputs': asked} | ({} if answer is None else {'targets': answer})
   texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
   for name in ('targets', 'references'):
