@@ -6,6 +6,7 @@ of batches. Data that is read in several shards has one position for each shard.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -15,6 +16,20 @@ from dst_t5x.core.errors import UserError
 _SHARDS = b'shards '
 # Prefix of a position that is a number of batches.
 _COUNT = b'batches '
+
+
+class TrainItem(NamedTuple):
+  """One training batch.
+
+  Attributes:
+    step: the training step that uses the batch; the first is 1.
+    batch: model features, `[batch, length]` each, as returned by `place`.
+    position: the position after this batch; None if not requested.
+  """
+
+  step: int
+  batch: Any
+  position: bytes | None
 
 
 def counted(batches: int) -> bytes:

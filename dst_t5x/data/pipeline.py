@@ -15,7 +15,7 @@ starts from it reads the same batches as the run that saved it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import queue
 import threading
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
@@ -30,21 +30,8 @@ from dst_t5x.data import data_position
 from dst_t5x.data import pipeline_state
 from dst_t5x.data import task_examples
 
+TrainItem = data_position.TrainItem
 Batch: TypeAlias = Mapping[str, np.ndarray]
-
-
-class TrainItem(NamedTuple):
-  """One training batch.
-
-  Attributes:
-    step: the training step that uses the batch; the first is 1.
-    batch: model features, `[batch, length]` each, as returned by `place`.
-    position: the pipeline's state after this batch; None if not requested.
-  """
-
-  step: int
-  batch: Any
-  position: bytes | None
 
 
 def eval_batches(

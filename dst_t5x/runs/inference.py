@@ -237,19 +237,7 @@ def _of_split(
 ) -> Iterator[dict[str, Any]]:
   members = [m for m in task_examples.tasks_of(task) if split in m.splits]
   for member in members:
-    dataset = member.get_dataset(
-      dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
-    )
-    for example in dataset.as_numpy_iterator():
-      texts: dict[str, Any] = {
-        name: example[f'{name}_pretokenized'].decode()
-        for name in ('inputs', 'targets')
-        if f'{name}_pretokenized' in example
-      }
-      for name, value in example.items():
-        if isinstance(value, np.ndarray) and value.dtype == object:
-          texts[name] = [text.decode() for text in value.flat]
+    for texts in task_examples.texts_of(member, lengths, split):
       if len(members) > 1:
         texts['task'] = member.name
-      # Truncated, with the end token, as in an evaluation.
-      yield texts | {'tokens': example['inputs']}
+      yield texts
