@@ -7,9 +7,10 @@
     DIR/held_out-00000.safetensors        the same of HELD_OUT_TASK
     DIR/vocabulary.model, .json           what turns ids into texts
 
-`batches.json` is an object with `format`, `configuration` (the SHA-256 of the
-settings, which each shard has in its metadata), `settings`, and for each part
-its features and its files with their SHA-256. Integers are stored in the
+`batches.json` is an object with `format`; `configuration`, the SHA-256 of the
+next four, which each shard has in its metadata; `settings`, `identity`,
+`network` and `rows`, what the batches are of; and for each part its features
+and its files with their SHA-256. Integers are stored in the
 smallest unsigned type that holds them, and read in the type that they had.
 """
 
@@ -31,12 +32,14 @@ from dst_t5x.core.errors import UserError, writing
 FILE = 'batches.json'
 FORMAT = 1
 _MOST_BYTES = 2**25  # Of a shard, before a row that goes beyond.
+_CONFIGURATION = ('settings', 'identity', 'network', 'rows')
 _AGAIN = 'prepare the batches again'
 
 
-def digest(settings: Mapping[str, Any]) -> str:
-  """Returns the SHA-256 of settings."""
-  text = json_text.dumps(settings, sort_keys=True)
+def digest(about: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of what batches are of; see `batches.json`."""
+  of = {name: about.get(name) for name in _CONFIGURATION}
+  text = json_text.dumps(of, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -49,7 +52,7 @@ class Writer:
     Args:
       folder: the folder, which exists.
       part: the beginning of the files' names.
-      configuration: `digest` of the settings.
+      configuration: see `digest`.
     """
     self._folder, self._part = folder, part
     self._metadata = {'configuration': configuration}
@@ -200,6 +203,6 @@ def read_about(folder: str | os.PathLike[str]) -> dict[str, Any]:
       f'{path} has format {found}, and this version of dst_t5x reads'
       f' {FORMAT}: take a newer version'
     )
-  if about.content.get('configuration') != digest(about.get('settings', dict)):
+  if about.content.get('configuration') != digest(about.content):
     raise UserError(f'{path} is damaged: its settings changed; {_AGAIN}')
   return about.content

@@ -154,7 +154,6 @@ def _about(
     splits.add((held_out.examples.task, held_out.examples.split))
   about = {
     'version': dst_t5x.__version__,
-    'configuration': batch_files.digest(settings),
     'settings': settings,
     'identity': {
       name: said[name] for name in ('task', 'data', 'other') if name in said
@@ -166,7 +165,7 @@ def _about(
     },
   }
   found: dict[str, Any] = json_text.loads(json_text.dumps(about))
-  return found
+  return {'configuration': batch_files.digest(found), **found}
 
 
 def _is_there(path: epath.Path, about: dict[str, Any]) -> bool:
@@ -223,7 +222,7 @@ def _store_examples(
 
   Args:
     path: BATCHES.
-    configuration: `digest` of the settings.
+    configuration: see `batch_files.digest`.
     part: the name of the part.
     of: `examples` and their `source`.
     network: whose features to make.
