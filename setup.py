@@ -139,7 +139,7 @@ setuptools.setup(
   install_requires=_INSTALL,
   extras_require={
     's3': _S3,
-    'serve': _SERVE,
+    'serve': [*_TASKS, *_SERVE],
     'slurm': ['submitit>=1.5,<2'],
     't5x': [*_TASKS, *_T5X],
     'tasks': _TASKS,
