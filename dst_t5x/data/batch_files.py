@@ -31,7 +31,7 @@ from dst_t5x.core.errors import UserError, writing
 
 FILE = 'batches.json'
 FORMAT = 1
-_MOST_BYTES = 2**25  # Of a shard, before a row that goes beyond.
+_MOST_BYTES = 2**27  # In memory, of a shard's rows before the last.
 _CONFIGURATION = ('settings', 'identity', 'network', 'rows')
 _AGAIN = 'prepare the batches again'
 
@@ -64,9 +64,8 @@ class Writer:
   def add(self, rows: Mapping[str, np.ndarray]) -> None:
     """Appends rows, name -> [rows, …]."""
     self._dtypes = {name: str(x.dtype) for name, x in rows.items()}
-    small = {name: _narrow(x) for name, x in rows.items()}
-    self._rows.append(small)
-    self._bytes += sum(x.nbytes for x in small.values())
+    self._rows.append(dict(rows))
+    self._bytes += sum(x.nbytes for x in rows.values())
     if self._bytes >= _MOST_BYTES:
       self._write()
 
@@ -78,7 +77,7 @@ class Writer:
 
   def _write(self) -> None:
     tensors = {
-      name: np.concatenate([rows[name] for rows in self._rows])
+      name: _narrow(np.concatenate([rows[name] for rows in self._rows]))
       for name in self._dtypes
     }
     count = len(next(iter(tensors.values())))

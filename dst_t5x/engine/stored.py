@@ -238,7 +238,8 @@ class Stored(sources.Source):
   def texts(self) -> list[dict[str, Any]]:
     """Returns `inputs`, `targets` … of the rows of the evaluation."""
     entry = self._about[EVALUATION]['texts']
-    lines = batch_files.read(self._folder, entry).decode().splitlines()
+    # Not `splitlines`: a text may have other separators.
+    *lines, _ = batch_files.read(self._folder, entry).decode().split('\n')
     return [json.loads(line) for line in lines]
 
   def decode(self, ids: np.ndarray) -> str:
