@@ -59,7 +59,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 $(INSTALLED): setup.py pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.[tasks]'
 	@touch $@
 
 $(TESTS_INSTALLED): setup.py pyproject.toml | $(BIN)/python

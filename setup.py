@@ -17,15 +17,7 @@ _INSTALL = [
   'flax>=0.12.8,<0.13',
   'optax>=0.2.8,<0.3',
   'orbax-checkpoint>=0.12.8,<0.13',
-  'clu>=0.0.12,<0.1',
   'gin-config>=0.5,<0.6',
-  # t5 asks for seqio-nightly, which installs the same module as seqio.
-  'seqio-nightly>=0.0.18.dev20250227',
-  't5>=0.9.4,<0.10',
-  'tensorflow>=2.21',
-  'tensorflow-text>=2.21',
-  'tensorflow-datasets>=4.9.10',
-  'importlib_resources',  # tensorflow-datasets 4.9.10 forgets to ask for it.
   'absl-py',
   'babel>=2.14',
   'etils[epath]>=1.15',
@@ -51,6 +43,17 @@ _INSTALL = [
   'tqdm>=4.66',
 ]
 
+# seqio's tasks. Without them, runs read batches that were prepared elsewhere.
+_TASKS = [
+  # t5 asks for seqio-nightly, which installs the same module as seqio.
+  'seqio-nightly>=0.0.18.dev20250227',
+  't5>=0.9.4,<0.10',
+  'tensorflow>=2.21',
+  'tensorflow-text>=2.21',
+  'tensorflow-datasets>=4.9.10',
+  'importlib_resources',  # tensorflow-datasets 4.9.10 forgets to ask for it.
+]
+
 # s3:// as MODEL_DIR, or as the place of anything else.
 _S3 = ['s3fs>=2026.9']
 
@@ -65,6 +68,7 @@ _SERVE = [
 ]
 
 _TEST = [
+  *_TASKS,
   *_S3,
   *_SERVE,
   'flask>=3.0',  # What moto's server is made of; its extra brings far more.
@@ -135,9 +139,10 @@ setuptools.setup(
   install_requires=_INSTALL,
   extras_require={
     's3': _S3,
-    'serve': _SERVE,
+    'serve': [*_TASKS, *_SERVE],
     'slurm': ['submitit>=1.5,<2'],
-    't5x': _T5X,
+    't5x': [*_TASKS, *_T5X],
+    'tasks': _TASKS,
     'test': _TEST,
     'tpu': ['jax[tpu]>=0.10,<0.13'],
   },

@@ -6,8 +6,10 @@ predictions.
 """
 
 from dst_t5x.config import binaries
-from dst_t5x.runs import inference
+from dst_t5x.core import extras
 from dst_t5x.runtime import processes
 
 if __name__ == '__main__':
+  with extras.explained():
+    from dst_t5x.runs import inference
   binaries.run(inference.infer, joined=processes.joined)

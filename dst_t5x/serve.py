@@ -2,7 +2,9 @@
 
 import sys
 
-from dst_t5x.serving import server
+from dst_t5x.core import extras
 
 if __name__ == '__main__':
+  with extras.explained():
+    from dst_t5x.serving import server
   sys.exit(server.main(sys.argv[1:]))

@@ -13,9 +13,11 @@ registers. Use `--gin_file` for your own file.
 
 from dst_t5x.config import binaries
 from dst_t5x.config import task_names
-from dst_t5x.data import task_report
+from dst_t5x.core import extras
 
 if __name__ == '__main__':
+  with extras.explained():
+    from dst_t5x.data import task_report
   binaries.run(
     task_report.show_task,
     lambda argv: task_names.to_flags(argv, 'gin/runs/show_task.gin'),

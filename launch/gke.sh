@@ -83,4 +83,4 @@ cd "$here"
 run xpk workload create --workload "$name" "${where[@]}" \
   --tpu-type "$type" --num-slices "$slices" --max-restarts "$restarts" \
   --base-docker-image "$image" --script-dir . "${variables[@]}" \
-  --command "pip install --quiet -e '.[tpu]' && $train"
+  --command "pip install --quiet -e '.[tasks,tpu]' && $train"

@@ -152,7 +152,7 @@ install() {
 tar -C dst_t5x -xzf dst_t5x.tar.gz; cd dst_t5x
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python -e ".[tpu]"'
+python3 -m uv pip install --quiet --python .venv/bin/python -e ".[tasks,tpu]"'
 }
 
 # Starts training on all hosts, so that it does not end with this connection.

@@ -26,7 +26,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 from dst_t5x.tasks import numerals
 
 NAME = 'gsm8k'
@@ -142,7 +142,7 @@ def _add(name: str, notes: bool) -> None:
       seqio.preprocessors.tokenize,
       seqio.preprocessors.append_eos,
     ],
-    output_features=vocabulary.output_features(),
+    output_features=task_vocabulary.output_features(),
     postprocess_fn=_postprocess,
     metric_fns=[strict_match, flexible_extract],
   )

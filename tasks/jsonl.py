@@ -25,9 +25,9 @@ from dst_t5x.core.errors import UserError, nearest
 from dst_t5x.data import conversations
 from dst_t5x.data import file_source
 from dst_t5x.data import row_files
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import text_files
 from dst_t5x.data import text_scores
-from dst_t5x.data import vocabulary
 
 NAME = 'jsonl'
 _CHUNK = 256  # Rows in one tensor.
@@ -53,7 +53,7 @@ def parse_row(line: str) -> Row | None:
     raise text_files.MalformedRow(
       f'has {conversations.KEY!r} that do not end with the assistant'
     )
-  vocabulary.check_messages(asked)
+  task_vocabulary.check_messages(asked)
   return asked, answer
 
 
@@ -116,7 +116,7 @@ class Settings:
         f'the {split} split of task {NAME!r} needs a file: set --gin.{macro}=…'
       )
     parser = row_files.parser_of(macro, path, _PARSERS)
-    return row_files.File(macro, path, parser, vocabulary.has_chat())
+    return row_files.File(macro, path, parser, task_vocabulary.has_chat())
 
   def chosen_metrics(self) -> list[Metric]:
     """Returns the metrics.
@@ -217,6 +217,6 @@ seqio.TaskRegistry.add(
     seqio.preprocessors.tokenize,
     seqio.preprocessors.append_eos,
   ],
-  output_features=vocabulary.output_features(),
+  output_features=task_vocabulary.output_features(),
   metric_fns=[chosen_metrics],
 )

@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x.core import json_text
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 
 NAME = 'prose'
 SPLIT = 'validation'
@@ -67,6 +67,6 @@ seqio.TaskRegistry.add(
     seqio.preprocessors.tokenize,
     seqio.preprocessors.append_eos,
   ],
-  output_features=vocabulary.output_features(),
+  output_features=task_vocabulary.output_features(),
   metric_fns=[],
 )

@@ -24,7 +24,7 @@ import dataclasses
 import seqio
 import t5.data.mixtures
 
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 
 NAME = 'super_glue'
 T5_NAME = 'super_glue_v102_proportional'
@@ -58,7 +58,7 @@ def _add(task: seqio.Task) -> str:
     preprocessors=task.preprocessors,
     output_features={
       part: dataclasses.replace(
-        feature, vocabulary=vocabulary.TaskVocabulary(part)
+        feature, vocabulary=task_vocabulary.TaskVocabulary(part)
       )
       for part, feature in task.output_features.items()
     },

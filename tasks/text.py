@@ -33,8 +33,8 @@ from dst_t5x.core import values
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import file_source
 from dst_t5x.data import row_files
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import text_files
-from dst_t5x.data import vocabulary
 
 NAME = 'text'
 HELD_OUT = 'held_out_text'
@@ -235,7 +235,7 @@ def to_rows(
   return dataset.flat_map(cut)
 
 
-_FEATURE = seqio.Feature(vocabulary.TaskVocabulary('text'), add_eos=True)
+_FEATURE = seqio.Feature(task_vocabulary.TaskVocabulary('text'), add_eos=True)
 
 for _name in (NAME, HELD_OUT):
   seqio.TaskRegistry.add(

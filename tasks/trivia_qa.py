@@ -21,7 +21,7 @@ import seqio
 from t5.evaluation import metrics
 import tensorflow as tf
 
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 
 NAME = 'trivia_qa_closed_book'
 FULL_NAME = 'trivia_qa_closed_book_full'
@@ -47,7 +47,7 @@ def _postprocess(
 
 
 def _add(name: str, train: str, validation: str) -> None:
-  features = vocabulary.output_features()
+  features = task_vocabulary.output_features()
   features['inputs'] = seqio.Feature(
     features['inputs'].vocabulary, add_eos=False
   )

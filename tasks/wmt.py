@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data.text_scores import translation_metric
 from dst_t5x.tasks import sacrebleu_data
 
@@ -226,7 +226,7 @@ def add_task(
       seqio.preprocessors.tokenize,
       seqio.preprocessors.append_eos,
     ],
-    output_features=vocabulary.output_features(),
+    output_features=task_vocabulary.output_features(),
     postprocess_fn=_postprocess,
     metric_fns=[translation_metric(pair.split('-')[1])],
   )

@@ -23,7 +23,7 @@ import warnings
 
 _IMPORTED = (
   *('tensorflow', 'tensorflow_datasets', 'seqio', 't5.data'),
-  *('jax', 'flax.linen', 'optax', 'orbax.checkpoint', 'clu.metric_writers'),
+  *('jax', 'flax.linen', 'optax', 'orbax.checkpoint', 'tensorboard.util'),
 )
 _PIECE = 2**16  # Bytes.
 

@@ -22,6 +22,7 @@ _BINARIES = {
   'eval': ('runs.evaluating', 'evaluate'),
   'estimate': ('planning.estimate', 'estimate'),
   'infer': ('runs.inference', 'infer'),
+  'prepare_batches': ('runs.batch_sets', 'prepare'),
   'prepare_data': ('data.preparation', 'prepare_data'),
   'show_task': ('data.task_report', 'show_task'),
   'train': ('runs.training', 'train'),

@@ -23,7 +23,7 @@ _METHOD_FILES = [
   'method.projection',
   'subsets',
 ]
-_TOO_HEAVY = ['clu', 'flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow']
+_TOO_HEAVY = ['flax', 'gin', 'optax', 'orbax', 'seqio', 'tensorflow']
 
 
 def _build(kind, source, folder):
@@ -208,7 +208,7 @@ def test_tensorflow_datasets_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize(
-  'module', ['runtime.quiet_tensorflow', 'tasks', 'train']
+  'module', ['runtime.quiet_tensorflow', 'tasks', 'runs.inference']
 )
 def test_tensorflow_is_loaded_without_a_word(repository, module):
   code = (

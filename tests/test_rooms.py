@@ -180,3 +180,49 @@ def test_no_other_room_imports_a_family_of_networks():
     if _room(module) != 'models' and module != 'dst_t5x.t5x.model':
       packages = {'.'.join(name.split('.')[:3]) for name in imports}
       assert not packages & families, module
+
+
+# What a run from stored batches imports; and what else needs no task.
+_WITHOUT_TENSORFLOW = (
+  *('dst_t5x.runs.training', 'dst_t5x.runs.evaluating'),
+  *('dst_t5x.engine.stored', 'dst_t5x.engine.live', 'dst_t5x.score'),
+  *('dst_t5x.data.vocabulary', 'dst_t5x.planning.estimate'),
+  *('dst_t5x.convert', 'dst_t5x.fingerprint', 'dst_t5x.subset'),
+)
+_OF_TASKS = {
+  *('clu', 'seqio', 't5', 'tensorflow', 'tensorflow_datasets'),
+  'tensorflow_text',
+}
+
+
+def _imported_at_once(path):
+  """Returns what a file imports when it is imported itself."""
+  found = set()
+  statements = ast.parse(path.read_text(encoding='utf-8')).body
+  for node in statements:
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+      found.add(node.module)
+    elif isinstance(node, ast.With | ast.Try | ast.For):
+      statements.extend(node.body)
+  return found
+
+
+def test_runs_from_stored_batches_import_no_tensorflow():
+  to_visit = {*_WITHOUT_TENSORFLOW} | {
+    module
+    for module in _MODULES
+    if _room(module) in ('adapters', 'core', 'method', 'models', 'subsets')
+    and not module.endswith('.converter')  # Imported in a function.
+  }
+  seen: set[str] = set()
+  while to_visit:
+    module = to_visit.pop()
+    seen.add(module)
+    imports = _imported_at_once(_MODULES[module])
+    assert not {name.split('.')[0] for name in imports} & _OF_TASKS, module
+    to_visit |= (imports & _MODULES.keys()) - seen
+  assert 'dst_t5x.engine.evaluation' in seen
+  assert 'dst_t5x.runtime.quiet_tensorflow' not in seen

@@ -39,7 +39,7 @@ def add(name, read, metric=exact_match):
       seqio.preprocessors.append_eos,
     ],
     output_features={'inputs': _FEATURE, 'targets': _FEATURE},
-    metric_fns=[metric],
+    metric_fns=[metric] if metric else [],
   )
 
 
@@ -52,6 +52,7 @@ def _read_with_generator(split, shuffle_files, seed=None):
 
 
 add(NAME, _read)
+add('toy_plain', _read, None)  # Nothing is decoded.
 # TensorFlow cannot save the state of what reads from a Python generator.
 add('toy_generator', _read_with_generator)
 

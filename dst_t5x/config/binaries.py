@@ -234,5 +234,5 @@ def log_quietly() -> None:
 def _will_raise(record: python_logging.LogRecord) -> bool:
   """Returns whether a thread logs an exception that will also be raised."""
   return bool(
-    {'asyncio', 'clu', 'gcsfs', 'orbax'} & set(record.pathname.split(os.sep))
+    {'asyncio', 'gcsfs', 'orbax'} & set(record.pathname.split(os.sep))
   )

@@ -14,6 +14,7 @@ from typing import Any
 from gin import config as gin_config
 from gin import config_parser
 
+from dst_t5x.core import extras
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
 
@@ -122,6 +123,8 @@ def _import(module: str) -> None:
   except UserError:
     raise
   except ModuleNotFoundError as error:
+    if extras.is_of_tasks(error.name):
+      raise extras.missing(str(error.name)) from None
     parent, _, last = module.rpartition('.')
     hint = ''
     if error.name == module and parent in sys.modules:

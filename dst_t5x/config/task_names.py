@@ -20,16 +20,26 @@ def to_flags(arguments: Sequence[str], run_file: str) -> list[str]:
   Raises:
     UserError: there is no such task, or there are several names.
   """
+  files, others = split(arguments)
+  return [f'--gin_file={run_file}', *files, *others]
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns the gin files of a command line with the task's, and other flags.
+
+  Arguments and errors as in `to_flags`.
+  """
   names = [name for name in arguments if not name.startswith('-')]
   flags = [flag for flag in arguments if flag.startswith('-')]
   if len(names) > 1:
     raise UserError(f'one task at a time, not {" and ".join(names)}')
-  if not names and not any(flag.startswith('--gin_file') for flag in flags):
-    raise UserError(f'name a task: {", ".join(_files())}; or give a --gin_file')
-  # A model's file comes before the task's, which overrides some of it.
   files = [flag for flag in flags if flag.startswith('--gin_file')]
+  if not names and not files:
+    raise UserError(f'name a task: {", ".join(_files())}; or give a --gin_file')
   others = [flag for flag in flags if flag not in files]
-  return [f'--gin_file={run_file}', *files, *_flags_of(*names), *others]
+  of_task = _flags_of(*names)
+  # A model's file comes before the task's, which overrides some of it.
+  return [*files, *of_task[:1]], [*of_task[1:], *others]
 
 
 def _flags_of(name: str | None = None) -> list[str]:

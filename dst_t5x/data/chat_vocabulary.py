@@ -120,6 +120,11 @@ class ChatVocabulary(python_vocabulary.PythonVocabulary):
     """Raises UserError if the template refuses the messages of a text."""
     self.template.render(conversations.of_text(text), asks=True)
 
+  @property
+  def space(self) -> str:
+    """The blanks between a prompt and its answer."""
+    return self._turn.space
+
   @functools.cached_property
   def begin_id(self) -> int | None:
     """The token before every text; None for none."""

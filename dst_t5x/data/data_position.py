@@ -1,27 +1,47 @@
-"""The position of a tf.data pipeline, shuffle buffers included, as bytes.
+"""Positions in the training data, as bytes.
 
-Data that is read in several shards has one position for each shard. `pack`
-joins the positions of a process, and `merge` those of all processes.
+A position is the state of a tf.data pipeline (see `pipeline_state`) or a number
+of batches. Data that is read in several shards has one position for each shard.
+`pack` joins the positions of a process, and `merge` those of all processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
-import io
-import os
-import pathlib
-import tempfile
-import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
-
-# isort: split
 import msgpack
-import tensorflow as tf
 
-from dst_t5x.core.errors import UserError, first_line, writing
+from dst_t5x.core.errors import UserError
 
 # Prefix of the packed positions of several shards.
 _SHARDS = b'shards '
+# Prefix of a position that is a number of batches.
+_COUNT = b'batches '
+
+
+class TrainItem(NamedTuple):
+  """One training batch.
+
+  Attributes:
+    step: the training step that uses the batch; the first is 1.
+    batch: model features, `[batch, length]` each, as returned by `place`.
+    position: the position after this batch; None if not requested.
+  """
+
+  step: int
+  batch: Any
+  position: bytes | None
+
+
+def counted(batches: int) -> bytes:
+  """Returns the position after a number of batches."""
+  return _COUNT + str(batches).encode()
+
+
+def count_of(position: bytes) -> int | None:
+  """Returns the number of batches; None if the position is a state."""
+  if not position.startswith(_COUNT):
+    return None
+  return int(position.removeprefix(_COUNT))
 
 
 def pack(positions: Mapping[int, bytes]) -> bytes:
@@ -65,45 +85,3 @@ def merge(position: bytes, gather: Callable[[bytes], list[bytes]]) -> bytes:
       for shard, part in _unpack(packed).items()
     }
   )
-
-
-def save(iterator: tf.data.Iterator) -> bytes:
-  """Returns the state of a tf.data iterator as a compressed archive."""
-  archive = io.BytesIO()
-  with _temporary_folder() as folder:
-    tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, 'it'))
-    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as packed:
-      for path in sorted(pathlib.Path(folder).iterdir()):
-        # A new ZipInfo has a fixed date, so equal states give equal bytes.
-        info = zipfile.ZipInfo(path.name)
-        packed.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
-  return archive.getvalue()
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[str]:
-  temporary = tempfile.gettempdir()
-  with (
-    writing(f'the folder of temporary files, {temporary} (TMPDIR)'),
-    tempfile.TemporaryDirectory() as folder,
-  ):
-    yield folder
-
-
-def restore(iterator: tf.data.Iterator, position: bytes) -> None:
-  """Sets a tf.data iterator of the same dataset to a saved state.
-
-  Raises:
-    UserError: the position is damaged or belongs to another dataset.
-  """
-  try:
-    with _temporary_folder() as folder:
-      with zipfile.ZipFile(io.BytesIO(position)) as packed:
-        packed.extractall(folder)
-      checkpoint = tf.train.Checkpoint(iterator=iterator)
-      checkpoint.read(os.path.join(folder, 'it')).assert_consumed()
-  except (zipfile.BadZipFile, tf.errors.OpError, AssertionError) as error:
-    raise UserError(
-      'the saved data position does not fit the task; it was saved with'
-      f' another one or is damaged ({first_line(error)})'
-    ) from error

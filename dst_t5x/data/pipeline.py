@@ -15,7 +15,7 @@ starts from it reads the same batches as the run that saved it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import queue
 import threading
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
@@ -27,25 +27,11 @@ import tensorflow as tf
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import data_position
+from dst_t5x.data import pipeline_state
 from dst_t5x.data import task_examples
 
+TrainItem = data_position.TrainItem
 Batch: TypeAlias = Mapping[str, np.ndarray]
-# Prefix of a position that is a number of batches instead of a state.
-_COUNT = b'batches '
-
-
-class TrainItem(NamedTuple):
-  """One training batch.
-
-  Attributes:
-    step: the training step that uses the batch; the first is 1.
-    batch: model features, `[batch, length]` each, as returned by `place`.
-    position: the pipeline's state after this batch; None if not requested.
-  """
-
-  step: int
-  batch: Any
-  position: bytes | None
 
 
 def eval_batches(
@@ -90,13 +76,14 @@ def _iterator(
   dataset: tf.data.Dataset, position: bytes | None
 ) -> tf.data.Iterator:
   """Returns an iterator that begins at a position."""
-  if position is not None and position.startswith(_COUNT):
+  if position is None:
+    return iter(dataset)
+  count = data_position.count_of(position)
+  if count is not None:
     # tf.data reads and drops these batches; the order is always the same.
-    dataset = dataset.skip(int(position.removeprefix(_COUNT)))
-    position = None
+    return iter(dataset.skip(count))
   source = iter(dataset)
-  if position is not None:
-    data_position.restore(source, position)
+  pipeline_state.restore(source, position)
   return source
 
 
@@ -249,14 +236,14 @@ class TrainIterator:
     """Returns the state of a pipeline, or the number of batches it has made."""
     if not self._only_counted:
       try:
-        return data_position.save(source)
+        return pipeline_state.save(source)
       except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
         self._only_counted = True
         logging.warning(
           'TensorFlow cannot save the state of this input pipeline (a Python '
           'function is part of it): to resume, all batches are read again'
         )
-    return _COUNT + str(self._step).encode()
+    return data_position.counted(self._step)
 
   def _put(self, item: TrainItem | BaseException) -> None:
     while not self._closed.is_set():

@@ -19,6 +19,7 @@ import tqdm
 from dst_t5x.core.errors import UserError, first_line
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 # TFDS's default of 10 takes minutes without a network.
@@ -46,7 +47,7 @@ def prepare_data(task: str) -> None:
     _prepare(member)
     counts = ', '.join(f'{s} {_count(member, s)}' for s in member.splits)
     logging.info('%s: %s', member.name, counts)
-  place = vocabulary.fetch()
+  place = task_vocabulary.fetch()
   logging.info('vocabulary: %s', place)
   if place == vocabulary.PUBLIC_PATH:
     logging.warning(

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
 import numpy as np
 import seqio
 import tensorflow as tf

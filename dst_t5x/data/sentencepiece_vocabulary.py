@@ -12,6 +12,9 @@ import re
 import tempfile
 from typing import Any
 
+from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
+
+# isort: split
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 import seqio

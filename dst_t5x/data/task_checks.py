@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from dst_t5x.core.errors import UserError, check_positive, first_line, nearest
 from dst_t5x.data import task_examples
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 
 _FIRST = 64  # Examples that are measured before a run.
 
@@ -82,9 +82,9 @@ def check_features(
         f'TASK_FEATURE_LENGTHS gives no positive length for {feature!r};'
         f' it is {dict(feature_lengths)}'
       )
-    vocabulary.check(task.output_features[feature].vocabulary)
+    task_vocabulary.check(task.output_features[feature].vocabulary)
   if in_chat:
-    vocabulary.check_chat(task.name, task.output_features)
+    task_vocabulary.check_chat(task.name, task.output_features)
 
 
 def find(name: str) -> task_examples.Task:

@@ -1,6 +1,6 @@
 """Single examples of a seqio task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import functools
 from typing import Any, TypeAlias
 
@@ -8,6 +8,7 @@ from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import gin
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -73,6 +74,36 @@ def read_whole(
     try_in_mem_cache=False,
     trim_output_features=False,
   )
+
+
+def texts_of(
+  task: seqio.Task, feature_lengths: Mapping[str, int], split: str
+) -> Iterator[dict[str, Any]]:
+  """Yields the texts of each example, in order.
+
+  Args:
+    task: the task.
+    feature_lengths: feature of the task -> maximum length; longer ones are cut.
+    split: the split.
+
+  Yields:
+    `inputs`, `targets` and lists of texts such as `references`, as far as the
+    task has them; and `tokens`, the inputs as an evaluation has them.
+  """
+  dataset = task.get_dataset(
+    dict(feature_lengths), split=split, shuffle=False, try_in_mem_cache=False
+  )
+  for example in dataset.as_numpy_iterator():
+    texts: dict[str, Any] = {
+      name: example[f'{name}_pretokenized'].decode()
+      for name in FEATURES
+      if f'{name}_pretokenized' in example
+    }
+    for name, value in example.items():
+      if isinstance(value, np.ndarray) and value.dtype == object:
+        texts[name] = [text.decode() for text in value.flat]
+    # Truncated, with the end token, as in an evaluation.
+    yield texts | {'tokens': example['inputs']}
 
 
 def _dataset(

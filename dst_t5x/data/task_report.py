@@ -19,8 +19,8 @@ from dst_t5x.core.errors import UserError, first_line
 from dst_t5x.data import chat_vocabulary
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import tokenizers_vocabulary
-from dst_t5x.data import vocabulary
 
 PERCENTILES = (50, 90, 95, 99, 100)
 # A warning is given if more than half a per cent of the examples are cut.
@@ -134,7 +134,7 @@ def measure(
       if len(report.first) < show_examples:
         report.first.append(example)
       for name, feature in report.features.items():
-        vocab = vocabulary.of_feature(task.output_features[name])
+        vocab = task_vocabulary.of_feature(task.output_features[name])
         feature.add(
           _decodable(name, example, vocab), example[name].tolist(), vocab
         )
@@ -281,7 +281,7 @@ def _rows(
   report: SplitReport,
 ) -> list[list[str]]:
   """Returns the lines of the first examples as a network reads them."""
-  vocab = vocabulary.of_feature(task.output_features['targets'])
+  vocab = task_vocabulary.of_feature(task.output_features['targets'])
   converter = network.feature_converter(pack=False)
   dataset = task_examples.read(task, feature_lengths, split, converter)
   rows = []
@@ -321,7 +321,7 @@ def _wrapped(title: str, value: str) -> list[str]:
 
 def to_pieces(vocab: seqio.Vocabulary, ids: list[int]) -> list[str]:
   """Returns the name of each id: the vocabulary's, or the decoded text."""
-  if isinstance(vocab, vocabulary.TaskVocabulary):
+  if isinstance(vocab, task_vocabulary.TaskVocabulary):
     vocab = vocab.chosen
   if isinstance(vocab, chat_vocabulary.ChatVocabulary):
     vocab = vocab.base

@@ -10,9 +10,6 @@ import dataclasses
 import time
 from typing import Any
 
-from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
-
-# isort: split
 import jax
 import numpy as np
 
@@ -20,9 +17,10 @@ from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive, first_line
 from dst_t5x.engine import forced
 from dst_t5x.engine import held_out as held_out_lib
+from dst_t5x.engine import live
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
-from dst_t5x.engine import task_scores
+from dst_t5x.engine import sources
 from dst_t5x.models import api
 from dst_t5x.models import decoding
 
@@ -105,18 +103,14 @@ class Predictor:
   def of_examples(
     self, params: PyTree, examples: Iterable[tuple[int, Mapping[str, Any]]]
   ) -> list[tuple[int, np.ndarray]]:
-    """Returns an (index, tokens) for each example, for `seqio.Evaluator`.
+    """Returns an (index, tokens) for each example; see `sources.Predict`.
 
     Args:
       params: the parameters.
       examples: (index, features), made by the network's feature converter.
     """
-    prompt, eos_id = self.network.prompt, self.network.eos_id
-    found = self(params, ((index, prompt(of)) for index, of in examples))
-    return [
-      (index, task_scores.filled_up(tokens, self.max_decode_length, eos_id))
-      for index, tokens in found
-    ]
+    prompt = self.network.prompt
+    return self(params, ((index, prompt(of)) for index, of in examples))
 
   def _batches(
     self, prompts: Iterable[tuple[int, np.ndarray]]
@@ -202,6 +196,7 @@ class Evaluation:
       targets.
     loss: the loss of the teacher-forced evaluation.
     held_out: general text, whose loss is computed too; None for none.
+    source: where the examples come from.
   """
 
   task: str
@@ -215,11 +210,12 @@ class Evaluation:
     default_factory=lambda: losses.Loss(z_loss=0.0)
   )
   held_out: held_out_lib.HeldOut | None = None
+  source: sources.Source = live.LIVE
 
   @property
-  def examples(self) -> forced.Examples:
+  def examples(self) -> sources.Examples:
     """The examples of the split."""
-    return forced.Examples(
+    return sources.Examples(
       self.task,
       self.feature_lengths,
       self.split,
@@ -244,7 +240,7 @@ class Evaluation:
       raise UserError(f'EVAL_SPLIT must name a split; it is {self.split!r}')
     if self.held_out is not None:
       self.held_out.check(network)
-    self.examples.check(network)
+    self.source.check(self.examples, network)
     check_decoder(
       self.decoder,
       network,
@@ -265,11 +261,9 @@ class Evaluation:
     Raises:
       UserError: a task cannot be scored.
     """
-    examples = min(2, self.num_examples or 2)
-    results = task_scores.rehearse(
-      self.task, self.split, self.feature_lengths, network, examples
-    )
-    bits = [_BITS_PER_BYTE] if self.examples.counts_bytes() else []
+    results = self.source.metrics(self.examples, network)
+    counts_bytes = self.source.counts_bytes(self.examples)
+    bits = [_BITS_PER_BYTE] if counts_bytes else []
     held_out = self.held_out.metrics() if self.held_out else []
     return [*_FORCED, *bits, *results, *held_out]
 
@@ -311,22 +305,16 @@ class Evaluator:
   ) -> None:
     """Reads the data; see `Evaluation.prepare`."""
     self._network = network
+    source, held_out = evaluation.source, evaluation.held_out
     self._forced = forced.ForcedEvaluator(
-      evaluation.examples, partitioner, evaluation.loss
+      source, evaluation.examples, partitioner, evaluation.loss
     )
-    self._held_out = (
-      forced.ForcedEvaluator(evaluation.held_out, partitioner)
-      if evaluation.held_out is not None
-      else None
-    )
-    self._score = task_scores.TaskEvaluator(
-      evaluation.task,
-      evaluation.split,
-      evaluation.feature_lengths,
+    self._held_out = held_out.evaluator(partitioner) if held_out else None
+    self._score = source.scorer(
+      evaluation.examples,
       network,
       evaluation.predictor(network, partitioner).of_examples,
       output_dir,
-      evaluation.num_examples,
     )
 
   def __call__(self, params: PyTree, step: int) -> dict[str, float]:

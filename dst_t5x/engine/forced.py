@@ -1,81 +1,17 @@
 """Teacher-forced evaluation: the loss of the examples of a split."""
 
-from collections.abc import Mapping
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
-
-# isort: split
 import jax
 import numpy as np
-import seqio
 
-from dst_t5x.core import values
-from dst_t5x.data import pipeline
-from dst_t5x.data import task_checks
-from dst_t5x.data import task_examples
-from dst_t5x.data import vocabulary
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.models import api
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """The examples of a split.
-
-  Attributes:
-    task: a registered task or mixture.
-    feature_lengths: feature -> longest length; longer examples are truncated.
-    split: the name of the split.
-    batch_size: the number of examples in a batch, rounded up so that the
-      devices share it evenly.
-    num_examples: the number of examples of each task; None for all.
-  """
-
-  task: str
-  feature_lengths: Mapping[str, values.Positive]
-  split: str = 'validation'
-  batch_size: values.Positive = 32
-  num_examples: values.Positive | None = None
-
-  def check(
-    self, network: api.Network, in_chat: bool = True
-  ) -> task_examples.Task:
-    """Reads the first examples; returns the task.
-
-    Args:
-      network: the model; it must have an embedding for each id of the task.
-      in_chat: whether a chat template, if there is one, must have an effect.
-        Without it, texts may end with another token than answers.
-
-    Raises:
-      UserError: the task, the split or the data do not exist, or the vocabulary
-        does not fit.
-    """
-    task = task_checks.check(
-      self.task, self.feature_lengths, self.batch_size, self.split, in_chat
-    )
-    vocabulary.check_fits(task.output_features, network.vocab_size)
-    if in_chat or not vocabulary.has_chat():
-      vocabulary.check_special(
-        task.output_features, network.eos_id, network.begin_id
-      )
-    return task
-
-  def counts_bytes(self) -> bool:
-    """Returns whether the bytes of the examples' texts are known.
-
-    They are for documents, and for a whole split only.
-    """
-    task = task_checks.find(self.task)
-    return self.num_examples is None and task_checks.counts_bytes(
-      task, self.split
-    )
 
 
 class Forced(NamedTuple):
@@ -107,17 +43,20 @@ class ForcedEvaluator:
 
   def __init__(
     self,
-    examples: Examples,
+    source: sources.Source,
+    examples: sources.Examples,
     partitioner: partitioning.Partitioner,
     loss: losses.Loss | None = None,
   ) -> None:
     """Counts the bytes of the examples, if they are known.
 
     Args:
+      source: where the examples come from.
       examples: the examples, checked.
       partitioner: the mesh and its shardings.
       loss: the loss; the plain cross entropy by default.
     """
+    self._source = source
     self._examples = examples
     self._partitioner = partitioner
     self._loss = loss or losses.Loss(z_loss=0.0)
@@ -126,22 +65,13 @@ class ForcedEvaluator:
       static_argnames=('network', 'loss'),
       out_shardings=partitioner.replicated,
     )
-    self._bytes = (
-      task_checks.bytes_of(task_checks.find(examples.task), examples.split)
-      if examples.counts_bytes()
-      else None
-    )
+    self._bytes = source.bytes_of(examples)
 
   def __call__(self, network: api.Network, params: PyTree) -> Forced:
     """Returns the results of a network with these parameters."""
     examples = self._examples
-    batches = pipeline.eval_batches(
-      seqio.get_mixture_or_task(examples.task),
-      examples.feature_lengths,
-      self._partitioner.round_up(examples.batch_size),
-      network.feature_converter(pack=False),
-      examples.split,
-      examples.num_examples,
+    batches = self._source.batches(
+      examples, network, self._partitioner.round_up(examples.batch_size)
     )
     place = self._partitioner.place_batch
     sums = [

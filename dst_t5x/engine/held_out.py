@@ -9,9 +9,10 @@ from dst_t5x.core import json_text
 from dst_t5x.core import metrics_file
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, check_positive, first_line
-from dst_t5x.data import task_checks
-from dst_t5x.data import task_examples
 from dst_t5x.engine import forced
+from dst_t5x.engine import live
+from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.models import api
 
 LOSS = f'{metrics_file.HELD_OUT}/loss'
@@ -21,35 +22,53 @@ FORGETTING = metrics_file.FORGETTING
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut(forced.Examples):
-  """Examples of general text, on which nothing is trained."""
+class HeldOut:
+  """Examples of general text, on which nothing is trained.
 
-  def check(
-    self, network: api.Network, in_chat: bool = False
-  ) -> task_examples.Task:
-    """See `Examples.check`; also checks that the rows fit the network."""
-    check_positive('HELD_OUT_EXAMPLES', self.num_examples or 1)
+  Attributes:
+    examples: the examples.
+    source: where they come from.
+  """
+
+  examples: sources.Examples
+  source: sources.Source = live.LIVE
+
+  def check(self, network: api.Network) -> None:
+    """Checks the examples, and that the rows fit the network.
+
+    Raises:
+      UserError: see `sources.Source.check`.
+    """
+    asked = self.examples
+    check_positive('HELD_OUT_EXAMPLES', asked.num_examples or 1)
     try:
-      task = super().check(network, in_chat)
-      network.batch_shapes(self.feature_lengths, self.batch_size, pack=False)
+      self.source.check(asked, network, in_chat=False)
+      network.batch_shapes(asked.feature_lengths, asked.batch_size, pack=False)
     except UserError as error:
       raise UserError(
-        f'HELD_OUT_TASK = {self.task!r}: {first_line(error)}'
+        f'HELD_OUT_TASK = {asked.task!r}: {first_line(error)}'
       ) from error
-    return task
 
   def metrics(self) -> list[str]:
     """Returns the names of the metrics of an evaluation."""
-    return [LOSS, *([BITS_PER_BYTE] if self.counts_bytes() else [])]
+    counts = self.source.counts_bytes(self.examples)
+    return [LOSS, *([BITS_PER_BYTE] if counts else [])]
 
   def about(self) -> dict[str, Any]:
     """Returns what decides the loss of some parameters, as JSON."""
-    settings = dataclasses.asdict(self)
+    settings = dataclasses.asdict(self.examples)
     del settings['batch_size']  # It changes the rounding only.
-    task = task_checks.find(self.task)
-    settings['rows'] = task_checks.rows_of(task, self.split)
-    said: dict[str, Any] = json.loads(json_text.dumps(settings))
+    rows = self.source.rows_of(self.examples.task, self.examples.split)
+    said: dict[str, Any] = json.loads(
+      json_text.dumps({**settings, 'rows': rows})
+    )
     return said
+
+  def evaluator(
+    self, partitioner: partitioning.Partitioner
+  ) -> forced.ForcedEvaluator:
+    """Returns what computes the loss of some parameters."""
+    return forced.ForcedEvaluator(self.source, self.examples, partitioner)
 
 
 def examples(
@@ -73,7 +92,9 @@ def examples(
   if task is None:
     return None
   lengths = feature_lengths or usual_lengths or {}
-  return HeldOut(task, lengths, split, batch_size, num_examples)
+  return HeldOut(
+    sources.Examples(task, lengths, split, batch_size, num_examples)
+  )
 
 
 def results_of(found: forced.Forced) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Scores decoded predictions with the metrics of tasks, through seqio."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
@@ -13,17 +13,13 @@ import tensorflow as tf
 
 from dst_t5x.core import object_stores
 from dst_t5x.core.errors import UserError, first_line
+from dst_t5x.engine import sources
 from dst_t5x.models import api
 from dst_t5x.runtime import processes
 
 PyTree = Any
 # The name of a mixture's average among its metrics.
 AVERAGE = 'average'
-# (params, an (index, features) for each example) -> an (index, tokens) for each
-Predict = Callable[
-  [PyTree, Iterable[tuple[int, Mapping[str, Any]]]],
-  list[tuple[int, np.ndarray]],
-]
 
 
 class TaskEvaluator:
@@ -40,7 +36,7 @@ class TaskEvaluator:
     split: str,
     lengths: Mapping[str, int],
     network: api.Network,
-    predict: Predict,
+    predict: sources.Predict,
     output_dir: str | None,
     num_examples: int | None = None,
   ) -> None:
@@ -64,6 +60,7 @@ class TaskEvaluator:
     self.texts: dict[str, str] = {}
     self._task = task
     self._predict = predict
+    self._eos_id = network.eos_id
     self._evaluator = seqio.Evaluator(
       task,
       network.feature_converter(pack=False),
@@ -87,7 +84,8 @@ class TaskEvaluator:
       return {}  # No task has metrics for this split.
 
     def predict(dataset: Any) -> list[tuple[int, np.ndarray]]:
-      return self._predict(params, dataset.as_numpy_iterator())
+      found = self._predict(params, dataset.as_numpy_iterator())
+      return filled_up(found, self._eos_id)
 
     try:
       future, _ = self._evaluator.evaluate(
@@ -173,9 +171,7 @@ def rehearse(
       targets = network.targets(features)
       # A row may have the inputs, too.
       is_target = np.asarray(targets.weights) > 0
-      tokens = np.asarray(targets.tokens)
-      row = filled_up(tokens[is_target], len(tokens), network.eos_id)
-      predicted.append((int(index), row))
+      predicted.append((int(index), np.asarray(targets.tokens)[is_target]))
     return predicted
 
   try:
@@ -192,16 +188,20 @@ def rehearse(
     ) from e
 
 
-def filled_up(tokens: np.ndarray, length: int, eos_id: int) -> np.ndarray:
-  """Returns int32 [length]: a prediction as seqio takes it.
+def filled_up(
+  predictions: Iterable[tuple[int, np.ndarray]], eos_id: int
+) -> list[tuple[int, np.ndarray]]:
+  """Returns (index, int32 [length]): predictions as seqio takes them.
 
   All are of one length there, and end with the first end token.
 
   Args:
-    tokens: int32, at most `length` of them.
-    length: of the row.
+    predictions: (index, int32 tokens).
     eos_id: the token that ends a sequence.
   """
-  row = np.full(length, eos_id, np.int32)
-  row[: len(tokens)] = tokens
-  return row
+  found = list(predictions)
+  length = max([1, *(len(tokens) for _, tokens in found)])
+  return [
+    (index, np.pad(tokens, (0, length - len(tokens)), constant_values=eos_id))
+    for index, tokens in found
+  ]

@@ -12,12 +12,12 @@ from dst_t5x.config import gin_files
 from dst_t5x.core.errors import UserError
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.planning import collectives
 from dst_t5x.planning import memory as memory_lib
 from dst_t5x.planning import topologies
 from dst_t5x.planning import work as work_lib
-from dst_t5x.runs import plan as plan_lib
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(memory_lib.Memory))
 _SIZES = tuple(
@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 def estimate(
   trainer: trainer_lib.Trainer,
-  train_data: plan_lib.TrainData,
+  train_data: sources.TrainData,
   partitioner: partitioning.Partitioner,
   work: work_lib.Work,
   compile: bool = True,

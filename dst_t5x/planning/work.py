@@ -9,6 +9,7 @@ import jax
 
 from dst_t5x.config import binaries
 from dst_t5x.core import parts
+from dst_t5x.engine import sources
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
 from dst_t5x.runs import plan as plan_lib
@@ -39,7 +40,7 @@ class Work:
 
 def work(
   trainer: trainer_lib.Trainer,
-  train_data: plan_lib.TrainData,
+  train_data: sources.TrainData,
   plan: plan_lib.Plan,
   training: Callable[..., Any] | None = None,
 ) -> Work:

@@ -14,7 +14,6 @@ from etils import epath
 
 from dst_t5x.core import json_text
 from dst_t5x.core import whole_files
-from dst_t5x.engine import forced
 from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
@@ -55,8 +54,10 @@ def loss_of_seed(
     return recorded[1]
   base = network.base
   params = parameters.ParameterSpace(base, partitioner).to_devices(seed.params)
-  loss = forced.ForcedEvaluator(held_out, partitioner)(base, params).loss
-  logging.info('the loss of the seed on %s is %.4g', held_out.task, loss)
+  loss = held_out.evaluator(partitioner)(base, params).loss
+  logging.info(
+    'the loss of the seed on %s is %.4g', held_out.examples.task, loss
+  )
   if processes.is_first():
     text = json_text.dumps({**about, _LOSS: loss}, indent=2) + '\n'
     whole_files.write_text(path, text)

@@ -76,19 +76,24 @@ class Identity:
     return any('.'.join(parts[:end]) in self.defaults for end in ends)
 
 
-def of(binary: Callable[..., Any]) -> Identity:
+def of(
+  binary: Callable[..., Any], recorded: Mapping[str, Any] | None = None
+) -> Identity:
   """Returns the identity of the run that gin now configures.
 
   Args:
     binary: `training.train`.
+    recorded: `sources.Source.recorded` of the training data, which replaces
+      what gin says of it.
 
   Raises:
-    UserError: a setting of the method is invalid.
+    UserError: a setting of the method is invalid, or gin has another setting
+      than is recorded.
   """
   train, unreferenced = described.calls(binary)
   tree = {k: v for k, v in train.settings.items() if k not in _MAY_CHANGE}
   trainer, tree['trainer'] = _take(tree['trainer'], *_OF_TRAINER)
-  data, tree['data'] = _take(tree.pop('train_data'), 'task')
+  data, tree['data'] = _take(tree.pop('train_data'), 'task', 'source')
   tree['model'], adapter = _without_adapter(trainer['network'])
   tree['task'], tree['optimizer'] = data['task'], trainer['optimizer']
   tree['other'] = _by_id(
@@ -99,11 +104,33 @@ def of(binary: Callable[..., Any]) -> Identity:
   projection = trainer['projection']
   said = described.to_json(tree)
   said['method'] = methods.settings(projection, adapter, trainer['trained'])
+  said = _with_recorded(said, recorded or {})
   defaults = described.defaults_in(tree).union(
     described.defaults_in({'method': projection}),
     described.defaults_in({'method': adapter}),
   )
   return Identity(json_text.loads(json_text.dumps(said)), defaults)
+
+
+def _with_recorded(
+  said: dict[str, Any], recorded: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the settings with those that are recorded of the data.
+
+  What gin leaves open in `other`, such as the VOCABULARY, is as recorded.
+
+  Raises:
+    UserError: gin has another value.
+  """
+  ours, there = said['other'], recorded.get('other', {})
+  theirs = dict(json_text.flat(there))
+  for name, value in json_text.flat(ours):
+    if value is not None and name in theirs and theirs[name] != value:
+      raise UserError(
+        f'the batches were made with {name} = {theirs[name]!r}, not {value!r}:'
+        ' set it to that, or prepare batches with the other value'
+      )
+  return {**said, **recorded, 'other': {**ours, **there}}
 
 
 # What is recorded elsewhere, and SEED_DTYPE, which changes no result.

@@ -22,8 +22,8 @@ from dst_t5x.core.errors import UserError, check_positive, writing
 from dst_t5x.data import conversations
 from dst_t5x.data import task_checks
 from dst_t5x.data import task_examples
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import text_files
-from dst_t5x.data import vocabulary
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
@@ -84,8 +84,8 @@ def infer(
     task, feature_lengths, batch_size, None if input_file else split
   )
   features = found.output_features
-  vocabulary.check_fits(features, network.vocab_size)
-  vocabulary.check_special(features, network.eos_id, network.begin_id)
+  task_vocabulary.check_fits(features, network.vocab_size)
+  task_vocabulary.check_special(features, network.eos_id, network.begin_id)
   inputs, targets = (feature_lengths[name] for name in ('inputs', 'targets'))
   evaluation_lib.check_decoder(decoder, network, batch_size, inputs, targets)
   examples = (
@@ -222,7 +222,7 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     return None
   if conversations.KEY in row:
     asked, answer = conversations.split(row[conversations.KEY])
-    vocabulary.check_messages(asked)
+    task_vocabulary.check_messages(asked)
     return {'inputs': asked} | ({} if answer is None else {'targets': answer})
   texts: dict[str, Any] = {'inputs': text_files.text_of(row, 'inputs')}
   for name in ('targets', 'references'):
@@ -237,19 +237,7 @@ def _of_split(
 ) -> Iterator[dict[str, Any]]:
   members = [m for m in task_examples.tasks_of(task) if split in m.splits]
   for member in members:
-    dataset = member.get_dataset(
-      dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
-    )
-    for example in dataset.as_numpy_iterator():
-      texts: dict[str, Any] = {
-        name: example[f'{name}_pretokenized'].decode()
-        for name in ('inputs', 'targets')
-        if f'{name}_pretokenized' in example
-      }
-      for name, value in example.items():
-        if isinstance(value, np.ndarray) and value.dtype == object:
-          texts[name] = [text.decode() for text in value.flat]
+    for texts in task_examples.texts_of(member, lengths, split):
       if len(members) > 1:
         texts['task'] = member.name
-      # Truncated, with the end token, as in an evaluation.
-      yield texts | {'tokens': example['inputs']}
+      yield texts

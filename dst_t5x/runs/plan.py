@@ -1,40 +1,10 @@
-"""The training data of a run, and its plan of steps."""
+"""The plan of a run: the steps at which it logs, evaluates and saves."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 import dataclasses
 
 from dst_t5x.core import values
 from dst_t5x.core.errors import UserError, nearest
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainData:
-  """The training data.
-
-  Attributes:
-    task: a registered seqio task or mixture.
-    feature_lengths: feature -> tokens per row; longer examples are truncated.
-    batch_size: the number of rows of a batch, over all devices.
-    pack: whether several short examples share a row.
-    shards: the number of parts into which seqio divides the data. Each part
-      fills its share of the rows of every batch, and a process reads only the
-      parts that its devices need. Batches depend on this number, but not on the
-      number of processes.
-  """
-
-  task: str
-  feature_lengths: Mapping[str, values.Positive]
-  batch_size: values.Positive
-  pack: bool = True
-  shards: values.Positive = 1
-
-  def __post_init__(self) -> None:
-    values.check_fields(self)
-    if self.batch_size % self.shards:
-      raise UserError(
-        f'BATCH_SIZE = {self.batch_size} is not a multiple of DATA_SHARDS = '
-        f'{self.shards}'
-      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,12 +21,12 @@ from dst_t5x.config import binaries
 from dst_t5x.core import object_stores
 from dst_t5x.core import whole_files
 from dst_t5x.core.errors import UserError, writing
-from dst_t5x.data import task_checks
 from dst_t5x.engine import budget as budget_lib
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.runs import identity
 from dst_t5x.runs import plan as plan_lib
@@ -69,7 +69,7 @@ class Training:
   """
 
   trainer: trainer_lib.Trainer
-  train_data: plan_lib.TrainData
+  train_data: sources.TrainData
   evaluation: evaluation_lib.Evaluation
   plan: plan_lib.Plan
   partitioner: partitioning.Partitioner
@@ -113,9 +113,10 @@ def _checks_of_training(
   space, plan = training.space, training.plan
 
   def configuration() -> Found:
-    identity.check(model_dir, identity.of(training.binary))
-    task = task_checks.find(train_data.task)
-    identity.check_rows(model_dir, task_checks.rows_of(task, 'train'))
+    recorded = train_data.source.recorded
+    identity.check(model_dir, identity.of(training.binary, recorded))
+    rows = train_data.source.rows_of(train_data.task, 'train')
+    identity.check_rows(model_dir, rows)
     trainer.seed_path(space.shapes, training.seed_path, training.from_scratch)
     trainer.room(space.shapes)
     bindings = binaries.bindings(training.binary)
@@ -132,14 +133,14 @@ def _checks_of_training(
     )
 
   def training_data() -> Found:
-    lengths = train_data.feature_lengths
-    task = task_checks.check(train_data.task, lengths, train_data.batch_size)
-    vocabulary = task.output_features['inputs'].vocabulary
+    size = train_data.source.check_training(train_data, trainer.network)
     return Found(
-      f'{train_data.task}, {vocabulary.vocab_size} pieces',
+      f'{train_data.task}, {size} pieces',
       {
-        'the size of the vocabulary': vocabulary.vocab_size,
-        'what is trained on': task_checks.rows_of(task, 'train'),
+        'the size of the vocabulary': size,
+        'what is trained on': train_data.source.rows_of(
+          train_data.task, 'train'
+        ),
       },
     )
 

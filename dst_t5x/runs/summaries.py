@@ -1,23 +1,23 @@
 """Writes a run's metrics to TensorBoard, JSON lines, and the terminal."""
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import math
 import os
+import pathlib
+import socket
 import sys
 import time
 from typing import TextIO
 
-from dst_t5x.runtime import quiet_tensorflow  # noqa: F401
-
-# isort: split
 from absl import logging
-from clu import asynclib
-from clu import metric_writers
 import numpy as np
 from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.histogram import metadata as histograms
-import tensorflow as tf
+from tensorboard.plugins.scalar import metadata as scalars
+from tensorboard.plugins.text import metadata as texts_metadata
+from tensorboard.summary.writer import record_writer
+from tensorboard.util import tensor_util
 import tqdm
 
 from dst_t5x.core import metrics_file
@@ -26,10 +26,7 @@ from dst_t5x.runtime import processes
 
 
 class Summaries:
-  """Writes the metrics of a run; TensorBoard's in the background.
-
-  Only the first process writes.
-  """
+  """Writes the metrics of a run. Only the first process writes."""
 
   def __init__(
     self, folder: str | os.PathLike[str], first_step: int = 0
@@ -42,14 +39,12 @@ class Summaries:
         from before the interruption, are dropped here and in TensorBoard.
     """
     self._folder = folder
-    self._tensorboard: metric_writers.AsyncWriter | None = None
+    self._tensorboard: _Events | None = None
     if not processes.is_first():
       return
     metrics_file.drop_after(folder, first_step)
-    self._events = object_stores.Mirror(folder)
-    writer = metric_writers.SummaryWriter(self._events.folder)
-    _purge_after(writer, first_step)
-    self._tensorboard = metric_writers.AsyncWriter(writer)
+    self._mirror = object_stores.Mirror(folder)
+    self._tensorboard = _Events(self._mirror.folder, first_step)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes scalars. NaN means "not measured" and is left out.
@@ -60,8 +55,13 @@ class Summaries:
     if self._tensorboard is None:
       return
     known = {k: float(v) for k, v in values.items() if not math.isnan(v)}
-    with _as_os_error():
-      self._tensorboard.write_scalars(step, known)
+    self._tensorboard.add(
+      step,
+      (
+        _value(name, np.float32(value), scalars.create_summary_metadata('', ''))
+        for name, value in known.items()
+      ),
+    )
     metrics_file.append(self._folder, step, known)
 
   def histogram(
@@ -78,63 +78,85 @@ class Summaries:
     if self._tensorboard is None or not len(bins):
       return
     kind = histograms.create_summary_metadata(name, about)
-    with _as_os_error():
-      self._tensorboard.write_summaries(step, {name: bins}, {name: kind})
+    self._tensorboard.add(step, [_value(name, bins, kind)])
 
   def text(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes Markdown texts to TensorBoard."""
     if self._tensorboard is None:
       return
-    with _as_os_error():
-      self._tensorboard.write_texts(step, dict(texts))
+    kind = texts_metadata.create_summary_metadata('', '')
+    self._tensorboard.add(
+      step,
+      (
+        _value(name, np.array(text.encode(), object), kind)
+        for name, text in texts.items()
+      ),
+    )
 
   def flush(self) -> None:
     """Waits until all metrics are written."""
     if self._tensorboard is None:
       return
-    with _as_os_error():
-      self._tensorboard.flush()
-    self._events.upload()
+    self._tensorboard.flush()
+    self._mirror.upload()
 
   def close(self) -> None:
-    """Writes all metrics and ends the background thread."""
+    """Writes all metrics, and closes the files."""
     if self._tensorboard is None:
       return
-    with _as_os_error():
-      self._tensorboard.close()
-    self._events.upload()
+    self._tensorboard.close()
+    self._mirror.upload()
 
 
-def _purge_after(writer: metric_writers.SummaryWriter, step: int) -> None:
-  """Makes TensorBoard drop the events of earlier files beyond a step.
+class _Events:
+  """A file of events in TensorBoard's format, without TensorFlow.
 
-  TensorBoard does so when a file has an event for the start of a session.
-  Neither CLU nor TensorFlow has a public function that writes one.
+  TensorBoard's `EventFileWriter` does not replace this: it imports TensorFlow
+  where there is one, and a full disk ends its thread with a traceback.
   """
-  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  event = event_pb2.Event(
-    wall_time=time.time(), step=step + 1, session_log=start
-  )
-  tf.raw_ops.ImportEvent(
-    writer=writer._summary_writer._resource, event=event.SerializeToString()
-  )
+
+  def __init__(self, folder: str, first_step: int) -> None:
+    """Makes the file; TensorBoard drops events of others after a step."""
+    # TensorBoard reads files in the order of their names.
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    name = (
+      f'events.out.tfevents.{seconds:010d}.{socket.gethostname()}.'
+      f'{os.getpid()}.{rest:09d}'
+    )
+    self._file = (pathlib.Path(folder) / name).open('xb')
+    self._records = record_writer.RecordWriter(self._file)
+    self._write(file_version='brain.Event:2')
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=first_step + 1, session_log=start)
+
+  def add(self, step: int, values: Iterable[summary_pb2.Summary.Value]) -> None:
+    """Appends values of a step."""
+    self._write(step=step, summary=summary_pb2.Summary(value=values))
+
+  def _write(self, **content: object) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **content)
+    self._records.write(event.SerializeToString())
+
+  def flush(self) -> None:
+    """Writes what is in memory."""
+    self._records.flush()
+
+  def close(self) -> None:
+    """Writes what is in memory, and closes the file."""
+    self._records.close()
 
 
-@contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
-  """Turns errors of the background writer into OSErrors."""
-  try:
-    yield
-  except asynclib.AsyncError as e:
-    line = (str(e.__cause__).splitlines() or ['TensorBoard'])[0]
-    raise OSError(line.split('}} ')[-1]) from e
+def _value(
+  tag: str, value: np.ndarray | np.generic, kind: summary_pb2.SummaryMetadata
+) -> summary_pb2.Summary.Value:
+  tensor = tensor_util.make_tensor_proto(value)
+  return summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=kind)
 
 
 class Progress:
   """Shows rate and remaining time: a bar on a terminal, log lines elsewhere.
 
-  `clu.periodic_actions.ReportProgress` does not replace this: its rate counts
-  evaluations and checkpoints as training time, and it shows no metrics.
+  Evaluations and checkpoints do not count as training time.
   """
 
   def __init__(

@@ -3,19 +3,18 @@
 `Session.advance` calls the step itself, `trainer.Trainer.train_step`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
-from typing import Any
 
 from absl import logging
 
 from dst_t5x.core import values
-from dst_t5x.data import pipeline
-from dst_t5x.data import task_checks
+from dst_t5x.data import data_position
 from dst_t5x.engine import evaluation as evaluation_lib
 from dst_t5x.engine import held_out as held_out_lib
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.runs import claim as claim_lib
 from dst_t5x.runs import held_out
@@ -31,7 +30,7 @@ from dst_t5x.runtime import preemption
 def train(
   model_dir: values.Path,
   trainer: trainer_lib.Trainer,
-  train_data: plan_lib.TrainData,
+  train_data: sources.TrainData,
   evaluation: evaluation_lib.Evaluation,
   plan: plan_lib.Plan,
   partitioner: partitioning.Partitioner,
@@ -82,11 +81,12 @@ def train(
   )
   if only_check:
     return {}
-  task = task_checks.find(train_data.task)
-  encode = task.output_features['targets'].vocabulary.encode
+  source = train_data.source
   with partitioner.activate(), model_dir_lib.ModelDir(model_dir) as folder:
     claim = claim_lib.Claim(
-      folder, identity.of(train), task_checks.rows_of(task, 'train')
+      folder,
+      identity.of(train, source.recorded),
+      source.rows_of(train_data.task, 'train'),
     )
     seed = claim.load_seed(
       trainer, space, initial_checkpoint_path, from_scratch
@@ -95,12 +95,17 @@ def train(
       evaluation.held_out, seed, trainer.network, partitioner
     )
     with session_lib.Session(
-      seed, trainer, space, partitioner, plan, random_seed, encode
+      seed,
+      trainer,
+      space,
+      partitioner,
+      plan,
+      random_seed,
+      source.encode(train_data.task),
     ) as session:
       del seed  # The session keeps what it needs of it.
       _make_steps(
         session,
-        task,
         train_data,
         evaluation,
         plan,
@@ -113,8 +118,7 @@ def train(
 
 def _make_steps(
   session: session_lib.Session,
-  task: Any,
-  train_data: plan_lib.TrainData,
+  train_data: sources.TrainData,
   evaluation: evaluation_lib.Evaluation,
   plan: plan_lib.Plan,
   partitioner: partitioning.Partitioner,
@@ -167,18 +171,17 @@ def _make_steps(
   with (
     preemption.Notice() as notice,
     contextlib.closing(monitor),
-    pipeline.TrainIterator(
-      task,
-      train_data.feature_lengths,
-      train_data.batch_size,
-      session.trainer.network.feature_converter(train_data.pack),
-      random_seed=random_seed,
-      step=session.step,
-      position=session.position,
-      save_after=lambda step: notice.stops_after(step) or plan.saves(step),
-      place=partitioner.place_batch,
-      num_shards=train_data.shards,
-      rows=partitioner.rows_here(train_data.batch_size),
+    train_data.source.train_batches(
+      train_data,
+      session.trainer.network,
+      sources.Stretch(
+        random_seed,
+        session.step,
+        session.position,
+        save_after=lambda step: notice.stops_after(step) or plan.saves(step),
+        place=partitioner.place_batch,
+        rows=partitioner.rows_here(train_data.batch_size),
+      ),
     ) as batches,
   ):
     if is_due:
@@ -193,7 +196,7 @@ def _make_step(
   session: session_lib.Session,
   plan: plan_lib.Plan,
   monitor: monitor_lib.Monitor,
-  batches: pipeline.TrainIterator,
+  batches: Iterator[data_position.TrainItem],
   evaluate: Callable[[], None],
 ) -> None:
   """Makes one step, and logs, saves and evaluates if the plan says so."""

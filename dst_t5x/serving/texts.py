@@ -9,7 +9,7 @@ import seqio
 
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import chat_vocabulary
-from dst_t5x.data import vocabulary as vocabulary_lib
+from dst_t5x.data import task_vocabulary
 from dst_t5x.models import api
 
 # The most characters per piece. T5's longest piece has 16.
@@ -30,7 +30,7 @@ class Texts:
     Raises:
       UserError: the vocabulary cannot be read.
     """
-    vocabulary_lib.check(vocabulary)
+    task_vocabulary.check(vocabulary)
     self._vocabulary = vocabulary
     self._input_length = input_length
 
@@ -41,8 +41,8 @@ class Texts:
       UserError: it has too few, or texts begin or end with other ones.
     """
     feature = seqio.Feature(self._vocabulary)
-    vocabulary_lib.check_fits({'inputs': feature}, network.vocab_size)
-    vocabulary_lib.check_special(
+    task_vocabulary.check_fits({'inputs': feature}, network.vocab_size)
+    task_vocabulary.check_special(
       {'targets': feature}, network.eos_id, network.begin_id
     )
 

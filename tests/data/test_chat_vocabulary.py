@@ -14,6 +14,7 @@ import tensorflow as tf
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import chat_template
 from dst_t5x.data import conversations
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 transformers = pytest.importorskip('transformers')
@@ -131,8 +132,8 @@ def test_gemma_has_no_system(tokenizer_folders):  # noqa: F811
 def test_tasks_have_the_parts_of_a_chat(folder):
   chat = _chat(folder)
   gin.bind_parameter('vocabulary.chosen.name', str(folder))
-  features = vocabulary.output_features()
-  document = vocabulary.TaskVocabulary('text')
+  features = task_vocabulary.output_features()
+  document = task_vocabulary.TaskVocabulary('text')
   plain = [*chat.base.encode('plum')]
   for name in features:
     assert [*features[name].vocabulary.encode('plum')] == plain
@@ -145,30 +146,30 @@ def test_tasks_have_the_parts_of_a_chat(folder):
     assert part.eos_id == chat.eos_id
   assert [*document.encode('plum')] == plain
   assert document.eos_id == chat.base.eos_id
-  vocabulary.check(features['inputs'].vocabulary)
-  vocabulary.check_chat('x', features)
-  vocabulary.check_fits(features, chat.vocab_size)
+  task_vocabulary.check(features['inputs'].vocabulary)
+  task_vocabulary.check_chat('x', features)
+  task_vocabulary.check_fits(features, chat.vocab_size)
   with pytest.raises(UserError, match='choose another model, or set VOCAB'):
-    vocabulary.check_fits(features, chat.vocab_size - 1)
-  vocabulary.check_special(features, chat.eos_id, chat.begin_id)
+    task_vocabulary.check_fits(features, chat.vocab_size - 1)
+  task_vocabulary.check_special(features, chat.eos_id, chat.begin_id)
   with pytest.raises(UserError, match=f'set EOS_ID = {chat.eos_id},'):
-    vocabulary.check_special(features, 700, chat.begin_id)
+    task_vocabulary.check_special(features, 700, chat.begin_id)
   with pytest.raises(UserError, match='no effect on the targets of task'):
-    vocabulary.check_chat('x', {'targets': seqio.Feature(document)})
+    task_vocabulary.check_chat('x', {'targets': seqio.Feature(document)})
 
 
 @pytest.mark.parametrize('kind', ['qwen3', 'gemma'])
 def test_a_missing_template_is_named(kind, tmp_path):
   make(kind, tmp_path, with_template=False)
-  vocabulary.check(vocabulary.chosen(str(tmp_path)))
+  task_vocabulary.check(vocabulary.chosen(str(tmp_path)))
   with pytest.raises(UserError, match='has no chat template, neither') as error:
-    vocabulary.check(_chat(tmp_path))
+    task_vocabulary.check(_chat(tmp_path))
   assert '\n' not in str(error.value)
 
 
 def test_bytes_have_no_template():
   with pytest.raises(UserError, match='no chat template: set CHAT_TEMPLATE ='):
-    vocabulary.check(vocabulary.chosen('bytes', chat_template=True))
+    task_vocabulary.check(vocabulary.chosen('bytes', chat_template=True))
 
 
 class _Tokens:
@@ -197,7 +198,7 @@ class _Tokens:
   ],
 )
 def test_templates_that_cannot_be_used(source, message, tmp_path):
-  chat = vocabulary.chat_vocabulary.ChatVocabulary(_Tokens(tmp_path))
+  chat = task_vocabulary.chat_vocabulary.ChatVocabulary(_Tokens(tmp_path))
   (tmp_path / 'chat_template.jinja').write_text(source)
   with pytest.raises(UserError) as caught:
     chat.load()

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from dst_t5x.core import data_folders
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import preparation
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 
@@ -51,7 +52,7 @@ def add_task():
       name,
       source=source,
       preprocessors=[],
-      output_features=vocabulary.output_features(),
+      output_features=task_vocabulary.output_features(),
     )
     names.append(name)
 
@@ -113,15 +114,15 @@ def test_the_vocabulary_is_copied_once(
   path = tmp_path / 'new' / 'sentencepiece.model'
   monkeypatch.setattr(vocabulary, 'PUBLIC_PATH', str(vocabulary_file))
   monkeypatch.setenv('DST_VOCABULARY', str(path))
-  assert vocabulary.fetch() == str(path)
+  assert task_vocabulary.fetch() == str(path)
   assert path.read_bytes() == vocabulary_file.read_bytes()
   monkeypatch.setattr(vocabulary, 'PUBLIC_PATH', str(tmp_path / 'nowhere'))
-  vocabulary.fetch()
+  task_vocabulary.fetch()
   path.unlink()
   with pytest.raises(UserError, match=r'cannot copy the vocabulary .*nowhere'):
-    vocabulary.fetch()
+    task_vocabulary.fetch()
   monkeypatch.setenv('DST_VOCABULARY', 'bytes')
-  assert vocabulary.fetch() == 'bytes'
+  assert task_vocabulary.fetch() == 'bytes'
 
 
 def test_one_folder_stands_for_all_and_variables_go_first():

@@ -12,7 +12,7 @@ import tensorflow as tf
 from dst_t5x.config import task_names
 from dst_t5x.core.errors import UserError
 from dst_t5x.data import task_report
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 from dst_t5x.tasks import jsonl  # noqa: F401
 
 _LENGTHS = {'inputs': 8, 'targets': 8}
@@ -94,7 +94,7 @@ def test_some_examples_only(rows, use_bytes):
 
 
 def test_pieces_have_names(vocabulary_file):  # noqa: F811
-  pieces = vocabulary.TaskVocabulary()
+  pieces = task_vocabulary.TaskVocabulary()
   ids = [*pieces.encode('It is <'), 1, 0, 32_099]
   assert task_report.to_pieces(pieces, ids[:-1]) == [
     *('▁It', '▁is', '▁', '<unk>', '</s>', '<pad>'),
@@ -158,7 +158,7 @@ def test_an_empty_split_and_a_broken_one(use_bytes):
     'toy_broken_split',
     source=seqio.FunctionDataSource(read, splits=['train', 'test']),
     preprocessors=[seqio.preprocessors.tokenize],
-    output_features=vocabulary.output_features(),
+    output_features=task_vocabulary.output_features(),
   )
   with pytest.raises(UserError, match=r'train split of .* has no example'):
     task_report.measure(task, 'train', _LENGTHS, 1)

@@ -14,6 +14,7 @@ from tokenizers import processors
 from tokenizers import trainers
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 transformers = pytest.importorskip('transformers')
@@ -199,7 +200,7 @@ def test_it_is_chosen_by_its_folder_or_its_file(folder):
     vocabulary.chosen(str(path)) for path in (folder, folder / 'tokenizer.json')
   )
   assert one == other
-  vocabulary.check(one)
+  task_vocabulary.check(one)
   assert one != vocabulary.chosen('bytes')
 
 
@@ -210,18 +211,18 @@ def _features(path):
 def test_the_model_begins_and_ends_texts_as_the_vocabulary_does(folder):
   features = _features(folder)
   ours = features['targets'].vocabulary
-  vocabulary.check_special(features, ours.eos_id, ours.begin_id)
+  task_vocabulary.check_special(features, ours.eos_id, ours.begin_id)
   with pytest.raises(UserError, match=f'set EOS_ID = {ours.eos_id},'):
-    vocabulary.check_special(features, 9, ours.begin_id)
+    task_vocabulary.check_special(features, 9, ours.begin_id)
   with pytest.raises(UserError, match=f'set BEGIN_ID = {ours.begin_id},'):
-    vocabulary.check_special(features, ours.eos_id, 9)
+    task_vocabulary.check_special(features, ours.eos_id, 9)
 
 
 def test_a_gemma_does_not_take_the_vocabulary_of_t5():
   """Its end token is 1, too."""
-  vocabulary.check_special(_features('bytes'), 1, None)
+  task_vocabulary.check_special(_features('bytes'), 1, None)
   with pytest.raises(UserError, match=r'tokenizer\.json'):
-    vocabulary.check_special(_features('bytes'), 1, 2)
+    task_vocabulary.check_special(_features('bytes'), 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -246,5 +247,5 @@ def test_what_is_missing_or_damaged_is_named(folder, tmp_path, files, message):
     if content is not None:
       (tmp_path / name).write_text(content)
   with pytest.raises(UserError, match=message) as caught:
-    vocabulary.check(vocabulary._make(str(tmp_path)))
+    task_vocabulary.check(vocabulary._make(str(tmp_path)))
   assert '\n' not in str(caught.value)

@@ -21,6 +21,7 @@ from dst_t5x.checkpoints import seeds
 from dst_t5x.checkpoints import t5x_checkpoint
 from dst_t5x.core import metrics_file
 from dst_t5x.core.errors import UserError
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 STEPS = 40
@@ -164,12 +165,12 @@ def test_a_vocabulary(store, vocabulary_file):  # noqa: F811
   path = f'{store}/sentencepiece.model'
   epath.Path(path).write_bytes(vocabulary_file.read_bytes())
   there, here = vocabulary._make(path), vocabulary._make(str(vocabulary_file))
-  vocabulary.check(there)
+  task_vocabulary.check(there)
   assert there.vocab_size == here.vocab_size == 32100
   assert there.encode('a <extra_id_0> b') == here.encode('a <extra_id_0> b')
   np.testing.assert_array_equal(there.encode_tf('abc'), here.encode_tf('abc'))
   with pytest.raises(UserError, match=r'there is no bucket .*or nothing'):
-    vocabulary.check(vocabulary._make(f'{store}/none.model'))
+    task_vocabulary.check(vocabulary._make(f'{store}/none.model'))
 
 
 def _preflight(seed, folder):

@@ -20,7 +20,7 @@ import pytest
 import seqio
 
 from dst_t5x.data import task_examples
-from dst_t5x.data import vocabulary
+from dst_t5x.data import task_vocabulary
 from dst_t5x.engine import evaluation
 from dst_t5x.engine import losses
 from dst_t5x.engine import partitioning
@@ -93,7 +93,7 @@ def use(request, tmp_path, tokenizer_folders):  # noqa: F811
 
 
 def _network(task, family='smollm2'):
-  chosen = vocabulary.of_feature(task.output_features['targets'])
+  chosen = task_vocabulary.of_feature(task.output_features['targets'])
   return tiny(
     family,
     vocab_size=chosen.vocab_size,

@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 from dst_t5x.core.errors import UserError
+from dst_t5x.data import task_vocabulary
 from dst_t5x.data import vocabulary
 
 
@@ -22,7 +23,7 @@ def test_local_file_gives_the_32100_pieces_of_t5(
   vocabulary_file,  # noqa: F811
 ):
   pieces = _with(monkeypatch, vocabulary_file)
-  vocabulary.check(pieces)
+  task_vocabulary.check(pieces)
   assert pieces.vocab_size == 32_100
   assert (pieces.pad_id, pieces.eos_id, pieces.unk_id) == (0, 1, 2)
   assert pieces.encode('<extra_id_0>') == [32_099]
@@ -38,7 +39,7 @@ def test_without_the_variable_the_public_path_is_used(monkeypatch):
 def test_missing_file_names_the_path_and_the_remedy(monkeypatch, tmp_path):
   pieces = _with(monkeypatch, tmp_path / 'none.model')
   with pytest.raises(UserError, match=r'none\.model.*DST_VOCABULARY') as error:
-    vocabulary.check(pieces)
+    task_vocabulary.check(pieces)
   assert '\n' not in str(error.value)
 
 
@@ -46,21 +47,21 @@ def test_file_of_another_kind_is_refused(monkeypatch, tmp_path):
   path = tmp_path / 'text.model'
   path.write_text('this is not a SentencePiece model')
   with pytest.raises(UserError, match=r'text\.model.*DST_VOCABULARY'):
-    vocabulary.check(_with(monkeypatch, path))
+    task_vocabulary.check(_with(monkeypatch, path))
 
 
 def test_slow_storage_does_not_hold_up_the_run(monkeypatch, tmp_path):
   pieces = _with(monkeypatch, tmp_path / 'slow.model')
-  monkeypatch.setattr(vocabulary, '_SECONDS_TO_LOAD', 0.05)
+  monkeypatch.setattr(task_vocabulary, '_SECONDS_TO_LOAD', 0.05)
   released = threading.Event()
   monkeypatch.setattr(pieces, 'load_model', released.wait)
   with pytest.raises(UserError, match='no answer'):
-    vocabulary.check(pieces)
+    task_vocabulary.check(pieces)
   released.set()
 
 
 def test_vocabularies_without_a_file_need_no_check():
-  vocabulary.check(seqio.ByteVocabulary())
+  task_vocabulary.check(seqio.ByteVocabulary())
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def test_gin_goes_before_the_variable(monkeypatch, tmp_path, by_gin):
 
 
 def test_bytes_can_be_chosen_after_a_task_was_registered(by_gin):
-  features = vocabulary.output_features()
+  features = task_vocabulary.output_features()
   by_gin('bytes')
   pieces = features['targets'].vocabulary
-  vocabulary.check(pieces)
+  task_vocabulary.check(pieces)
   assert pieces.vocab_size == 259
   assert pieces == seqio.ByteVocabulary()
   text = 'Äpfel {x} ~ 5\n'
@@ -96,7 +97,7 @@ def test_tasks_use_what_is_chosen_like_the_vocabulary_itself(
   vocabulary_file,  # noqa: F811
 ):
   itself = _with(monkeypatch, vocabulary_file)
-  pieces = vocabulary.TaskVocabulary()
+  pieces = task_vocabulary.TaskVocabulary()
   text = 'It is 12 <extra_id_7>'
   ids = itself.encode(text)
   for name in ('pad_id', 'eos_id', 'unk_id', 'bos_id', 'extra_ids',
@@ -108,13 +109,13 @@ def test_tasks_use_what_is_chosen_like_the_vocabulary_itself(
     assert pieces.decode(row) == itself.decode(row)
     tensor = tf.constant([row])
     assert pieces.decode_tf(tensor).numpy() == itself.decode_tf(tensor).numpy()
-  assert pieces == vocabulary.TaskVocabulary()
+  assert pieces == task_vocabulary.TaskVocabulary()
   assert pieces != seqio.ByteVocabulary()
 
 
 def test_a_model_must_have_an_embedding_for_every_id(by_gin):
   by_gin('bytes')
-  features = vocabulary.output_features()
-  vocabulary.check_fits(features, 259)
+  features = task_vocabulary.output_features()
+  task_vocabulary.check_fits(features, 259)
   with pytest.raises(UserError, match=r'259 ids, but vocab_size .* is 256'):
-    vocabulary.check_fits(features, 256)
+    task_vocabulary.check_fits(features, 256)
