@@ -229,9 +229,7 @@ def _run(
       if name not in _SLOW or i == len(groups) - 1:
         projected = one(news, seed)
         if i == len(groups) - 1 and name not in ('passes', 'in_place_passes'):
-          errors[name] = _budget_error(
-            layout, projected, seed, method.epsilon
-          )
+          errors[name] = _budget_error(layout, projected, seed, method.epsilon)
   return errors
 
 
