@@ -64,8 +64,8 @@ _PAPER = f'{_STEP} --rows 128 --epsilon 1e-4 --warm 3 --steps 10'
 _PROJECTION = 'projection.py --warm 10 --steps 10'
 _LAST_SILOS = '--silos per_module_and_layer'
 _ALL = '1e-6 1e-5 1e-4 1e-3 1e-2 1e-1'
-# The first three are the goals: a projection in 1.5 passes and a step in 1.02 of
-# full fine-tuning's for ε up to 1e-4, and a swap in a hundredth of a decode.
+# The first three are the goals, for ε up to 1e-4: a projection in 1.5 passes, a
+# step in 1.02 of full fine-tuning's, and a swap in a hundredth of a decode.
 JOBS = (
   Job(
     'projection_small',
@@ -166,9 +166,9 @@ class Report:
         yield f'{row["job"]}: {name}: {metric} {row["value"]:.4g}'
 
 
-def run(job: Job, command: str, report: Report, seconds: float) -> None:
+def run(job: Job, report: Report, seconds: float) -> None:
   """Runs a job for at most some seconds, and reports it whatever happens."""
-  script, *options = command.split()
+  script, *options = job.command.split()
   status, error = 'stopped', None
   start = time.monotonic()
   log = report.path.with_suffix('.log')
@@ -266,8 +266,10 @@ def main() -> int:
       if left < 1:
         report.add(job, [], 'skipped', 0.0, 'no time was left')
         continue
-      tiny = _TINY[job.command.split()[0]] if options.tiny else ''
-      run(job, f'{job.command} {tiny}', report, min(left, job.seconds))
+      if options.tiny:
+        tiny = _TINY[job.command.split()[0]]
+        job = job._replace(command=f'{job.command} {tiny}', seconds=left)
+      run(job, report, min(left, job.seconds))
   except _Stopped as stopped:
     return 128 + stopped.number
   print(*report.headlines(), sep='\n')

@@ -21,7 +21,7 @@ fi
 
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/dst_t5x-accelerator
 export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
-if ! "$python" -c 'import cachetools, gin' 2>/dev/null; then
+if ! "$python" -c 'import cachetools, gin.config' 2>/dev/null; then
   wheels=${DST_WHEELS:-$here/wheels}
   if ! compgen -G "$wheels/*.whl" >/dev/null; then
     echo "error: cachetools or gin is missing, and there are no wheels in $wheels:" \
