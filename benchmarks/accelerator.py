@@ -69,12 +69,12 @@ _ALL = '1e-6 1e-5 1e-4 1e-3 1e-2 1e-1'
 JOBS = (
   Job(
     'projection_small',
-    60,
+    100,
     f'{_PROJECTION} --work small {_LAST_SILOS} --epsilon 1e-4 --in-a-row 8'
     ' --rivals',
   ),
-  Job('step_small', 90, f'{_PAPER} --methods exact'),
-  Job('swap_small', 75, 'serving.py --parts swap memory --epsilon 1e-4'),
+  Job('step_small', 120, f'{_PAPER} --methods exact'),
+  Job('swap_small', 90, 'serving.py --parts swap memory --epsilon 1e-4'),
   Job('step_base', 90, f'{_PAPER} --model t5_1_1_base --stacked'
       ' --methods exact rebuilt_seed lora'),
   Job('rivals_small', 75, f'{_PROJECTION} --work tensor small {_LAST_SILOS}'
@@ -86,7 +86,7 @@ JOBS = (
   Job('step_xl', 90, f'{_STEP} --model t5_1_1_xl --rows 32 --warm 2 --steps 6'
       ' --epsilon 1e-4 --methods exact'),
   Job('projection_giga', 60, f'{_PROJECTION} --work giga --silos none'
-      ' --epsilon 1e-6 1e-4 1e-2 1e-1 --in-a-row 2'),
+      ' --epsilon 1e-6 1e-4 1e-1 1e-2 --in-a-row 2'),
   Job('step_decoders', 120, f'{_STEP} --model smollm2_135m llama3_2_1b'
       ' --stacked --rows 16 --epsilon 1e-4 --warm 3 --steps 8'
       ' --methods exact rebuilt_seed lora'),
