@@ -134,7 +134,7 @@ def test_jobs_leave_rows_without_tensorflow(tmp_path, image):
   out = tmp_path / 'out.json'
   names = ['projection_small', 'step_small', 'swap_small', 'mixed_small']
   process = _start(out, '--seconds=900', '--jobs', *names, environment=image)
-  status, printed, err = commands.finish(process)
+  status, printed, err = commands.finish(process, timeout=900)
   log = out.with_suffix('.log').read_text()
   assert status == 0, printed + err + log
   rows = json.loads(out.read_text())
