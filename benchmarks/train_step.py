@@ -389,8 +389,10 @@ def figure(rows: Sequence[tables.Row], path: str) -> None:
     if row.get('metric') == 'seconds_per_step':
       epsilon = row['epsilon']
       name = row['method'] + (f', ε = {epsilon:g}' if epsilon else '')
-      # A later job may have a model again: the first is the headline.
-      of_models[row['model']].setdefault(name, 1 / row['value'])
+      # Only what ran in one process is comparable.
+      what = [row['model'], f'batch {row["rows"]}', row['dtype']]
+      what += ['stacked'] if row['stacked'] else []
+      of_models[', '.join(what)][name] = 1 / row['value']
   if not of_models:
     raise SystemExit(f'error: no times of steps to draw in {path}')
   most = max(map(len, of_models.values()))
