@@ -83,7 +83,7 @@ def main() -> None:
   parser.add_argument('--tokens', type=int, default=64, help='of the answer')
   parser.add_argument('--repeats', type=int, default=9)
   options = parser.parse_args()
-  work = works.WORKS['smollm2_135m']
+  work = works.make('smollm2_135m')
   params = works.params(work.network)
   rows = []
   for batch in options.batch:

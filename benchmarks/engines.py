@@ -47,7 +47,7 @@ PyTree = Any
 _ENGINES = ('ours', 't5x', 't5x_own')
 _TASK = 'engines'
 _LEARNING_RATE = 0.01
-_WORK = works.WORKS['t5_1_1_small']
+_WORK = works.make('t5_1_1_small')
 _COLUMNS = ('metric', 'method', *_ENGINES, 'unit', 'times_t5x')
 
 

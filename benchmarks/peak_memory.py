@@ -24,7 +24,7 @@ _EMPTY = 'nothing'
 
 def _one(name: str) -> None:
   """Does the work once, and prints the peak in bytes."""
-  work = works.WORKS['smollm2_135m']
+  work = works.make('smollm2_135m')
   if name.startswith('decode_'):
     engine = decoding.ENGINES[name.removeprefix('decode_')]
     prompts = decoding.random_prompts(8, 128)

@@ -21,7 +21,6 @@ and apply of the subset over those of the dense model.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
-import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -32,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 import tables
+import works
 
 from dst_t5x import subsets
 from dst_t5x.checkpoints import hf_checkpoint
@@ -40,25 +40,7 @@ from dst_t5x.models.t5 import network
 
 PyTree = Any
 
-BASE = network.T5Config(
-  vocab_size=32128,
-  emb_dim=768,
-  num_heads=12,
-  num_encoder_layers=12,
-  num_decoder_layers=12,
-  head_dim=64,
-  mlp_dim=2048,
-  mlp_activations=('gelu', 'linear'),
-)
-SMALL = dataclasses.replace(
-  BASE,
-  emb_dim=512,
-  num_heads=6,
-  num_encoder_layers=8,
-  num_decoder_layers=8,
-  mlp_dim=1024,
-)
-_MODELS = {'small': SMALL, 'base': BASE}
+_MODELS = ('small', 'base')
 _RANKS = (1, 8)
 _FINGERPRINT = '0' * 64  # Hashing is no part of what is measured.
 
@@ -195,7 +177,8 @@ def measure(
 ) -> Iterator[tables.Row]:
   """Yields the rows of a model."""
   random = np.random.default_rng(0)
-  seed = random_seed(_MODELS[model], random)
+  config = works.network_of(f't5_1_1_{model}').config
+  seed = random_seed(config, random)
 
   def row(epsilon: float | None, metric: str, value: float, unit: str) -> Any:
     return {
@@ -231,9 +214,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--json', metavar='FILE', help='write the rows here')
-  parser.add_argument(
-    '--models', nargs='+', default=list(_MODELS), choices=list(_MODELS)
-  )
+  parser.add_argument('--models', nargs='+', default=_MODELS, choices=_MODELS)
   parser.add_argument(
     '--epsilon', nargs='+', type=float, default=[1e-4, 1e-3, 1e-2]
   )

@@ -1,12 +1,14 @@
 """What benchmarks have in common: rows, how they are printed and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import pathlib
 import statistics
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dst_t5x.core import json_text
 
@@ -18,6 +20,28 @@ def seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
   start = time.perf_counter()
   result = jax.block_until_ready(function(*arguments))
   return time.perf_counter() - start, result
+
+
+@functools.cache
+def copy_bandwidth() -> float:
+  """Returns what a copy on the device reads and writes, in GB/s.
+
+  The copies of 1 GiB (64 MiB on a CPU) are started in a row, so that what it
+  takes to start them does not count.
+  """
+  size = 2**26 if jax.default_backend() == 'cpu' else 2**30
+  source = jnp.arange(size // 4, dtype=jnp.uint32)
+  copy = jax.jit(jnp.copy)
+  in_a_row = 8
+
+  def copies() -> None:
+    for _ in range(in_a_row):
+      last = copy(source)
+    jax.block_until_ready(last)
+
+  copies()
+  taken = statistics.median(seconds(copies)[0] for _ in range(5))
+  return 2 * in_a_row * size / taken / 1e9
 
 
 def medians(times: Mapping[Any, Sequence[float]]) -> dict[Any, float]:

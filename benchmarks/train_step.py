@@ -1,6 +1,7 @@
 """How long a training step takes with each method: the paper's Fig. 5.
 
-  python benchmarks/train_step.py --json train_step.json
+  python benchmarks/train_step.py --json train_step.json --figure fig5.png
+  python benchmarks/train_step.py --from train_step.json --figure fig5.png
   python benchmarks/train_step.py --model smollm2_135m --torch \
     --methods exact lora --epsilon 1e-4 --steps 20
 
@@ -15,13 +16,20 @@ the seed; `lora` of rank 8 on all attention matrices; `prompt` of length 10;
 `ia3`, `norms` and `head_only`; with --family the other sparse methods at each
 ε, in their last phase, ID3 while it grows. With --torch also `torch_full` and
 `peft_lora`: the same steps in PyTorch, with transformers and Hugging Face PEFT.
-On one GPU: --rows 128.
+
+On one GPU: --rows 128 --dtype bfloat16 --in-a-row 4, the paper's batch. There a
+step is started while the one before runs; --in-a-row K waits once for K steps
+and divides by K, so that what Python takes to start a step does not count
+twice. --stacked scans over layers, which compiles one instead of all.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 import dataclasses
 import functools
+import pathlib
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +42,8 @@ from dst_t5x.adapters import api as adapters
 from dst_t5x.adapters import ia3
 from dst_t5x.adapters import lora
 from dst_t5x.adapters import prompts
+from dst_t5x.analysis import style
+from dst_t5x.core import json_text
 from dst_t5x.core import parts
 from dst_t5x.engine import budget
 from dst_t5x.engine import optimizers
@@ -88,12 +98,15 @@ class Stepper(Protocol):
   times: list[float]
   figures: dict[str, float]  # What else is known: metric -> value.
 
-  def __call__(self, batch: trainer_lib.Batch) -> None:
-    """Takes a step."""
+  def compile(self) -> None:
+    """Compiles the step, if there is something to compile."""
+
+  def __call__(self, *batches: trainer_lib.Batch) -> None:
+    """Takes steps in a row, and remembers how long each took on average."""
 
 
 class Method:
-  """A training step, compiled, with its state and its times."""
+  """A training step with its state and its times."""
 
   def __init__(
     self, trainer: trainer_lib.Trainer, seed: PyTree, work: works.Work
@@ -113,12 +126,19 @@ class Method:
     )
     self._state = _first_state(trainer, jax.tree.map(jnp.copy, mine))
     self._rest = (jax.random.key(0), jnp.asarray(False))
-    last = trainer.at(trainer.projection.phase_starts[-1])
-    step: Any = jax.jit(last.train_step, donate_argnums=0)
-    lowered = step.lower(
-      self._state, self._constants, self._prefixed(batch), *self._rest
+    last = trainer.at(trainer.projection.phase_starts[-1]).program(mine)
+    # As in training: ε is an argument of what is compiled.
+    self._trainer = jax.device_put(last)
+    step: Any = jax.jit(trainer_lib.Trainer.train_step, donate_argnums=1)
+    self._lowered = step.lower(
+      *(self._trainer, self._state, self._constants),
+      *(self._prefixed(batch), *self._rest),
     )
-    compile_s, self._step = tables.seconds(lowered.compile)
+    self.times: list[float] = []
+
+  def compile(self) -> None:
+    """Compiles the step."""
+    compile_s, self._step = tables.seconds(self._lowered.compile)
     memory = self._step.memory_analysis()
     arguments = memory.argument_size_in_bytes / 2**20
     temporaries = memory.temp_size_in_bytes / 2**20
@@ -128,18 +148,22 @@ class Method:
       'temporary_memory': temporaries,
       'compile_s': compile_s,
     }
-    self.times: list[float] = []
 
   def _prefixed(self, batch: trainer_lib.Batch) -> trainer_lib.Batch:
     return self._work.prefixed(batch, self._prefix)
 
-  def __call__(self, batch: trainer_lib.Batch) -> None:
-    """Takes a step."""
-    batch = jax.block_until_ready(self._prefixed(batch))
-    taken, (self._state, _) = tables.seconds(
-      self._step, self._state, self._constants, batch, *self._rest
-    )
-    self.times.append(taken)
+  def __call__(self, *batches: trainer_lib.Batch) -> None:
+    """Takes steps in a row."""
+    ready = jax.block_until_ready([self._prefixed(b) for b in batches])
+    taken, _ = tables.seconds(self._in_a_row, ready)
+    self.times.append(taken / len(batches))
+
+  def _in_a_row(self, batches: list[trainer_lib.Batch]) -> Any:
+    for batch in batches:
+      self._state, metrics = self._step(
+        *(self._trainer, self._state, self._constants, batch), *self._rest
+      )
+    return self._state, metrics
 
 
 def _first_state(
@@ -177,7 +201,9 @@ def only(name: str, work: works.Work) -> Stepper:
     torch=name in _TORCH,
   )
   found = make_methods(seed, work, options)
-  return next(make() for other, _, make in found if other == name)
+  step = next(make() for other, _, make in found if other == name)
+  step.compile()
+  return step
 
 
 def make_methods(
@@ -224,60 +250,89 @@ def _torch_step(work: works.Work, seed: PyTree, rank: int | None) -> Stepper:
   return step
 
 
-def main() -> None:
-  """Measures, prints, writes."""
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--json', metavar='FILE', help='write the rows here')
-  parser.add_argument(
-    '--model', default='t5_1_1_small', choices=works.WORKS, metavar='MODEL'
-  )
-  parser.add_argument('--rows', type=int, help='of a batch')
-  parser.add_argument('--inputs', type=int, help='tokens a row')
-  parser.add_argument('--targets', type=int, help='tokens a row')
-  parser.add_argument('--epsilon', nargs='+', type=float, default=[1e-4, 1e-2])
-  parser.add_argument('--methods', nargs='+', default=_OF_ALL, choices=_METHODS)
-  parser.add_argument(
-    '--family',
-    action='store_const',
-    dest='methods',
-    const=[*family.METHODS],
-    help='the other sparse methods',
-  )
-  parser.add_argument('--torch', action='store_true', help='PyTorch as well')
-  parser.add_argument('--warm', type=int, default=10, help='steps not timed')
-  parser.add_argument('--steps', type=int, default=40)
+  add = parser.add_argument
+  add('--json', metavar='FILE', help='write the rows here')
+  add('--figure', metavar='FILE', help='draw them here')
+  add('--from', dest='source', metavar='FILE', help='only draw these rows')
+  add('--model', nargs='+', default=['t5_1_1_small'], choices=works.NAMES,
+      metavar='MODEL', help=f'of {", ".join(works.NAMES)}')  # fmt: skip
+  add('--rows', type=int, help='of a batch')
+  add('--inputs', type=int, help='tokens a row')
+  add('--targets', type=int, help='tokens a row')
+  add('--dtype', choices=['float32', 'bfloat16'], help='of activations')
+  add('--stacked', action='store_true', help='scan over the layers')
+  add('--epsilon', nargs='+', type=float, default=[1e-4, 1e-2])
+  add('--methods', nargs='*', default=_OF_ALL, choices=_METHODS)
+  add('--family', action='store_const', dest='methods',
+      const=[*family.METHODS], help='the other sparse methods')  # fmt: skip
+  add('--torch', action='store_true', help='PyTorch as well')
+  add('--warm', type=int, default=10, help='steps not timed')
+  add('--steps', type=int, default=40)
+  add('--in-a-row', type=int, default=1, help='steps of one time')
+  add('--compile-at-once', type=int, default=1, help='methods')
+  return parser
+
+
+def main() -> None:
+  """Measures, prints, writes."""
+  parser = _parser()
   options = parser.parse_args()
   if options.steps <= options.warm:
     parser.error(f'--steps must be above --warm, {options.warm}')
+  if min(options.in_a_row, options.compile_at_once) < 1:
+    parser.error('--in-a-row and --compile-at-once must be above 0')
   if options.torch and jax.default_backend() != 'cpu':
     parser.error('--torch is for CPUs: run with JAX_PLATFORMS=cpu')
-  work = _work(options)
+  if options.source:
+    rows = json_text.loads(pathlib.Path(options.source).read_text())
+  else:
+    rows = []
+    for model in options.model:
+      rows += measure(model, options)
+      tables.write_json(options.json, rows)
+  if options.figure:
+    figure(rows, options.figure)
+
+
+def measure(model: str, options: argparse.Namespace) -> list[tables.Row]:
+  """Returns the rows of a model."""
+  work = _work(model, options)
   seed = works.params(work.network)
   random = np.random.default_rng(0)
   batches = [work.batch(random) for _ in range(4)]
   methods: dict[tuple[str, float | None], Stepper] = {}
   for name, epsilon, make in make_methods(seed, work, options):
     methods[name, epsilon] = make()
-    setting = '' if epsilon is None else f' ε = {epsilon:g}'
-    print(f'ready: {name}{setting}', flush=True)
+  full, *others = methods.values()
+  # First: what XLA finds out about products of matrices, it then knows for all.
+  full.compile()
+  with futures.ThreadPoolExecutor(options.compile_at_once) as pool:
+    for _ in pool.map(lambda method: method.compile(), others):
+      pass
+  print(f'{model}: compiled', flush=True)
   for step in range(options.steps):
     for (name, _), method in methods.items():
       if name != 'sort' or step >= options.steps - _SLOW_STEPS:
-        method(batches[step % len(batches)])
+        method(*(batches[i % 4] for i in range(options.in_a_row)))
     if (step + 1) % 5 == 0:
       print(f'{step + 1} of {options.steps} steps', flush=True)
   found = _results(methods, options)
-  tables.write_json(options.json, _rows(found, work, options))
   tables.show(found, ('method', 'epsilon', *_UNITS))
+  return _rows(found, model, work)
 
 
-def _work(options: argparse.Namespace) -> works.Work:
+def _work(model: str, options: argparse.Namespace) -> works.Work:
   """Returns the model's work, with the sizes that the options name."""
+  changes = {'dtype': options.dtype} if options.dtype else {}
+  if options.stacked:
+    changes['scan_layers'] = True
   named = {name: getattr(options, name) for name in _SIZES}
   changed = {name: size for name, size in named.items() if size is not None}
-  return dataclasses.replace(works.WORKS[options.model], **changed)
+  return dataclasses.replace(works.make(model, **changes), **changed)
 
 
 def _results(
@@ -303,25 +358,55 @@ def _results(
 
 
 def _rows(
-  found: list[tables.Row], work: works.Work, options: argparse.Namespace
+  found: list[tables.Row], model: str, work: works.Work
 ) -> list[tables.Row]:
   """Returns a row for each method and metric."""
+  config: Any = work.network.base
   return [
     {
       'work': 'train_step',
-      'model': options.model,
+      'model': model,
       'method': row['method'],
       'epsilon': row['epsilon'],
       'metric': metric,
       'value': row[metric],
       'unit': unit,
       **{name: getattr(work, name) for name in _SIZES},
+      'dtype': jnp.dtype(config.config.dtype).name,
+      'stacked': work.network.scan_layers,
       'device': jax.devices()[0].device_kind,
     }
     for row in found
     for metric, unit in _UNITS.items()
     if metric in row
   ]
+
+
+def figure(rows: Sequence[tables.Row], path: str) -> None:
+  """Draws each model's steps per second, a bar for each method (Fig. 5)."""
+  of_models: dict[str, dict[str, float]] = defaultdict(dict)
+  for row in rows:
+    if row.get('metric') == 'seconds_per_step':
+      epsilon = row['epsilon']
+      name = row['method'] + (f', ε = {epsilon:g}' if epsilon else '')
+      # Only what ran in one process is comparable.
+      what = [row['model'], f'batch {row["rows"]}', row['dtype']]
+      what += ['stacked'] if row['stacked'] else []
+      of_models[', '.join(what)][name] = 1 / row['value']
+  if not of_models:
+    raise SystemExit(f'error: no times of steps to draw in {path}')
+  most = max(map(len, of_models.values()))
+  with style.applied():
+    drawn, axes = style.panels(
+      len(of_models), height=1.6 + 0.55 * most, columns=1, width=7.0
+    )
+    for one, (model, rates) in zip(axes, of_models.items(), strict=True):
+      one.barh([*rates], [*rates.values()], color='0.75', edgecolor='black',
+               height=0.6)  # fmt: skip
+      one.invert_yaxis()
+      one.grid(visible=False, axis='y')
+      one.set(title=model, xlabel='training steps per second')
+    drawn.savefig(path)
 
 
 if __name__ == '__main__':

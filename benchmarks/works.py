@@ -1,16 +1,24 @@
-"""The models that `train_step` times, with batches of random tokens."""
+"""The models that benchmarks time, with batches of random tokens.
+
+Their sizes are those of `gin/models/`, whose files are read without importing
+what they name: an accelerator's machine may have neither seqio nor TensorFlow.
+"""
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dst_t5x.config import gin_files
+from dst_t5x.core import parts
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
 from dst_t5x.models.decoder_only import network as decoder_only
+from dst_t5x.models.decoder_only import rope
 from dst_t5x.models.t5 import network as t5
 
 PyTree = Any
@@ -49,8 +57,33 @@ class Work:
 
 
 def params(network: api.Network) -> PyTree:
-  """Returns random parameters."""
-  return jax.jit(network.initialize)(jax.random.key(0))['params']
+  """Returns random parameters; norms start at 1."""
+  drawn = parts.flatten(normal(api.shapes(network), jax.random.key(0)))
+  for path, tensor in drawn.items():
+    if path.endswith('scale'):
+      drawn[path] = jnp.ones_like(tensor)
+  return parts.unflatten(drawn)
+
+
+def normal(shapes: PyTree, key: jax.Array, deviation: float = 0.05) -> PyTree:
+  """Returns normally distributed float32 tensors of these shapes.
+
+  Each shape is compiled once; `initialize` in one program compiles for long.
+  """
+  leaves, structure = jax.tree.flatten(shapes)
+  keys = jax.random.split(key, len(leaves))
+  drawn = [
+    _normal(k, leaf.shape, deviation)
+    for k, leaf in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, drawn)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(
+  key: jax.Array, shape: tuple[int, ...], deviation: float
+) -> jax.Array:
+  return deviation * jax.random.normal(key, shape)
 
 
 def _t5_tokens(
@@ -103,49 +136,70 @@ def _before(prefix: np.ndarray, rows: jax.Array) -> jax.Array:
   return jnp.hstack([np.tile(prefix, (len(rows), 1)), rows])
 
 
-WORKS = {
-  't5_1_1_small': Work(
-    t5.Transformer(
-      t5.T5Config(
-        vocab_size=32128,
-        emb_dim=512,
-        num_heads=6,
-        num_encoder_layers=8,
-        num_decoder_layers=8,
-        head_dim=64,
-        mlp_dim=1024,
-        mlp_activations=('gelu', 'linear'),
-        dropout_rate=0.0,
-      )
-    ),
-    _t5_tokens,
-    _t5_prefixed,
-    ('q', 'k', 'v', 'o'),
-    rows=8,
-    inputs=128,
-    targets=32,
-  ),
-  'smollm2_135m': Work(
-    decoder_only.Transformer(
-      decoder_only.DecoderConfig(
-        vocab_size=49152,
-        emb_dim=576,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        head_dim=64,
-        mlp_dim=1536,
-        context_length=8192,
-        norm_epsilon=1e-5,
-        rope=decoder_only.Rope(1e5),
-        eos_id=0,
-      )
-    ),
-    _decoder_only_tokens,
-    _decoder_only_prefixed,
-    ('q_proj', 'k_proj', 'v_proj', 'o_proj'),
-    rows=4,
-    inputs=128,
-    targets=128,
-  ),
+_ENCODER_DECODER: dict[str, Any] = {
+  'tokens': _t5_tokens,
+  'prefixed': _t5_prefixed,
+  'modules': ('q', 'k', 'v', 'o'),
 }
+_DECODER_ONLY: dict[str, Any] = {
+  'tokens': _decoder_only_tokens,
+  'prefixed': _decoder_only_prefixed,
+  'modules': ('q_proj', 'k_proj', 'v_proj', 'o_proj'),
+}
+# The sizes of batches on two cores of a CPU: rows, inputs and targets.
+_ROWS = {
+  't5_1_1_tiny': (8, 128, 32),
+  't5_1_1_small': (8, 128, 32),
+  't5_1_1_base': (8, 128, 32),
+  't5_1_1_large': (8, 128, 32),
+  't5_1_1_xl': (8, 128, 32),
+  'smollm2_135m': (4, 128, 128),
+  'llama3_2_1b': (4, 128, 128),
+}
+NAMES = tuple(_ROWS)
+
+
+def make(name: str, **changes: Any) -> Work:
+  """Returns a work of `NAMES`.
+
+  Args:
+    name: the name of a file in `gin/models/`.
+    **changes: options of the network, instead of the file's.
+  """
+  network = network_of(name, **changes)
+  is_t5 = isinstance(network, t5.Transformer)
+  rows, inputs, targets = _ROWS[name]
+  return Work(
+    network,
+    **(_ENCODER_DECODER if is_t5 else _DECODER_ONLY),
+    rows=rows,
+    inputs=inputs,
+    targets=targets,
+  )
+
+
+def network_of(name: str, **changes: Any) -> api.Network:
+  """Returns the network of a file in `gin/models/`, without dropout."""
+  stated = gin_files.literals(f'gin/models/{name}.gin')
+
+  def fields(prefix: str) -> dict[str, Any]:
+    return {
+      key.removeprefix(prefix): value
+      for key, value in stated.items()
+      if key.startswith(prefix) and value is not None
+    }
+
+  changes = {
+    'dtype': stated['ACTIVATION_DTYPE'],
+    'dropout_rate': 0.0,
+    **changes,
+  }
+  if sizes := fields('network.T5Config.'):
+    return t5.Transformer(t5.T5Config(**{**sizes, **changes}))
+  sizes = fields('network.DecoderConfig.') | {
+    'eos_id': stated['EOS_ID'],
+    'rope': rope.Rope(**fields('rope.Rope.')),
+  }
+  return decoder_only.Transformer(
+    decoder_only.DecoderConfig(**{**sizes, **changes})
+  )
