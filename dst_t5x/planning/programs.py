@@ -16,11 +16,11 @@ from dst_t5x.core import parts
 from dst_t5x.engine import losses
 from dst_t5x.engine import parameters
 from dst_t5x.engine import partitioning
+from dst_t5x.engine import sources
 from dst_t5x.engine import trainer as trainer_lib
 from dst_t5x.models import api
 from dst_t5x.models import decoding
 from dst_t5x.planning import memory
-from dst_t5x.runs import plan as plan_lib
 
 TRAINING, EVALUATION = 'training', 'evaluation'
 GREEDY, BEAMS = 'greedy decoding', 'beam decoding'
@@ -57,7 +57,7 @@ class Program:
 
 def lower(
   trainer: trainer_lib.Trainer,
-  train_data: plan_lib.TrainData,
+  train_data: sources.TrainData,
   partitioner: partitioning.Partitioner,
   names: Sequence[str] = (TRAINING,),
   host: tuple[int, int] | None = None,
