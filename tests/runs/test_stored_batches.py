@@ -143,9 +143,8 @@ def _content(folder):
   adapter = folder / 'last_adapter' / 'adapter_model.safetensors'
   if adapter.exists():  # The order of its metadata is random.
     with safetensors.safe_open(adapter, 'np') as opened:
-      files |= {
-        name: opened.get_tensor(name).tobytes() for name in opened.keys()
-      }
+      names = opened.keys()
+      files |= {name: opened.get_tensor(name).tobytes() for name in names}
       files['metadata'] = opened.metadata()
   assert len(files) >= 2
   metrics = [
