@@ -179,7 +179,7 @@ def _is_there(path: epath.Path, about: dict[str, Any]) -> bool:
   there = batch_files.read_about(path)
   for name, value in json_text.flat(about):
     before = dict(json_text.flat(there)).get(name)
-    if name != 'version' and before != value:
+    if name not in ('version', 'configuration') and before != value:
       raise UserError(
         f'BATCHES {path} has batches with {name} = {before!r}, not {value!r}:'
         ' choose another folder, or remove that one'
