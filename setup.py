@@ -103,6 +103,7 @@ _T5X = [
   '@69897df7d9a427b947a9f7bb4164c7782b43e601',
   'jestimator @ git+https://github.com/google-research/jestimator'
   '@326824a477feef6d92e6f44175000907a72899ca',
+  'jax<0.11',  # These commits were tested with it.
   'cached_property',
   'fiddle>=0.3',
   'grain>=0.2.12',
