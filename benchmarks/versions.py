@@ -41,7 +41,6 @@ def _digest(tree: PyTree) -> str:
 def _trainer(name: str) -> Any:
   from dst_t5x.engine import optimizers
   from dst_t5x.engine import trainer
-  from dst_t5x.method import api
   from dst_t5x.method import projection
   from dst_t5x.models.t5 import network
 
@@ -59,7 +58,7 @@ def _trainer(name: str) -> Any:
   return trainer.Trainer(
     network.Transformer(config),
     optimizers.adafactor(optimizers.schedule(0.01)),
-    method if name == 'dst' else api.Projection(),
+    method if name == 'dst' else projection.NoProjection(),
   )
 
 
@@ -205,15 +204,17 @@ def _differences(one: pathlib.Path, two: pathlib.Path) -> None:
   from dst_t5x.checkpoints import run_folder
 
   left, right = (
-    subsets.to_arrays(subsets.load(folder / 'dst' / 'last.dst')[0])
-    for folder in (one, two)
+    subsets.load(folder / 'dst' / 'last.dst')[0] for folder in (one, two)
   )
-  for name in sorted(left):
-    same = np.array_equal(left[name], right[name])
-    by = ''
-    if not same and left[name].shape == right[name].shape:
-      by = f' by up to {_largest(left[name], right[name]):.2g}'
-    print(f'  dst, {name}: {"equal" if same else "different" + by}')
+  same, by, all_of_left = 0, 0.0, 0
+  for path, positions in left.positions.items():
+    others = right.positions.get(path, np.zeros(0, np.int64))
+    _, x, y = np.intersect1d(positions, others, return_indices=True)
+    same, all_of_left = same + len(x), all_of_left + len(positions)
+    if len(x):
+      by = max(by, _largest(left.values[path][x], right.values[path][y]))
+  print(f'  dst, positions: {same} of {all_of_left} are equal')
+  print(f'  dst, values: differ by up to {by:.2g}')
   left, right = (
     run_folder.RunFolder(folder / 'full', read_only=True).parameters(_STEPS)
     for folder in (one, two)
