@@ -273,10 +273,8 @@ class Trainer:
     )
 
     def accepted() -> methods.Tuning:
-      theta, theta_0 = (
-        held.theta(),
-        held.seed_for(self.projection, chosen.state),
-      )
+      theta = held.theta()
+      theta_0 = held.seed_for(self.projection, chosen.state)
       again = held.tuned_again(self.projection, theta, chosen.state, before)
       tuned = optax.apply_updates(again, updates)
       new_params = self.projection.put(theta, tuned, chosen.state)
